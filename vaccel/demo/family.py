@@ -1,0 +1,127 @@
+"""Builds, saves and loads the moving-shapes family: one genuine ``WanPipeline`` folder and a small transformer.
+
+Layout of a family's folder::
+
+    pipeline/            a WanPipeline: tokenizer, text_encoder, vae, transformer, scheduler
+    small/               the small WanTransformer3DModel, same latents and conditions
+    teacache.json        TeaCache coefficients fitted on this family (absent until calibrated)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from . import shapes
+from .vae import PatchTransformVAE
+
+MAX_TOKENS = 24
+TEXT_DIM = 64
+#: Arguments of every call of the family's pipeline: what it was trained for.
+CALL: dict[str, Any] = {
+    "height": shapes.HEIGHT,
+    "width": shapes.WIDTH,
+    "num_frames": shapes.NUM_FRAMES,
+    "guidance_scale": 4.0,
+    "max_sequence_length": MAX_TOKENS,
+}
+
+
+@dataclasses.dataclass
+class Family:
+    """A loaded family: ``pipe(prompt, **call)`` is the full model; ``small`` goes to ``vaccel.accelerate``."""
+
+    pipe: WanPipeline
+    small: WanTransformer3DModel
+    call: dict[str, Any]
+    folder: Path
+
+
+def shipped_folder() -> Path:
+    """Where the weights that come with the package live."""
+    return Path(str(importlib.resources.files("vaccel.demo"))) / "weights"
+
+
+def load(folder: str | Path | None = None, *, dtype: torch.dtype = torch.float32) -> Family:
+    """Loads the family that ships with the package, or one from a folder that ``vaccel.demo.train`` wrote.
+
+    Raises ``FileNotFoundError`` when the folder holds no family.
+    """
+    folder = Path(folder) if folder is not None else shipped_folder()
+    if not (folder / "pipeline" / "model_index.json").is_file():
+        raise FileNotFoundError(f"no moving-shapes family at {folder}; make one with `python -m vaccel.demo.train`")
+    pipe = WanPipeline.from_pretrained(folder / "pipeline", torch_dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    small = WanTransformer3DModel.from_pretrained(folder / "small", torch_dtype=dtype)
+    return Family(pipe, small.eval(), dict(CALL), folder)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word of the grammar, ended by ``</s>`` as T5 does."""
+    vocab = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *shapes.vocabulary()])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+    )
+
+
+def build_text_encoder() -> UMT5EncoderModel:
+    config = UMT5Config(
+        vocab_size=3 + len(shapes.vocabulary()),
+        d_model=TEXT_DIM,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return UMT5EncoderModel(config)
+
+
+def build_transformer(size: str, z_dim: int = 64) -> WanTransformer3DModel:
+    """``size`` is "large" (3.9 M weights) or "small" (0.4 M)."""
+    heads, head_dim, layers = {"large": (3, 64, 6), "small": (2, 48, 2)}[size]
+    model = WanTransformer3DModel(
+        patch_size=(1, 1, 1),
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        in_channels=z_dim,
+        out_channels=z_dim,
+        text_dim=TEXT_DIM,
+        freq_dim=128,
+        ffn_dim=heads * head_dim * 4,
+        num_layers=layers,
+        rope_max_seq_len=64,
+    )
+    torch.nn.init.zeros_(model.proj_out.weight)
+    torch.nn.init.zeros_(model.proj_out.bias)
+    return model
+
+
+def build_scheduler() -> UniPCMultistepScheduler:
+    """The scheduler Wan 2.1 ships with, at its 480p shift."""
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+    )
+
+
+def save(folder: str | Path, *, tokenizer, text_encoder, vae, large, small) -> None:
+    """Writes a family, weights in half precision (they load in whatever ``dtype`` is asked for)."""
+    folder = Path(folder)
+    pipe = WanPipeline(
+        tokenizer=tokenizer, text_encoder=text_encoder.half(), vae=vae, transformer=large.half(), scheduler=build_scheduler()
+    )
+    pipe.save_pretrained(folder / "pipeline")
+    small.half().save_pretrained(folder / "small")

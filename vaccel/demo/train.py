@@ -1,0 +1,197 @@
+"""Trains the moving-shapes family from scratch: ``python -m vaccel.demo.train --out FOLDER``.
+
+Flow matching (Lipman et al., 2023): x_s = (1 - s) x_0 + s noise, the transformers predict noise - x_0.  Large and
+small transformer see the same batches; the text encoder learns from the large one alone and is shared.  Matrices are
+trained with Muon, everything else with AdamW; the learning rate is flat and falls linearly over the last part.
+
+Every step draws its batch from a generator seeded by (seed, step), so a resumed run goes on exactly where it stopped.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from pathlib import Path
+
+import torch
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from . import family, shapes
+from .vae import PatchTransformVAE
+
+MODELS = ("text", "large", "small")
+SHIFT = 3.0  # of the training noise levels; the sampler's own shift is the scheduler's
+
+
+def make_optimizers(models: nn.ModuleDict) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices of the transformer blocks, AdamW for the rest."""
+    muon, adamw = [], []
+    for name, p in models.named_parameters():
+        (muon if p.ndim == 2 and ".blocks." in name else adamw).append(p)
+    return [
+        torch.optim.Muon(muon, lr=2e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(adamw, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def learning_rate(step: int, steps: int, decay: float, warmup: int = 100) -> float:
+    """Warm-up, flat, then linear to zero over the last ``decay`` of ``steps``; a factor in [0, 1]."""
+    return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / (decay * steps)))
+
+
+class Trainer:
+    """Everything a step needs; ``save`` and ``resume`` carry all of it through safetensors."""
+
+    def __init__(self, out: Path, batch: int, seed: int, device: str):
+        torch.manual_seed(seed)
+        self.out, self.batch, self.seed, self.device = out, batch, seed, device
+        clips = shapes.draw_batch(2048, torch.Generator().manual_seed(seed))[1]
+        self.vae = PatchTransformVAE.fit(clips)
+        self.tokenizer = family.build_tokenizer()
+        models = {"text": family.build_text_encoder()}
+        models |= {size: family.build_transformer(size) for size in ("large", "small")}
+        self.models = nn.ModuleDict(models).to(device)
+        self.ema = copy.deepcopy(self.models).requires_grad_(False)
+        self.optimizers = make_optimizers(self.models)
+        self.step = 0
+
+    def draw(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One batch: latents, noise, sigma in (0, 1), token ids; one caption in eight is dropped."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step + 1)
+        captions, clips = shapes.draw_batch(self.batch, generator)
+        latents = self.vae.normalised_latents(clips)
+        noise = torch.randn(latents.shape, generator=generator)
+        u = torch.sigmoid(1.2 * torch.randn(self.batch, generator=generator))
+        sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
+        drop = torch.rand(self.batch, generator=generator) < 0.125
+        captions = ["" if d else c for c, d in zip(captions, drop.tolist(), strict=True)]
+        ids = self.tokenizer(captions, padding="max_length", max_length=family.MAX_TOKENS, return_tensors="pt").input_ids
+        return tuple(v.to(self.device) for v in (latents, noise, sigma, ids))
+
+    def losses(self) -> dict[str, torch.Tensor]:
+        """Mean squared error of both transformers' velocities on the step's batch."""
+        latents, noise, sigma, ids = self.draw()
+        s = sigma.view(-1, 1, 1, 1, 1)
+        x, target = (1 - s) * latents + s * noise, noise - latents
+        mask = ids.ne(0)
+        losses = {}
+        half = torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
+        with half, sdpa_kernel(SDPBackend.MATH if self.device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+            text = self.models["text"](ids, mask).last_hidden_state.float() * mask.unsqueeze(-1)
+            for size, condition in (("large", text), ("small", text.detach())):
+                v = self.models[size](
+                    hidden_states=x, timestep=sigma * 1000, encoder_hidden_states=condition, return_dict=False
+                )[0]
+                losses[size] = (v.float() - target).square().mean()
+        return losses
+
+    def update(self, lr: float) -> dict[str, float]:
+        """One optimisation step at ``lr`` times the base rates; returns the losses."""
+        losses = self.losses()
+        sum(losses.values()).backward()
+        for model in self.models.values():
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group.setdefault("base_lr", group["lr"])
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        decay = min(0.999, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.models.parameters()), 1 - decay)
+        self.step += 1
+        return {name: float(loss) for name, loss in losses.items()}
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.out / "checkpoint.safetensors"
+
+    def save(self) -> None:
+        """Writes a checkpoint; an interrupted write leaves the last one whole."""
+        tensors = {f"model.{k}": v for k, v in self.models.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        for i, optimizer in enumerate(self.optimizers):
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{i}.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+        partial = self.checkpoint.with_suffix(".partial")
+        save_file(tensors, partial, metadata={"step": str(self.step), "seed": str(self.seed), "batch": str(self.batch)})
+        partial.replace(self.checkpoint)
+
+    def resume(self) -> None:
+        """Loads the checkpoint; raises ``ValueError`` if it was made with another seed or batch."""
+        from safetensors import safe_open
+
+        with safe_open(self.checkpoint, "pt") as f:
+            meta = f.metadata()
+        if (int(meta["seed"]), int(meta["batch"])) != (self.seed, self.batch):
+            raise ValueError(f"{self.checkpoint} was made with seed {meta['seed']} and batch {meta['batch']}")
+        tensors = load_file(self.checkpoint, device=self.device)
+
+        def part(prefix):
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.models.load_state_dict(part("model."))
+        self.ema.load_state_dict(part("ema."))
+        for i, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict] = {}
+            for key, value in part(f"optimizer.{i}.").items():
+                index, name = key.split(".", 1)
+                state.setdefault(int(index), {})[name] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.step = int(meta["step"])
+
+    def export(self) -> None:
+        """Writes the averaged weights as a family's folder."""
+        ema = copy.deepcopy(self.ema).to("cpu")
+        family.save(
+            self.out, tokenizer=self.tokenizer, text_encoder=ema["text"], vae=self.vae, large=ema["large"], small=ema["small"]
+        )
+
+
+def main(
+    out: Path = typer.Option(..., help="Folder of the family; checkpoints and the log go there too."),
+    steps: int = typer.Option(8000, min=1, help="Optimisation steps in all."),
+    batch: int = typer.Option(24, min=1, help="Clips a step."),
+    decay: float = typer.Option(0.3, min=0.01, max=1.0, help="Last share of the steps over which the rate falls."),
+    seed: int = typer.Option(0, help="Seed of the weights and of every batch."),
+    save_every: int = typer.Option(250, min=1, help="Steps between checkpoints."),
+    device: str = typer.Option("", help="cpu or cuda; the GPU where there is one."),
+    fresh: bool = typer.Option(False, help="Start again even if the folder holds a checkpoint."),
+) -> None:
+    """Train the moving-shapes family (about an hour and a half on two CPU cores, minutes on a GPU). Resumable."""
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(out, batch, seed, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if trainer.checkpoint.is_file() and not fresh:
+        trainer.resume()
+        typer.echo(f"resumed at step {trainer.step}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    began, seconds, mean = time.monotonic(), 0.0, {}
+    with Progress(*columns) as progress, open(out / "log.jsonl", "a") as log:
+        bar = progress.add_task("training", total=steps, completed=trainer.step)
+        try:
+            while trainer.step < steps:
+                losses = trainer.update(learning_rate(trainer.step, steps, decay))
+                mean = {k: 0.98 * mean.get(k, v) + 0.02 * v for k, v in losses.items()}
+                text = "  ".join(f"{k} {v:.4f}" for k, v in mean.items())
+                progress.update(bar, completed=trainer.step, description=text)
+                if trainer.step % 50 == 0:
+                    seconds = time.monotonic() - began
+                    log.write(json.dumps({"step": trainer.step, "seconds": round(seconds, 1)} | mean) + "\n")
+                    log.flush()
+                if trainer.step % save_every == 0:
+                    trainer.save()
+        except KeyboardInterrupt:
+            typer.echo(f"interrupted at step {trainer.step}; run the same command again to go on")
+        trainer.save()
+    trainer.export()
+    typer.echo(f"family written to {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
