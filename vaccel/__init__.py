@@ -1,0 +1,41 @@
+"""vaccel: diffusion video generation several times faster, faithful to the full model.
+
+import vaccel
+handle = vaccel.accelerate(pipe, vaccel.DirectionMagnitude(threshold=0.005), small=small_transformer)
+frames = pipe(prompt, num_inference_steps=50).frames
+print(handle.trace)
+"""
+
+from __future__ import annotations
+
+from . import actions, ops
+from .methods import DirectionMagnitude, Method, Schedule, SRDiffusion, TeaCache, method_from_json
+from .trace import Trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Denoiser",
+    "DirectionMagnitude",
+    "Handle",
+    "Method",
+    "SRDiffusion",
+    "Schedule",
+    "TeaCache",
+    "Trace",
+    "accelerate",
+    "actions",
+    "method_from_json",
+    "ops",
+]
+
+_LAZY = {"accelerate": "api", "Handle": "api", "Denoiser": "denoiser"}
+
+
+def __getattr__(name: str):
+    """What needs diffusers is imported on first use: the ops and methods alone do not."""
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module 'vaccel' has no attribute {name!r}")

@@ -1,8 +1,8 @@
 """The moving-shapes family: a real trained Wan pipeline small enough to ship with the package.
 
-    from vaccel import demo
-    family = demo.load()
-    frames = family.pipe("a red circle moves left slowly on a gray background", **family.call).frames
+from vaccel import demo
+family = demo.load()
+frames = family.pipe("a red circle moves left slowly on a gray background", **family.call).frames
 """
 
 from .family import Family, load

@@ -20,7 +20,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from . import shapes
-from .vae import PatchTransformVAE
 
 MAX_TOKENS = 24
 TEXT_DIM = 64
@@ -121,7 +120,11 @@ def save(folder: str | Path, *, tokenizer, text_encoder, vae, large, small) -> N
     """Writes a family, weights in half precision (they load in whatever ``dtype`` is asked for)."""
     folder = Path(folder)
     pipe = WanPipeline(
-        tokenizer=tokenizer, text_encoder=text_encoder.half(), vae=vae, transformer=large.half(), scheduler=build_scheduler()
+        tokenizer=tokenizer,
+        text_encoder=text_encoder.half(),
+        vae=vae,
+        transformer=large.half(),
+        scheduler=build_scheduler(),
     )
     pipe.save_pretrained(folder / "pipeline")
     small.half().save_pretrained(folder / "small")

@@ -70,7 +70,9 @@ class Trainer:
         sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
         drop = torch.rand(self.batch, generator=generator) < 0.125
         captions = ["" if d else c for c, d in zip(captions, drop.tolist(), strict=True)]
-        ids = self.tokenizer(captions, padding="max_length", max_length=family.MAX_TOKENS, return_tensors="pt").input_ids
+        ids = self.tokenizer(
+            captions, padding="max_length", max_length=family.MAX_TOKENS, return_tensors="pt"
+        ).input_ids
         return tuple(v.to(self.device) for v in (latents, noise, sigma, ids))
 
     def losses(self) -> dict[str, torch.Tensor]:
@@ -81,7 +83,10 @@ class Trainer:
         mask = ids.ne(0)
         losses = {}
         half = torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
-        with half, sdpa_kernel(SDPBackend.MATH if self.device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+        with (
+            half,
+            sdpa_kernel(SDPBackend.MATH if self.device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]),
+        ):
             text = self.models["text"](ids, mask).last_hidden_state.float() * mask.unsqueeze(-1)
             for size, condition in (("large", text), ("small", text.detach())):
                 v = self.models[size](
@@ -150,7 +155,12 @@ class Trainer:
         """Writes the averaged weights as a family's folder."""
         ema = copy.deepcopy(self.ema).to("cpu")
         family.save(
-            self.out, tokenizer=self.tokenizer, text_encoder=ema["text"], vae=self.vae, large=ema["large"], small=ema["small"]
+            self.out,
+            tokenizer=self.tokenizer,
+            text_encoder=ema["text"],
+            vae=self.vae,
+            large=ema["large"],
+            small=ema["small"],
         )
 
 
@@ -170,7 +180,13 @@ def main(
     if trainer.checkpoint.is_file() and not fresh:
         trainer.resume()
         typer.echo(f"resumed at step {trainer.step}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     began, seconds, mean = time.monotonic(), 0.0, {}
     with Progress(*columns) as progress, open(out / "log.jsonl", "a") as log:
         bar = progress.add_task("training", total=steps, completed=trainer.step)

@@ -1,0 +1,1 @@
+"""Triton kernels, one file an op.  (``kernels/`` is a source root, not a package: diffusers imports one of that name.)"""

@@ -1,0 +1,140 @@
+"""Tiny random pipelines of real classes, built offline in a fraction of a second."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "blue", "cat", "dog", "runs", "sleeps"]
+WAN_CALL = {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 8, "output_type": "latent"}
+COG_CALL = {"height": 64, "width": 64, "num_frames": 9, "max_sequence_length": 16, "output_type": "latent"}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    tok = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    tok.pre_tokenizer = pre_tokenizers.Whitespace()
+    tok.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def wan_transformer(seed: int = 0, *, layers: int = 4, heads: int = 2, in_channels: int = 16) -> WanTransformer3DModel:
+    torch.manual_seed(seed)
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=heads,
+        attention_head_dim=16,
+        in_channels=in_channels,
+        out_channels=16,
+        text_dim=32,
+        freq_dim=64,
+        ffn_dim=64,
+        num_layers=layers,
+        rope_max_seq_len=32,
+    ).eval()
+
+
+def wan_small(seed: int = 7) -> WanTransformer3DModel:
+    return wan_transformer(seed, layers=2, heads=1)
+
+
+def wan_vae() -> AutoencoderKLWan:
+    torch.manual_seed(1)
+    return AutoencoderKLWan(
+        base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    ).eval()
+
+
+def wan_text_encoder() -> UMT5EncoderModel:
+    torch.manual_seed(2)
+    config = UMT5Config(
+        vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+    )
+    return UMT5EncoderModel(config).eval()
+
+
+def unipc(shift: float = 3.0) -> UniPCMultistepScheduler:
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=shift
+    )
+
+
+def wan_pipeline(scheduler=None, transformer=None, **kwargs) -> WanPipeline:
+    """A Wan text-to-video pipeline; call it with ``**WAN_CALL`` for latents."""
+    pipe = WanPipeline(
+        tokenizer=tokenizer(),
+        text_encoder=wan_text_encoder(),
+        vae=wan_vae(),
+        transformer=transformer if transformer is not None else wan_transformer(),
+        scheduler=scheduler or unipc(),
+        **kwargs,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def cog_transformer(seed: int = 0, *, layers: int = 2, rotary: bool = True) -> CogVideoXTransformer3DModel:
+    torch.manual_seed(seed)
+    return CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=2,
+        text_embed_dim=32,
+        num_layers=layers,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=9,
+        max_text_seq_length=16,
+        use_rotary_positional_embeddings=rotary,
+    ).eval()
+
+
+def cog_small(seed: int = 7) -> CogVideoXTransformer3DModel:
+    """Like CogVideoX-2B beside 5B: positions added, not rotated."""
+    return cog_transformer(seed, layers=1, rotary=False)
+
+
+def cog_pipeline(scheduler=None, transformer=None) -> CogVideoXPipeline:
+    """A CogVideoX text-to-video pipeline; call it with ``**COG_CALL`` for latents."""
+    torch.manual_seed(3)
+    text = T5EncoderModel(T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)).eval()
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8,) * 4,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+    ).eval()
+    pipe = CogVideoXPipeline(
+        tokenizer=tokenizer(),
+        text_encoder=text,
+        vae=vae,
+        transformer=transformer if transformer is not None else cog_transformer(),
+        scheduler=scheduler or CogVideoXDDIMScheduler(prediction_type="v_prediction"),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def latents(pipe, prompt="a red cat runs", *, steps: int = 12, seed: int = 0, guidance: float = 5.0, **kwargs):
+    """Final latents of a run."""
+    call = COG_CALL if isinstance(pipe, CogVideoXPipeline) else WAN_CALL
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(prompt, list):
+        generator = [torch.Generator().manual_seed(seed + i) for i in range(len(prompt))]
+    return pipe(
+        prompt, num_inference_steps=steps, guidance_scale=guidance, generator=generator, **{**call, **kwargs}
+    ).frames

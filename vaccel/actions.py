@@ -1,0 +1,74 @@
+"""The vocabulary of a step: what may stand in for the full forward.  A method picks one, the engine carries it out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+ReuseLevel = Literal["blocks", "output"]
+Model = Literal["large", "small"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """One of the classes below; ``letter`` is how a timeline shows it."""
+
+    letter: ClassVar[str] = "?"
+
+    def to_json(self) -> dict[str, Any]:
+        """The letter and the fields that differ from their defaults."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        return {"action": self.letter, **fields}
+
+
+@dataclasses.dataclass(frozen=True)
+class Full(Action):
+    """Every branch through the large model, caches refreshed."""
+
+    letter: ClassVar[str] = "F"
+
+
+@dataclasses.dataclass(frozen=True)
+class Small(Action):
+    """Every branch through the small model."""
+
+    letter: ClassVar[str] = "s"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rescale(Action):
+    """Direction from the cached residual, length from elsewhere: m (x + r) / norm(x + r) (seed 000, eq. 3 and 4).
+
+    ``magnitude`` is "small" (the norm of the small model's output), "cached" (none: x + r as it is) or "projection"
+    (x + r scaled onto the last large output).  The small model runs in each of them: its output is what the adaptive
+    rule watches.  With ``cfg_reuse`` it runs for the conditional branch alone and serves both.
+    """
+
+    letter: ClassVar[str] = "m"
+    magnitude: Literal["small", "cached", "projection"] = "small"
+    cfg_reuse: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Residual(Action):
+    """x + cached residual: of the block stack (embeddings and head computed anew) or of the whole output."""
+
+    letter: ClassVar[str] = "r"
+    reuse: ReuseLevel = "blocks"
+    model: Model = "large"
+
+
+ACTIONS: dict[str, type[Action]] = {cls.letter: cls for cls in (Full, Small, Rescale, Residual)}
+
+
+def from_json(data: dict[str, Any] | str) -> Action:
+    """An action from ``Action.to_json`` or from its letter.  Raises ``ValueError`` for one that does not exist."""
+    fields = {"action": data} if isinstance(data, str) else dict(data)
+    letter = fields.pop("action", None)
+    if letter not in ACTIONS:
+        known = ", ".join(f"{k} ({v.__name__})" for k, v in ACTIONS.items())
+        raise ValueError(f"unknown action {letter!r}; known: {known}")
+    try:
+        return ACTIONS[letter](**fields)
+    except TypeError as error:
+        raise ValueError(f"action {letter!r}: {error}") from None

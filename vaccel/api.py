@@ -1,0 +1,147 @@
+"""``accelerate`` and the ``Handle`` it returns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from .families import Family, find
+from .integrations.diffusers import Session
+from .methods import Method
+from .trace import Trace
+
+
+class Handle:
+    """An accelerated pipeline.  Also a context manager that removes itself.
+
+    Attributes:
+        method: the method it was accelerated with.
+    """
+
+    def __init__(self, session: Session, compiled: list[tuple[nn.Module, Any]]):
+        self._session: Session | None = session
+        self._compiled = compiled
+        self._traces = session.traces
+        self.method = session.method
+
+    @property
+    def trace(self) -> Trace:
+        """The last run's trace, of an aborted run too.  Raises ``RuntimeError`` before the first run."""
+        if not self._traces:
+            raise RuntimeError("no run yet: call the pipeline first")
+        return self._traces[-1]
+
+    @property
+    def traces(self) -> list[Trace]:
+        """The recent runs' traces, oldest first."""
+        return list(self._traces)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the caches hold now."""
+        return self._session.buffers.nbytes if self._session is not None else 0
+
+    def remove(self) -> None:
+        """Gives the pipeline back bit for bit as it was.  Calling it twice does nothing."""
+        if self._session is None:
+            return
+        self._session.detach()
+        for module, compiled in self._compiled:
+            module._compiled_call_impl = compiled
+        self._session = None
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+
+def accelerate(
+    pipe: Any,
+    method: Method,
+    *,
+    small: nn.Module | Sequence[nn.Module] | None = None,
+    family: str | Family | None = None,
+    compile: bool = False,
+    cuda_graphs: bool = False,
+    attention: str | None = None,
+) -> Handle:
+    """Accelerates one diffusers pipeline object in place; its class and other pipelines stay as they are.
+
+    Args:
+        pipe: a pipeline with ``transformer`` (and ``transformer_2``, as Wan 2.2 has) and ``scheduler``.
+        method: what decides, such as ``vaccel.DirectionMagnitude(threshold=0.005)``.
+        small: the small transformer, for methods that need one (two for two-transformer pipelines, or one for both).
+            It must lie on the pipeline's device, in its dtype.
+        family: the description of the transformer, where its class name does not say.
+        compile: compile every forward the method uses, each as one full graph.
+        cuda_graphs, attention: not in this version; anything but the defaults raises.
+
+    Returns the ``Handle``: ``handle.trace`` after a run, ``handle.remove()`` to undo.
+
+    Raises ``ValueError`` for a pipeline or transformer it does not know, a missing or mismatched small model, or a
+    pipeline that is accelerated already.  A method that does not fit the number of steps raises at the first step of
+    the run, before any forward.
+    """
+    if not isinstance(method, Method):
+        raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
+    if cuda_graphs or attention is not None:
+        raise ValueError("cuda_graphs and attention are not available in this version of vaccel")
+    transformers = [getattr(pipe, name, None) for name in ("transformer", "transformer_2")]
+    transformers = [t for t in transformers if t is not None]
+    if not transformers or not hasattr(pipe, "scheduler"):
+        raise ValueError(f"{type(pipe).__name__} has no transformer and scheduler to accelerate")
+    described = find(_unwrapped(transformers[0]), family)
+    transformers = [_unwrapped(t) for t in transformers]
+    smalls = _smalls(method, small, transformers, described)
+    compiled = []
+    for transformer in transformers:
+        if getattr(transformer, "_compiled_call_impl", None) is not None:  # module.compile() was called on it
+            compiled.append((transformer, transformer._compiled_call_impl))
+            transformer._compiled_call_impl = None
+    session = Session(pipe, method, transformers, smalls, described, compile=compile or bool(compiled))
+    session.attach()
+    return Handle(session, compiled)
+
+
+def _unwrapped(transformer: nn.Module) -> nn.Module:
+    if hasattr(transformer, "_orig_mod"):
+        raise ValueError(
+            "the transformer is wrapped by torch.compile, which would compile vaccel's decisions too; pass "
+            "compile=True to accelerate instead (or compile in place with transformer.compile())"
+        )
+    return transformer
+
+
+def _smalls(
+    method: Method, small: nn.Module | Sequence[nn.Module] | None, transformers: list[nn.Module], family: Family
+) -> list[nn.Module | None]:
+    """One small model a transformer, checked; none where the method has no use for it."""
+    if small is None:
+        if method.needs_small:
+            raise ValueError(f"{type(method).__name__} needs the small model of the family: pass small=...")
+        return [None] * len(transformers)
+    if not method.needs_small:
+        warnings.warn(f"{type(method).__name__} does not use a small model; small=... is ignored", stacklevel=3)
+        return [None] * len(transformers)
+    smalls = [small] * len(transformers) if isinstance(small, nn.Module) else list(small)
+    if len(smalls) != len(transformers):
+        raise ValueError(f"the pipeline has {len(transformers)} transformers, small=... gives {len(smalls)}")
+    for large, one in zip(transformers, smalls, strict=True):
+        if type(one).__name__ not in family.transformers:
+            raise ValueError(f"small must be one of {family.transformers}, got {type(one).__name__}")
+        family.check_small(large, one)
+        if one is large:
+            raise ValueError("small is the pipeline's own transformer: nothing would be saved")
+        ours, theirs = next(large.parameters()), next(one.parameters())
+        if ours.dtype != theirs.dtype or (
+            ours.device != theirs.device and "meta" not in (ours.device.type, theirs.device.type)
+        ):
+            raise ValueError(
+                f"the small model is {theirs.dtype} on {theirs.device}, the large one {ours.dtype} on {ours.device}"
+            )
+    return smalls

@@ -1,0 +1,52 @@
+"""Storage that caches live in: allocated once, owned here, never a reference to somebody else's tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+
+
+class Buffers:
+    """Named tensors with a stable address as long as shape, dtype and device stay.
+
+    Contents are copied in, so no in-place kernel of a pipeline can change what was cached.  What a buffer *means*
+    (whether it holds anything of the current run) is for the run to know: a fresh run trusts none of it.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[Hashable, torch.Tensor] = {}
+
+    def empty(
+        self, key: Hashable, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
+    ) -> torch.Tensor:
+        """The buffer ``key``, allocated on first use and whenever shape, dtype or device change; contents undefined."""
+        t = self._tensors.get(key)
+        if t is None or t.shape != torch.Size(shape) or t.dtype != dtype or t.device != torch.device(device):
+            with torch.inference_mode(False):  # an inference tensor could not be written to in a later no_grad run
+                t = torch.empty(tuple(shape), dtype=dtype, device=device)
+            self._tensors[key] = t
+        return t
+
+    def like(self, key: Hashable, tensor: torch.Tensor) -> torch.Tensor:
+        """The buffer ``key`` with ``tensor``'s shape, dtype and device; contents undefined."""
+        t = self._tensors.get(key)
+        if t is not None and t.shape == tensor.shape and t.dtype == tensor.dtype and t.device == tensor.device:
+            return t
+        return self.empty(key, tensor.shape, tensor.dtype, tensor.device)
+
+    def of(self, key: Hashable) -> torch.Tensor:
+        """The buffer ``key`` as it stands.  Raises ``KeyError`` if it was never allocated."""
+        return self._tensors[key]
+
+    def keep(self, key: Hashable, tensor: torch.Tensor) -> torch.Tensor:
+        """Copies ``tensor`` into the buffer ``key`` and returns the buffer."""
+        return self.like(key, tensor).copy_(tensor)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(t.numel() * t.element_size() for t in self._tensors.values())
+
+    def clear(self) -> None:
+        self._tensors.clear()

@@ -1,0 +1,135 @@
+"""The engine for a hand-written sampling loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import ops
+from .buffers import Buffers
+from .engine import Call, Run, Stage
+from .families import Family, find
+from .methods import Method
+from .models import Model, PlainCallable, Transformer
+from .trace import Trace
+
+
+class Denoiser:
+    """Guided model outputs for a loop that steps its own solver.
+
+        denoiser = vaccel.Denoiser(large, small, method=vaccel.DirectionMagnitude(0.005), guidance=5.0)
+        with denoiser.run(num_steps=50) as run:
+            for i, t in enumerate(timesteps):
+                v = run.step(i, t, x, cond, uncond)
+                x = solver.step(v, t, x)
+
+    Args:
+        large, small: callables ``(x, t, condition) -> output``, or diffusers transformers of a known family (the
+            condition is then their ``encoder_hidden_states``, or a dict of arguments).
+        method: what decides.
+        guidance: w in u + w (c - u); a run may change ``denoiser.guidance`` between steps.
+        family: the transformers' description, where the class name does not say.
+        denoise: (prediction, x, step index) -> x_0 estimate, for methods that watch it.
+
+    Raises ``ValueError`` when ``small`` is missing or a method needs the inside of a plain callable.
+    """
+
+    def __init__(
+        self,
+        large: Callable[..., torch.Tensor] | nn.Module,
+        small: Callable[..., torch.Tensor] | nn.Module | None = None,
+        *,
+        method: Method,
+        guidance: float = 1.0,
+        family: str | Family | None = None,
+        denoise: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] | None = None,
+    ):
+        if not isinstance(method, Method):
+            raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
+        if method.needs_small and small is None:
+            raise ValueError(f"{type(method).__name__} needs the small model of the family: pass small")
+        if "denoised" in method.watches and denoise is None:
+            raise ValueError(f"{type(method).__name__} watches the x_0 estimate: pass denoise=...")
+        self.method, self.guidance, self._denoise = method, guidance, denoise
+        models = [_model(m, family, is_small) for m, is_small in ((large, False), (small, True)) if m is not None]
+        inside = [s for s in method.stores if s.endswith(".blocks")]
+        if inside and not all(m.described for m in models):
+            raise ValueError(
+                f"{type(method).__name__} reuses the residual of the block stack, which a plain callable does not show: "
+                'pass diffusers transformers, or reuse="output" where the method has it'
+            )
+        if len(models) == 2 and models[0].described != models[1].described:
+            raise ValueError("large and small must both be callables or both be transformers")
+        self._stage = Stage(0, *models)
+        self._buffers = Buffers()
+
+    def run(self, num_steps: int) -> DenoiserRun:
+        """A fresh run, to be used as a context manager.  Raises ``ValueError`` when the method does not fit T."""
+        return DenoiserRun(self, num_steps)
+
+
+class DenoiserRun:
+    """One run of a ``Denoiser``."""
+
+    def __init__(self, denoiser: Denoiser, num_steps: int):
+        self._denoiser = denoiser
+        self._run = Run(
+            denoiser.method,
+            num_steps,
+            denoiser._buffers,
+            guidance=lambda stage: denoiser.guidance,
+            denoise=denoiser._denoise,
+        )
+
+    @property
+    def trace(self) -> Trace:
+        return self._run.trace
+
+    @torch.no_grad()
+    def step(self, i: int, t: Any, x: torch.Tensor, cond: Any, uncond: Any = None) -> torch.Tensor:
+        """The guided output at step ``i`` (0-based, in order); ``uncond=None`` means no guidance.
+
+        Args:
+            t: the timestep as the models take it: a number, or a tensor [] or [B].
+            x: latents [B, ...].
+            cond, uncond: conditions as the models take them.
+
+        Raises ``ValueError`` for a step out of order.
+        """
+        run = self._run
+        if i != run.index + 1 or not 0 <= i < run.num_steps:
+            raise ValueError(f"step {i} of {run.num_steps} after step {run.index}: steps come once each, in order")
+        outputs = []
+        run.expected = 1 if uncond is None else 2
+        for branch, condition in enumerate((cond,) if uncond is None else (cond, uncond)):
+            stage = self._denoiser._stage
+            inputs = _inputs(stage.large, x, t, condition)
+            outputs.append(run.call(i, Call(stage, branch, inputs, stage.large.latents(inputs))))
+        if uncond is None:
+            return outputs[0]
+        return ops.cfg_combine(outputs[0], outputs[1], self._denoiser.guidance)
+
+    def __enter__(self) -> DenoiserRun:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+def _model(model: Any, family: str | Family | None, is_small: bool) -> Model:
+    if isinstance(model, nn.Module) and (family is not None or hasattr(model, "config")):
+        return Transformer(model, find(model, family), small=is_small)
+    if not callable(model):
+        raise ValueError(f"a model must be a callable (x, t, condition) -> output or a transformer, got {model!r}")
+    return PlainCallable(model)
+
+
+def _inputs(model: Model, x: torch.Tensor, t: Any, condition: Any) -> Any:
+    if not model.described:
+        return x, t, condition
+    timestep = torch.as_tensor(t, device=x.device).expand(len(x))
+    named = condition if isinstance(condition, dict) else {"encoder_hidden_states": condition}
+    return {"hidden_states": x, "timestep": timestep, "return_dict": False, **named}

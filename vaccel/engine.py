@@ -1,0 +1,259 @@
+"""Carries out what a method decides, one run at a time.  It has never heard of any particular method.
+
+A *call* is one invocation of the transformer by the sampling loop: one branch, or both in one batch.  The action of a
+step is decided at the step's first call and holds for all of them.  All state of a run lives in its ``Run``; what the
+buffers hold counts only if this run wrote it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import ops
+from .actions import Action, Full, Rescale, Residual, Small
+from .buffers import Buffers
+from .methods import Method, Observation, RunInfo
+from .models import Model
+from .trace import StepRecord, Trace
+
+
+@dataclasses.dataclass(slots=True)
+class Stage:
+    """The models of one part of a run (Wan 2.2 has two parts); caches never cross from one to the other."""
+
+    index: int
+    large: Model
+    small: Model | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class Call:
+    """One invocation: its arguments, x (the noisy latents [rows, ...]), and which branches its rows are.
+
+    ``branch`` 0 is the first call of a step (the conditional branch of two-call guidance), 1 the second.  With
+    ``batched`` the rows are [unconditional; conditional].
+    """
+
+    stage: Stage
+    branch: int
+    inputs: Any
+    x: torch.Tensor
+    batched: bool = False
+
+    @property
+    def half(self) -> int:
+        """First row of the conditional branch."""
+        return len(self.x) // 2 if self.batched else 0
+
+
+class _Step:
+    """What a policy sees of the step it decides on."""
+
+    __slots__ = ("_call", "index", "metrics", "num_steps")
+
+    def __init__(self, index: int, num_steps: int, call: Call):
+        self.index, self.num_steps, self._call = index, num_steps, call
+        self.metrics: dict[str, Any] = {}
+
+    def modulation(self, model: str, *, projected: bool = False) -> torch.Tensor:
+        stage = self._call.stage
+        return (stage.large if model == "large" else stage.small).modulation(self._call.inputs, projected)
+
+    def record(self, **metrics: Any) -> None:
+        self.metrics.update(metrics)
+
+
+class Run:
+    """One sampling run: ``call`` it once per transformer call; ``trace`` tells what happened.
+
+    Args:
+        method: whose policy decides.
+        num_steps: T.  Raises ``ValueError`` here, before any forward, when the method does not fit it.
+        buffers: storage; it may be shared between runs, contents are never trusted across them.
+        guidance: stage index -> the guidance scale w of the current step.
+        denoise: (prediction, x, step index) -> estimate of x_0, for methods that watch it.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        num_steps: int,
+        buffers: Buffers,
+        *,
+        guidance: Callable[[int], float] = lambda stage: 1.0,
+        denoise: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] | None = None,
+    ):
+        self.method, self.num_steps, self.buffers = method, num_steps, buffers
+        self.guidance, self.denoise = guidance, denoise
+        self.policy = method.start(RunInfo(num_steps, buffers))
+        self.trace = Trace(method.to_json(), num_steps)
+        self.stores, self.watches = method.stores, method.watches & {"prediction", "denoised", "latents"}
+        self.index = -1
+        self.calls = 0  # of the current step so far
+        self.expected = 0  # calls a step, known once the first is over
+        self._valid: set[tuple] = set()  # which buffers hold something of this run
+        self._magnitude: torch.Tensor | None = None
+        self._small: torch.Tensor | None = None
+        self._batched = False
+        self._last_call: tuple[int, torch.Tensor] | None = None
+        self._step: _Step | None = None
+        self._carry_out = {Full: self._full, Small: self._small_step, Rescale: self._rescale, Residual: self._residual}
+
+    def call(self, index: int, call: Call) -> torch.Tensor:
+        """The model output of one call of step ``index``, [rows, ...], computed or substituted."""
+        if index != self.index:
+            self._begin(index, call)
+        self.calls += 1
+        output = self._carry_out[type(self.action)](call)
+        record = self.record
+        record.seconds = time.perf_counter() - self._began
+        if index == self.num_steps - 1 and self.calls >= self.expected:
+            self._finish()
+        return output
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _begin(self, index: int, call: Call) -> None:
+        if self._step is not None:
+            self._observe()
+        self._began = time.perf_counter()
+        self.expected = max(self.expected, self.calls)
+        self.index, self.calls = index, 0
+        self._magnitude = self._small = None
+        self._step = step = _Step(index, self.num_steps, call)
+        action = self.policy.decide(step)
+        reason = ""
+        if (missing := self._missing(action, call)) is not None:
+            action, reason = Full(), f"computed in full: no {missing} cached for this model yet"
+        self.action: Action = action
+        self.record = StepRecord(index, action, step.metrics, reason)
+        self.trace.steps.append(self.record)
+
+    def _missing(self, action: Action, call: Call) -> str | None:
+        """The residual an action needs and this run has not stored, if any."""
+        kind = _residual_of(action)
+        return kind if kind is not None and (kind, call.stage.index, call.branch) not in self._valid else None
+
+    def _observe(self) -> None:
+        """Tells the policy about the step that is over; its signals are whole only now."""
+        seen = Observation(self.action, small=self._small)
+        if self.watches and isinstance(self.action, Full):
+            stage, latents = self._last_call
+            if "latents" in self.watches or "denoised" in self.watches:
+                seen.latents = latents
+            if "prediction" in self.watches or "denoised" in self.watches:
+                seen.prediction = self._guided(stage)
+            if "denoised" in self.watches:
+                seen.denoised = self.denoise(seen.prediction, latents, self.index)
+        self.policy.observe(self._step, seen)
+
+    def _guided(self, stage: int) -> torch.Tensor:
+        kept = [self.buffers.of(("signal", branch)) for branch in range(self.calls)]
+        if len(kept) == 1 and self._batched:
+            uncond, cond = kept[0].chunk(2)
+        elif len(kept) == 1:
+            return kept[0]
+        else:
+            cond, uncond = kept[:2]
+        return ops.cfg_combine(cond, uncond, self.guidance(stage), out=self.buffers.like("signal.guided", cond))
+
+    def _finish(self) -> None:
+        self.trace.finished = True
+        if self.method.adaptive and not any(isinstance(s.action, (Rescale, Residual, Small)) for s in self.trace.steps):
+            note = (
+                f"vaccel: {type(self.method).__name__} computed all {self.num_steps} steps in full and saved nothing; "
+                "its threshold is too small to matter here (the trace has the values it was compared with)"
+            )
+            self.trace.notes.append(note)
+            warnings.warn(note, stacklevel=2)
+
+    # -- actions -----------------------------------------------------------------------------------------------------
+
+    def _buffer_key(self, kind: str, call: Call) -> tuple:
+        return kind, call.stage.index, call.branch
+
+    def _full(self, call: Call) -> torch.Tensor:
+        large = call.stage.large
+        v = self._computed(large, "large.blocks", call)
+        self.record.large += 2 if call.batched else 1
+        if "large.output" in self.stores:
+            key = self._buffer_key("large.output", call)
+            ops.residual_store(v, call.x, self.buffers.like(key, v))
+            self._valid.add(key)
+        if "large.last" in self.stores:
+            self.buffers.keep(self._buffer_key("large.last", call), v)
+        if self.watches:
+            self.buffers.keep(("signal", call.branch), v)
+            if call.branch == 0:
+                self._batched = call.batched
+                self._last_call = call.stage.index, self.buffers.keep("signal.latents", call.x[call.half :])
+        return v
+
+    def _computed(self, model: Model, kind: str, call: Call) -> torch.Tensor:
+        """A forward of every row, leaving the residual of the blocks behind where the method wants it."""
+        if kind not in self.stores:
+            return model.full(call.inputs)
+        key = self._buffer_key(kind, call)
+        buffer = self.buffers.empty(key, model.hidden_shape(call.inputs), call.x.dtype, call.x.device)
+        v = model.storing(call.inputs, buffer)
+        self._valid.add(key)
+        return v
+
+    def _small_step(self, call: Call) -> torch.Tensor:
+        v = self._computed(call.stage.small, "small.blocks", call)
+        self.record.small += 2 if call.batched else 1
+        return v
+
+    def _residual(self, call: Call) -> torch.Tensor:
+        kind = _residual_of(self.action)
+        key = self._buffer_key(kind, call)
+        if key not in self._valid:
+            return self._fall_back(call, kind)
+        if self.action.reuse == "output":
+            return call.x + self.buffers.of(key)
+        model = call.stage.large if self.action.model == "large" else call.stage.small
+        return model.reusing(call.inputs, self.buffers.of(key))
+
+    def _rescale(self, call: Call) -> torch.Tensor:
+        action, key = self.action, self._buffer_key("large.output", call)
+        if key not in self._valid:
+            return self._fall_back(call, "large.output")
+        residual = self.buffers.of(key)
+        both = not action.cfg_reuse and action.magnitude == "small"
+        if call.branch == 0 or both:
+            self._run_small(call, both)
+        if action.magnitude == "cached":
+            return call.x + residual
+        if action.magnitude == "projection":
+            last, direction = self.buffers.of(self._buffer_key("large.last", call)), call.x + residual
+            return ops.direction_magnitude(call.x, residual, ops.cosine(last, direction) * ops.norm(last))
+        return ops.direction_magnitude(call.x, residual, self._magnitude)
+
+    def _run_small(self, call: Call, both: bool) -> None:
+        """The small model's magnitudes, one a row, and its conditional output as a signal."""
+        small = call.stage.small
+        split = call.batched and not both
+        output = small.full(small.rows(call.inputs, call.half) if split else call.inputs)
+        self.record.small += 2 if call.batched and both else 1
+        if call.branch == 0:
+            self._small = output[call.half :] if call.batched and both else output
+        magnitude = ops.norm(output)
+        self._magnitude = magnitude.repeat(2) if split else magnitude
+
+    def _fall_back(self, call: Call, kind: str) -> torch.Tensor:
+        """A branch that appears in the middle of a run has nothing cached: compute it, and say so."""
+        self.record.reason = f"branch {call.branch} computed in full: no {kind} cached for it yet"
+        return self._full(call)
+
+
+def _residual_of(action: Action) -> str | None:
+    """Which stored residual an action reuses (a member of ``methods.base.STORES``)."""
+    if isinstance(action, Rescale):
+        return "large.output"
+    return f"{action.model}.{action.reuse}" if isinstance(action, Residual) else None

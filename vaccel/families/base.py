@@ -1,0 +1,71 @@
+"""What a family says of its transformers: where the blocks are, what a call's tensors mean, how guidance arrives."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+Inputs = dict[str, Any]  # a transformer call's arguments, by name
+
+
+class Family:
+    """One model family; subclasses override what differs.  Stateless: one object serves every pipeline."""
+
+    name: ClassVar[str]
+    #: Class names of the transformers it describes.
+    transformers: ClassVar[tuple[str, ...]]
+    #: Attribute that holds the list of blocks.
+    blocks: ClassVar[str] = "blocks"
+    #: What a block returns: "hidden" or "hidden_encoder" (a tuple).
+    returns: ClassVar[str] = "hidden"
+    #: Whether guidance comes as one batched call, rows [unconditional; conditional], instead of two calls.
+    batched_guidance: ClassVar[bool] = False
+    #: Arguments with one row a sample.
+    row_arguments: ClassVar[tuple[str, ...]] = ("hidden_states", "encoder_hidden_states", "timestep")
+    #: Configuration a small model must share with the large one, for latents and conditions to fit both.
+    shared_config: ClassVar[tuple[str, ...]] = ("in_channels", "out_channels")
+
+    def bind(self, model: nn.Module, args: tuple, kwargs: Inputs) -> Inputs:
+        """A call's arguments by name, however they were passed."""
+        if not args:
+            return kwargs
+        names = list(inspect.signature(type(model).forward).parameters)[1:]
+        return dict(zip(names, args, strict=False)) | kwargs
+
+    def latents(self, model: nn.Module, inputs: Inputs) -> torch.Tensor:
+        """The noisy part of the call's input, in the output's shape."""
+        raise NotImplementedError
+
+    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
+        """Shape of the hidden states between blocks, [rows, tokens, width]."""
+        raise NotImplementedError
+
+    def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
+        """The embedding of the timestep, [rows, ...]; ``projected`` as the blocks' modulation sees it."""
+        raise NotImplementedError
+
+    def small_inputs(self, small: nn.Module, inputs: Inputs) -> Inputs:
+        """The large model's arguments as the small model takes them."""
+        return inputs
+
+    def check_small(self, large: nn.Module, small: nn.Module) -> None:
+        """Raises ``ValueError`` when a small model cannot take the large one's latents and conditions."""
+        for name in self.shared_config:
+            ours, theirs = getattr(large.config, name, None), getattr(small.config, name, None)
+            if ours != theirs:
+                raise ValueError(
+                    f"the small model does not fit: its {name} is {theirs}, the large model's is {ours}; "
+                    "both must share latents and text embeddings"
+                )
+
+    def rows(self, inputs: Inputs, start: int) -> Inputs:
+        """The same call for the rows from ``start`` on."""
+        chosen = {k: inputs[k][start:] for k in self.row_arguments if isinstance(inputs.get(k), torch.Tensor)}
+        return {**inputs, **chosen}
+
+    def guidance(self, pipe: Any, stage: int) -> float:
+        """The guidance scale w of the pipeline's current step; ``stage`` counts its transformers."""
+        return float(pipe.guidance_scale)

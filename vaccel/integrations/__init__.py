@@ -1,0 +1,1 @@
+"""How the engine attaches to other libraries."""

@@ -1,0 +1,173 @@
+"""Attaches the engine to one diffusers pipeline object: a hook on the root of its transformers, nothing else.
+
+Which step a call belongs to is read from where its timestep lies in the scheduler's own timesteps, by address: no
+counting (guidance may be off), no context (not every pipeline sets one), no host sync.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from typing import Any
+
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import StateManager
+from torch import nn
+
+from ..buffers import Buffers
+from ..engine import Call, Run, Stage
+from ..families import Family
+from ..methods import Method
+from ..models import Transformer
+from ..trace import Trace
+from .schedulers import denoised
+
+HOOK = "vaccel"
+_FIRST = ("cond", "pred_cond", "cond_uncond")
+_SECOND = ("uncond", "pred_uncond")
+
+
+class _Hook(ModelHook):
+    """Sends every call of a transformer's root to the session.  Stateful only to learn the pipeline's context."""
+
+    _is_stateful = True
+
+    def __init__(self, session: Session, stage: int):
+        super().__init__()
+        self.session, self.stage = session, stage
+        self.context = StateManager(None)
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self.session.call(self, args, kwargs)
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        return module  # state belongs to a run, and every run starts its own
+
+
+def _position(timesteps: Any, t: Any) -> int | None:
+    """Where ``t`` lies in ``timesteps``: by address, without a sync; None if it is no view of them."""
+    if not isinstance(t, torch.Tensor) or not isinstance(timesteps, torch.Tensor) or t.dtype != timesteps.dtype:
+        return None
+    offset = t.data_ptr() - timesteps.data_ptr()
+    size = timesteps.element_size()
+    return offset // size if 0 <= offset < size * len(timesteps) else None
+
+
+class Session:
+    """One accelerated pipeline: its transformers, the current run, the recent traces."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        method: Method,
+        transformers: list[nn.Module],
+        smalls: list[nn.Module | None],
+        family: Family,
+        *,
+        compile: bool,
+        keep_traces: int = 16,
+    ):
+        self._pipe, self.method, self.family = weakref.ref(pipe), method, family
+        self.buffers = Buffers()
+        self.run: Run | None = None
+        self.traces: deque[Trace] = deque(maxlen=keep_traces)
+        self._timesteps: Any = None
+        self._begin = 0
+        self._two = False
+        self.stages = []
+        for index, (large, small) in enumerate(zip(transformers, smalls, strict=True)):
+            large_model = Transformer(large, family, compile=compile)
+            small_model = Transformer(small, family, small=True, compile=compile) if small is not None else None
+            self.stages.append(Stage(index, large_model, small_model))
+        self._hooks = [_Hook(self, i) for i in range(len(transformers))]
+        self._had: list[tuple[bool, bool]] = []
+
+    def attach(self) -> None:
+        """Registers the hooks.  Raises ``ValueError`` where the pipeline is accelerated already."""
+        modules = [stage.large.model for stage in self.stages]
+        for module in modules:
+            registry = getattr(module, "_diffusers_hook", None)
+            if registry is not None and registry.get_hook(HOOK) is not None:
+                raise ValueError("this transformer is accelerated already: call remove() on its handle first")
+        for module, hook, stage in zip(modules, self._hooks, self.stages, strict=True):
+            self._had.append(("forward" in module.__dict__, hasattr(module, "_diffusers_hook")))
+            registry = HookRegistry.check_if_exists_or_initialize(module)
+            registry.register_hook(hook, HOOK)
+            registry.invalidate_child_registries_cache()
+            stage.large.original = hook.fn_ref.original_forward
+
+    def detach(self) -> None:
+        """Takes the hooks out again and leaves each module as it was."""
+        for stage, (had_forward, had_registry) in zip(self.stages, self._had, strict=True):
+            module = stage.large.model
+            registry = module._diffusers_hook
+            registry.remove_hook(HOOK, recurse=False)
+            registry.invalidate_child_registries_cache()
+            if not registry.hooks:
+                if not had_forward and getattr(module.forward, "__func__", None) is type(module).forward:
+                    del module.forward
+                if not had_registry:
+                    del module._diffusers_hook
+        self._had = []
+        self.run = self._timesteps = None
+        self.buffers.clear()
+
+    def call(self, hook: _Hook, args: tuple, kwargs: dict[str, Any]) -> Any:
+        stage = self.stages[hook.stage]
+        model = stage.large.model
+        inputs = self.family.bind(model, args, kwargs)
+        index = self._locate(inputs.get("timestep"))
+        if index is None:  # not a step of this pipeline: the model is being used for something else
+            return stage.large.original(*args, **kwargs)
+        as_tuple = inputs.get("return_dict", True) is False
+        inputs["return_dict"] = False
+        run = self.run
+        branch = run.calls if index == run.index else 0
+        context = hook.context._context
+        if context is not None and context.name in _SECOND and branch == 0 and index == run.index:
+            branch = 1
+        call = Call(stage, branch, inputs, stage.large.latents(inputs), self._two)
+        output = run.call(index, call)
+        return (output,) if as_tuple else _output(output)
+
+    def _locate(self, t: Any) -> int | None:
+        """The step of the run that timestep ``t`` belongs to; begins a new run where one begins."""
+        pipe = self._pipe()
+        if pipe is None:
+            return None
+        timesteps = pipe.scheduler.timesteps
+        position = _position(timesteps, t)
+        if position is None:
+            t = getattr(pipe, "_current_timestep", None)
+            if t is None:
+                return None
+            position = _position(timesteps, t)
+            if position is None:  # a scheduler whose timesteps are iterated as copies: by value, at the cost of a sync
+                found = (torch.as_tensor(timesteps) == torch.as_tensor(t)).nonzero()
+                if not len(found):
+                    return None
+                position = int(found[0])
+        if timesteps is not self._timesteps or position - self._begin < self.run.index:
+            self._start(timesteps, position)
+        return position - self._begin
+
+    def _start(self, timesteps: Any, begin: int) -> None:
+        self._timesteps = self.run = None  # nothing stays of the last run if the next cannot start
+        pipe = self._pipe()
+        self._two = self.family.batched_guidance and float(pipe.guidance_scale) > 1
+        run = Run(
+            self.method,
+            len(timesteps) - begin,
+            self.buffers,
+            guidance=lambda stage: self.family.guidance(pipe, stage),
+            denoise=lambda v, x, index: denoised(pipe.scheduler, v, x, begin + index),
+        )
+        self.traces.append(run.trace)
+        self.run, self._timesteps, self._begin = run, timesteps, begin
+
+
+def _output(sample: torch.Tensor) -> Any:
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return Transformer2DModelOutput(sample=sample)

@@ -1,0 +1,175 @@
+"""What a method is: plain data that starts a fresh policy for every run.
+
+The engine asks the policy ``decide(step)`` once a step, before any forward, and tells it ``observe(step, seen)`` what
+came of it before the next one is decided.  A method says in advance what it needs kept (``stores``), what it wants to
+see (``watches``) and whether it needs a small model; it never learns which model, library or device it runs on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from ..actions import Action, Model
+from ..buffers import Buffers
+
+#: What ``Observation`` can carry; a method names what it watches.
+SIGNALS = ("prediction", "denoised", "latents", "small")
+#: What a computed step can leave behind for later ones: residuals by model and level, and the large output itself.
+STORES = ("large.output", "large.blocks", "small.blocks", "large.last")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunInfo:
+    """What a policy may know when a run starts: the number of steps, and storage for what it wants to keep."""
+
+    num_steps: int
+    buffers: Buffers
+
+
+class Step(Protocol):
+    """The step a policy decides on."""
+
+    index: int
+    num_steps: int
+
+    def modulation(self, model: Model, *, projected: bool = False) -> torch.Tensor:
+        """The timestep's embedding of this step (or its projection for the blocks), [rows, ...]; costs computing it."""
+
+    def record(self, **metrics: Any) -> None:
+        """Writes values into the trace."""
+
+
+@dataclasses.dataclass(slots=True)
+class Observation:
+    """What happened at a step: the action carried out, and the signals the method watches (else None).
+
+    At a step that the large model computed: ``prediction`` is the guided output (the only one where a loop has no
+    guidance), ``denoised`` the estimate of x_0 made from it, ``latents`` what entered the step.  ``small`` is the
+    small model's conditional output at a rescaled step.  All [B, ...] and valid until the next step.
+    """
+
+    action: Action
+    prediction: torch.Tensor | None = None
+    denoised: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    small: torch.Tensor | None = None
+
+
+class Policy:
+    """The state of a method during one run."""
+
+    def decide(self, step: Step) -> Action:
+        raise NotImplementedError
+
+    def observe(self, step: Step, seen: Observation) -> None:
+        """Called after every step but the last, before the next is decided."""
+
+
+_METHODS: dict[str, type[Method]] = {}
+
+
+class Method:
+    """Base of the configs.  Subclasses are frozen dataclasses: comparable, hashable, to and from JSON."""
+
+    id: ClassVar[str] = ""
+    #: Presets by model name; see ``preset``.
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _METHODS[cls.id] = cls
+
+    @property
+    def needs_small(self) -> bool:
+        return False
+
+    @property
+    def stores(self) -> frozenset[str]:
+        """Which residuals computed steps must leave behind (members of ``STORES``)."""
+        return frozenset()
+
+    @property
+    def watches(self) -> frozenset[str]:
+        """Which signals ``observe`` wants (members of ``SIGNALS``)."""
+        return frozenset()
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the run itself decides what is skipped (a run that skips nothing is then worth a warning)."""
+        return True
+
+    def start(self, run: RunInfo) -> Policy:
+        """A fresh policy.  Raises ``ValueError`` when the method does not fit the run."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with the method's id; ``vaccel.methods.method_from_json`` reads it back."""
+        fields = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {"method": self.id, **fields}
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Method:
+        """The config from ``to_json``'s fields, lists back to tuples, nested methods back to methods."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := set(fields) - known:
+            raise ValueError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}; it has {sorted(known)}")
+        return cls(**{k: _unplain(v) for k, v in fields.items()})
+
+    @classmethod
+    def preset(cls, model: str, **overrides: Any) -> Method:
+        """The published setting for a model, by name; keyword arguments replace single fields.
+
+        Raises ``ValueError`` for a model nothing is published for.
+        """
+        if model not in cls.presets:
+            known = ", ".join(sorted(cls.presets)) or "none"
+            raise ValueError(
+                f"no {cls.__name__} preset for {model!r} (known: {known}); another model's numbers would not fit: "
+                f"`vaccel calibrate {cls.id}` measures your own"
+            )
+        return cls(**{**cls.presets[model], **overrides})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Method):
+        return value.to_json()
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _unplain(value: Any) -> Any:
+    if isinstance(value, dict) and "method" in value:
+        return method_from_json(value)
+    return tuple(_unplain(v) for v in value) if isinstance(value, list) else value
+
+
+def method_from_json(data: dict[str, Any]) -> Method:
+    """A method from ``Method.to_json``.  Raises ``ValueError`` for one that does not exist."""
+    fields = dict(data)
+    name = fields.pop("method", None)
+    if name not in _METHODS:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(sorted(_METHODS))}")
+    return _METHODS[name].from_fields(fields)
+
+
+def cautious(**values: list[float]) -> dict[str, Any]:
+    """One metric as the trace shows it: every row's value, and for a batch which row decided (the largest)."""
+    ((name, rows),) = values.items()
+    if len(rows) == 1:
+        return {name: rows}
+    return {name: rows, "decided_by": max(range(len(rows)), key=rows.__getitem__)}
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ``ValueError(message)`` unless ``condition``."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_threshold(name: str, value: Any) -> None:
+    """A threshold is a finite number, zero (never skip) or more."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    require(good, f"{name} must be a finite number >= 0, got {value!r}")

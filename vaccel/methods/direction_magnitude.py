@@ -1,0 +1,103 @@
+"""DirectionMagnitude: direction from the large model's cached residual, magnitude from the small model (seed 000)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar, Literal
+
+import torch
+
+from .. import ops
+from ..actions import Action, Full, Rescale, Small
+from .base import Method, Observation, Policy, RunInfo, Step, cautious, require, require_threshold
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectionMagnitude(Method):
+    """Direction-magnitude decoupling (DMD in seed 000, "Direction-Magnitude Decoupling", Algorithm 1, eq. 1 to 6).
+
+    Of T steps the first ``ceil(first * T)`` run the large model and those from ``floor(last * T)`` on the small one,
+    both with full guidance.  Between, a step is substituted while the accumulated error E is at most ``threshold``:
+    v_b = norm(v_small(x|c)) (x + r_b) / norm(x + r_b) for each branch b, r_b = v_large - x of the last large step.
+    After a substituted step E grows by 1 - cos(v_small(x|c), v_small at the first substituted step); a large step
+    sets it to 0.  E is tested before any forward, so no small forward is wasted (Algorithm 1's order; eq. 5 and 6
+    would test after it).
+
+    Args:
+        threshold: tau, the tolerated accumulated cosine error (paper: 0.001 to 0.010, default 0.005).  At 0 two
+            substituted steps still follow each refresh: the first adds nothing to E, the second is tested before.
+        first, last: the interval of the steps that may be substituted, as shares of T (paper: 0.20, 0.95).
+        cfg_reuse: the small model's conditional magnitude serves both branches (eq. 4; Table 3 compares).
+        magnitude: "small"; "cached" leaves x + r unscaled; "projection" scales x + r by
+            <v, x + r> / norm(x + r)^2 with v the last large output (the CFG-Zero*-like row of Table 6).
+
+    A batch decides as one: the sample with the largest E sends every sample to the large model.
+    """
+
+    id: ClassVar[str] = "direction_magnitude"
+    presets: ClassVar = {"wan2.1-t2v-14b": {"threshold": 0.005}, "easyanimate-v5.1-12b": {"threshold": 0.005}}
+
+    threshold: float = 0.005
+    first: float = 0.20
+    last: float = 0.95
+    cfg_reuse: bool = True
+    magnitude: Literal["small", "cached", "projection"] = "small"
+
+    def __post_init__(self) -> None:
+        require_threshold("threshold", self.threshold)
+        require(0 <= self.first <= self.last <= 1, f"need 0 <= first <= last <= 1, got {self.first} and {self.last}")
+        known = ("small", "cached", "projection")
+        require(self.magnitude in known, f"magnitude must be one of {known}, got {self.magnitude!r}")
+
+    @property
+    def needs_small(self) -> bool:
+        return True
+
+    @property
+    def stores(self) -> frozenset[str]:
+        return frozenset({"large.output", "large.last"} if self.magnitude == "projection" else {"large.output"})
+
+    @property
+    def watches(self) -> frozenset[str]:
+        return frozenset({"small"})
+
+    def start(self, run: RunInfo) -> Policy:
+        return _Policy(self, run)
+
+
+class _Policy(Policy):
+    """Algorithm 1."""
+
+    def __init__(self, config: DirectionMagnitude, run: RunInfo):
+        self.config, self.buffers = config, run.buffers
+        # Guarded against 0.2 * 15 = 3.0000000000000004, whose ceiling would be 4.
+        self.first = math.ceil(round(config.first * run.num_steps, 9))
+        self.last = math.floor(round(config.last * run.num_steps, 9))
+        require(
+            1 <= self.first < self.last,
+            f"DirectionMagnitude: {run.num_steps} steps are too few for the interval [{config.first}, {config.last}]: "
+            f"large until step {self.first}, small from step {self.last}, nothing between",
+        )
+        self.substitute = Rescale(magnitude=config.magnitude, cfg_reuse=config.cfg_reuse)
+        self.error: torch.Tensor | None = None  # E per sample; None stands for 0
+        self.reference: torch.Tensor | None = None
+
+    def decide(self, step: Step) -> Action:
+        if step.index < self.first:
+            return Full()
+        if step.index >= self.last:
+            return Small()
+        error = [0.0] if self.error is None else self.error.tolist()
+        step.record(**cautious(error=error))
+        return self.substitute if all(e <= self.config.threshold for e in error) else Full()
+
+    def observe(self, step: Step, seen: Observation) -> None:
+        if isinstance(seen.action, Full):
+            self.error = self.reference = None
+        elif isinstance(seen.action, Rescale):
+            if self.reference is None:
+                self.reference = self.buffers.keep("direction_magnitude.reference", seen.small)
+                self.error = torch.zeros(len(seen.small), device=seen.small.device)
+            else:
+                self.error = self.error + (1 - ops.cosine(seen.small, self.reference))

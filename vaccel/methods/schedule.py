@@ -1,0 +1,111 @@
+"""Schedule: a fixed list of actions, decided before the run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from ..actions import Action, Full, Rescale, Residual, ReuseLevel, Small, from_json
+from .base import Method, Policy, RunInfo, Step, require
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Schedule(Method):
+    """Fixed actions, one a step.
+
+    ``Schedule([0, 1, 2, 5, 9], num_steps=10)`` is Full at the listed steps and Residual elsewhere;
+    ``Schedule.from_timeline("FFrFrr")`` takes any mix of letters, ``trace.as_schedule()`` what a run did.
+
+    Args:
+        full_steps: step indices computed in full, in [0, num_steps); step 0 must be among them.
+        num_steps: T of the runs it is for; a run with another number of steps is refused.
+        reuse: the residual that is reused: "blocks" (of the block stack, head recomputed) or "output".
+
+    Raises ``ValueError`` for indices out of range, or for a first step with nothing to reuse.
+    """
+
+    id: ClassVar[str] = "schedule"
+
+    actions: tuple[Action, ...]
+
+    def __init__(self, full_steps: Iterable[int], *, num_steps: int, reuse: ReuseLevel = "blocks"):
+        full = sorted(set(full_steps))
+        require(num_steps >= 1, f"num_steps must be >= 1, got {num_steps}")
+        outside = [i for i in full if not 0 <= i < num_steps]
+        require(not outside, f"full_steps {outside} are outside the run of {num_steps} steps")
+        require(reuse in ("blocks", "output"), f"reuse must be 'blocks' or 'output', got {reuse!r}")
+        actions = [Full() if i in set(full) else Residual(reuse=reuse) for i in range(num_steps)]
+        self._set(tuple(actions))
+
+    def _set(self, actions: tuple[Action, ...]) -> None:
+        require(len(actions) > 0, "a schedule needs at least one step")
+        seen: set[str] = set()
+        for i, action in enumerate(actions):
+            need = _needs(action)
+            require(need <= seen, f"step {i} ({type(action).__name__}) reuses what no earlier step has computed")
+            seen |= {"large"} if isinstance(action, Full) else {"small"} if isinstance(action, Small) else set()
+        object.__setattr__(self, "actions", actions)
+
+    @classmethod
+    def from_actions(cls, actions: Iterable[Action]) -> Schedule:
+        """From actions, one a step.  Raises ``ValueError`` for a step with nothing to reuse."""
+        self = cls.__new__(cls)
+        self._set(tuple(actions))
+        return self
+
+    @classmethod
+    def from_timeline(cls, letters: str, *, reuse: ReuseLevel = "blocks") -> Schedule:
+        """From a timeline's letters (F, s, m, r).  Raises ``ValueError`` for an unknown letter."""
+        require(reuse in ("blocks", "output"), f"reuse must be 'blocks' or 'output', got {reuse!r}")
+        actions = (from_json(letter) for letter in letters)
+        return cls.from_actions(Residual(reuse=reuse) if isinstance(a, Residual) else a for a in actions)
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Schedule:
+        return cls.from_actions(from_json(a) for a in fields["actions"])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"method": self.id, "actions": [a.to_json() for a in self.actions]}
+
+    @property
+    def timeline(self) -> str:
+        """One letter a step."""
+        return "".join(a.letter for a in self.actions)
+
+    @property
+    def needs_small(self) -> bool:
+        return any(isinstance(a, (Small, Rescale)) or getattr(a, "model", "") == "small" for a in self.actions)
+
+    @property
+    def stores(self) -> frozenset[str]:
+        residuals = {f"{a.model}.{a.reuse}" for a in self.actions if isinstance(a, Residual)}
+        rescales = {a.magnitude for a in self.actions if isinstance(a, Rescale)}
+        outputs = {"large.output"} if rescales else set()
+        last = {"large.last"} if "projection" in rescales else set()
+        return frozenset(residuals | outputs | last)
+
+    @property
+    def adaptive(self) -> bool:
+        return False
+
+    def start(self, run: RunInfo) -> Policy:
+        require(
+            run.num_steps == len(self.actions),
+            f"this schedule is for {len(self.actions)} steps, the run has {run.num_steps}",
+        )
+        return _Policy(self.actions)
+
+
+def _needs(action: Action) -> set[str]:
+    if isinstance(action, Residual):
+        return {action.model}
+    return {"large"} if isinstance(action, Rescale) else set()
+
+
+class _Policy(Policy):
+    def __init__(self, actions: tuple[Action, ...]):
+        self.actions = actions
+
+    def decide(self, step: Step) -> Action:
+        return self.actions[step.index]

@@ -1,0 +1,109 @@
+"""A model as the engine calls it: in full, storing or reusing the residual of its blocks, on some of its rows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from .families import Family
+from .families.base import Inputs
+from .views import View, plain_view, reusing_view, storing_view
+
+
+class Model(Protocol):
+    """What the engine needs of a model.  ``described`` says whether the inside of it can be reached."""
+
+    described: bool
+
+    def latents(self, inputs: Any) -> torch.Tensor: ...
+    def rows(self, inputs: Any, start: int) -> Any: ...
+    def full(self, inputs: Any) -> torch.Tensor: ...
+    def storing(self, inputs: Any, buffer: torch.Tensor) -> torch.Tensor: ...
+    def reusing(self, inputs: Any, buffer: torch.Tensor) -> torch.Tensor: ...
+    def hidden_shape(self, inputs: Any) -> tuple[int, ...]: ...
+    def modulation(self, inputs: Any, projected: bool) -> torch.Tensor: ...
+
+
+class Transformer:
+    """A diffusers transformer with its family's description.
+
+    ``original`` calls the model with whatever other hooks sit on it; views are called directly where there are none.
+    """
+
+    described = True
+
+    def __init__(self, model: nn.Module, family: Family, *, small: bool = False, compile: bool = False):
+        self.model, self.family, self.is_small, self.compile = model, family, small, compile
+        self.original: Callable[..., Any] = model if small else model.forward
+        self._views: dict[str, View] = {}
+        self._warned = False
+
+    def latents(self, inputs: Inputs) -> torch.Tensor:
+        return self.family.latents(self.model, inputs)
+
+    def rows(self, inputs: Inputs, start: int) -> Inputs:
+        return self.family.rows(inputs, start)
+
+    def hidden_shape(self, inputs: Inputs) -> tuple[int, ...]:
+        return self.family.hidden_shape(self.model, inputs)
+
+    def modulation(self, inputs: Inputs, projected: bool) -> torch.Tensor:
+        offload = getattr(self.model, "_hf_hook", None)
+        if offload is not None:  # brings the weights to where the inputs are, as the model's own call will
+            offload.pre_forward(self.model)
+        return self.family.modulation(self.model, inputs, projected)
+
+    def full(self, inputs: Inputs) -> torch.Tensor:
+        if self.compile:
+            return self._call("plain", plain_view, self._mapped(inputs))
+        return self.original(**self._mapped(inputs))[0]
+
+    def storing(self, inputs: Inputs, buffer: torch.Tensor) -> torch.Tensor:
+        return self._call("storing", storing_view, self._mapped(inputs), buffer)
+
+    def reusing(self, inputs: Inputs, buffer: torch.Tensor) -> torch.Tensor:
+        return self._call("reusing", reusing_view, self._mapped(inputs), buffer)
+
+    def _mapped(self, inputs: Inputs) -> Inputs:
+        return self.family.small_inputs(self.model, inputs) if self.is_small else inputs
+
+    def _call(self, name: str, make: Callable, inputs: Inputs, buffer: torch.Tensor | None = None) -> torch.Tensor:
+        view = self._views.get(name)
+        if view is None:
+            view = self._views[name] = make(self.model, self.family)
+            if self.compile:
+                view.compile()
+        if buffer is not None:
+            view.set_buffer(buffer)
+        if self._bare():
+            return view.call(**inputs)[0]
+        if self.compile and not self._warned:
+            self._warned = True
+            warnings.warn("vaccel: other hooks sit on the transformer (offload?): running it uncompiled", stacklevel=3)
+        with view.swapped_in():
+            return self.original(**inputs)[0]
+
+    def _bare(self) -> bool:
+        """Whether nothing but the model's own forward lies below."""
+        if self.is_small:
+            return "forward" not in self.model.__dict__
+        return getattr(self.original, "__func__", None) is type(self.model).forward
+
+
+class PlainCallable:
+    """A callable ``(x, t, condition) -> output`` of a hand-written loop: nothing inside it can be reached."""
+
+    described = False
+
+    def __init__(self, function: Callable[..., torch.Tensor]):
+        self.function = function
+
+    def latents(self, inputs: tuple) -> torch.Tensor:
+        return inputs[0]
+
+    def full(self, inputs: tuple) -> torch.Tensor:
+        return self.function(*inputs)
