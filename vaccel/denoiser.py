@@ -58,7 +58,7 @@ class Denoiser:
         inside = [s for s in method.stores if s.endswith(".blocks")]
         if inside and not all(m.described for m in models):
             raise ValueError(
-                f"{type(method).__name__} reuses the residual of the block stack, which a plain callable does not show: "
+                f"{type(method).__name__} reuses the residual of the block stack, which no plain callable shows: "
                 'pass diffusers transformers, or reuse="output" where the method has it'
             )
         if len(models) == 2 and models[0].described != models[1].described:

@@ -1,1 +1,4 @@
-"""Triton kernels, one file an op.  (``kernels/`` is a source root, not a package: diffusers imports one of that name.)"""
+"""Triton kernels, one file an op.
+
+``kernels/`` is a source root, not a package: diffusers imports a package of that name.
+"""

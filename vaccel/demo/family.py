@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from . import shapes
+from . import vae as _vae  # noqa: F401  diffusers loads a class only from a module that is imported already
 
 MAX_TOKENS = 24
 TEXT_DIM = 64
@@ -31,6 +32,26 @@ CALL: dict[str, Any] = {
     "guidance_scale": 4.0,
     "max_sequence_length": MAX_TOKENS,
 }
+
+#: What `make demo` compares, besides the full model and the small one.
+METHODS = (
+    "DirectionMagnitude(threshold=0.001)",
+    "DirectionMagnitude(threshold=0.002)",
+    "DirectionMagnitude(threshold=0.005)",
+    "DirectionMagnitude(threshold=0.010)",
+    "SRDiffusion(threshold=0.002)",
+    "SRDiffusion(threshold=0.010)",
+    "SRDiffusion(threshold=0.030)",
+    "SRDiffusion(threshold=0.010, rendering=TeaCache(artifact='teacache_small.json', threshold=0.1))",
+    "TeaCache(artifact='teacache.json', threshold=0.1)",
+    "TeaCache(artifact='teacache.json', threshold=0.2)",
+    "diffusers.FirstBlockCache(threshold=0.1)",
+    "diffusers.MagCache(threshold=0.06)",
+    "diffusers.TaylorSeer(cache_interval=3)",
+    "diffusers.SeaCache(threshold=0.25)",
+    "steps(25)",
+    "steps(17)",
+)
 
 
 @dataclasses.dataclass
@@ -60,6 +81,12 @@ def load(folder: str | Path | None = None, *, dtype: torch.dtype = torch.float32
     pipe.set_progress_bar_config(disable=True)
     small = WanTransformer3DModel.from_pretrained(folder / "small", torch_dtype=dtype)
     return Family(pipe, small.eval(), dict(CALL), folder)
+
+
+def calibration_captions(count: int) -> list[str]:
+    """Captions to calibrate on: from the training side of the split, so never those methods are compared on."""
+    generator = torch.Generator().manual_seed(77)
+    return [shapes.draw_scene(generator, held_out=False).caption for _ in range(count)]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

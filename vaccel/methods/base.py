@@ -8,7 +8,9 @@ see (``watches``) and whether it needs a small model; it never learns which mode
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -132,6 +134,22 @@ class Method:
                 f"`vaccel calibrate {cls.id}` measures your own"
             )
         return cls(**{**cls.presets[model], **overrides})
+
+    @classmethod
+    def load(cls, artifact: str | Path, *args: Any, **overrides: Any) -> Method:
+        """The method with what a calibration artifact measured; further arguments as for the class itself.
+
+        Raises ``ValueError`` for a file that is no artifact of this method, ``FileNotFoundError`` for none at all.
+        """
+        text = Path(artifact).read_text()
+        try:
+            data = json.loads(text)
+            fields = data["fields"] if data["method"] == cls.id else None
+        except (json.JSONDecodeError, KeyError, TypeError):
+            fields = None
+        if fields is None:
+            raise ValueError(f"{artifact} is not a calibration artifact of {cls.__name__}")
+        return cls(*args, **{**{k: _unplain(v) for k, v in fields.items()}, **overrides})
 
 
 def _plain(value: Any) -> Any:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import torch
 
 
-@functools.cache
-def load() -> tuple[bool, str]:
+def _load() -> tuple[bool, str]:
     """(loaded, where from or why not).  Loading registers the ops under ``torch.ops.vaccel``."""
     found = sorted((Path(__file__).resolve().parent.parent).glob("_native*.so"))
     if not found:
@@ -21,6 +19,9 @@ def load() -> tuple[bool, str]:
     return True, str(found[0])
 
 
+LOADED, DETAIL = _load()
+
+
 def native() -> bool:
     """Whether the compiled CPU kernels are in use."""
-    return load()[0]
+    return LOADED

@@ -14,7 +14,7 @@ def _torch(x: torch.Tensor, residual: torch.Tensor, magnitude: torch.Tensor) -> 
     return (direction * per_sample(magnitude / length, direction)).to(x.dtype)
 
 
-if _native.native():
+if _native.LOADED:
 
     @torch.library.register_fake("vaccel::direction_magnitude")
     def _fake(x, residual, magnitude):
@@ -43,9 +43,9 @@ def direction_magnitude(
         raise ValueError(f"direction_magnitude: magnitude must be [{x.shape[0]}], got {tuple(magnitude.shape)}")
     if impl not in (None, "cpp", "torch"):
         raise ValueError(f"direction_magnitude: unknown impl {impl!r}; known: 'cpp', 'torch'")
-    able = _native.native() and _fits_native(x, residual, magnitude)
+    able = _native.LOADED and _fits_native(x, residual, magnitude)
     if impl == "cpp" and not able:
-        raise ValueError(f"direction_magnitude: impl='cpp' needs contiguous fp32 on a CPU; {_native.load()[1]}")
+        raise ValueError(f"direction_magnitude: impl='cpp' needs contiguous fp32 on a CPU; {_native.DETAIL}")
     if able and impl != "torch":
         return torch.ops.vaccel.direction_magnitude(x, residual, magnitude)
     return _torch(x, residual, magnitude)

@@ -1,0 +1,41 @@
+# Every target sets itself up: a virtual environment in .venv with the pinned torch, then the package built against it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint bench compile-check doctor clean
+
+demo: $(STAMP)
+	$(BIN)/vaccel compare --out out/demo
+	@echo "open out/demo/report.html"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Overhead beside diffusers' caches and cache-dit; writes nothing under bench/results unless VACCEL_BENCH_WRITE=1.
+bench: $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "cache-dit==1.5.3"
+	$(BIN)/python -m pytest bench/bench_overhead.py -s
+
+# The native sources with warnings as errors, whatever is installed.
+compile-check: $(STAMP)
+	$(BIN)/python csrc/compile_check.py
+
+doctor: $(STAMP)
+	$(BIN)/vaccel doctor
+
+# torch first and pinned; the build then sees it, and --no-build-isolation keeps pip from fetching another.
+$(STAMP): pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu')
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "setuptools>=77" wheel ninja
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[test,lint]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build out vaccel/_native*.so *.egg-info

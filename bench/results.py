@@ -1,0 +1,81 @@
+"""Where every figure comes from: a JSON a script writes, with commit, versions and command beside the numbers."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+BENCH = Path(__file__).resolve().parent
+PACKAGES = ("vaccel", "torch", "diffusers", "cache-dit")
+
+
+def write(name: str, payload: dict[str, Any], device: str = "cpu", command: str | None = None) -> Path:
+    """Writes ``bench/results/<device>/<name>.json``: where and when it was measured, then ``payload``.
+
+    Args:
+        name: stem of the file.
+        payload: the figures, plain data; it may not name any of the fields written beside it.
+        device: the folder, "cpu" or a GPU's short name such as "h200".
+        command: what reproduces the file, run from the repository's root; by default the one that runs now.
+
+    Raises ``ValueError`` where a payload's field would hide one of those.
+    """
+    where = {"command": command or _command(), "device": device, **_measured()}
+    if device != "cpu":
+        where["gpu"] = _gpu()
+    if hidden := sorted(set(where) & set(payload)):
+        raise ValueError(f"the payload may not hold {hidden[0]!r}: it is written beside it")
+    path = BENCH / "results" / device / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**where, **payload}, indent=2) + "\n")
+    return path
+
+
+def _measured() -> dict[str, Any]:
+    """Commit, date, machine and versions."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in PACKAGES},
+    }
+
+
+def _command() -> str:
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says, None where there is no repository."""
+    done = subprocess.run(["git", *arguments], cwd=BENCH, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _gpu() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -1,0 +1,425 @@
+"""Plain sampling loops of the methods, written from their description alone: slow, short, nothing shared with vaccel.
+
+A loop takes a ``Task`` and returns a ``Run``: the final latents, one letter per step, and how far every decision was
+from falling the other way.  Letters: ``F`` the large model computed, ``m`` a substituted output, ``s`` the small model
+computed, ``r`` the residual of a block stack reused.
+
+Everything measured (norms, cosines, L1 sums) is per sample and in double precision.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import CogVideoXDPMScheduler, CogVideoXTransformer3DModel
+from torch import Tensor, nn
+
+Generators = torch.Generator | list[torch.Generator] | None
+Branches = dict[str, Tensor]
+
+
+@dataclass
+class Task:
+    """One run to do.
+
+    Attributes:
+        latents: as the pipeline prepares them.
+        uncond: prompt embeddings of the negative prompt; ``None`` without guidance.
+        generator: in the state in which the pipeline reaches its loop (some solvers draw noise from it).
+        batched: guidance by one forward with rows [uncond; cond] instead of two forwards (CogVideoX's loop).
+        dynamic: CogVideoX's guidance that changes with the timestep.
+        rotary: the pipeline's rotary embedding (CogVideoX).
+    """
+
+    large: nn.Module
+    scheduler: Any
+    latents: Tensor
+    cond: Tensor
+    uncond: Tensor | None
+    guidance: float
+    steps: int
+    small: nn.Module | None = None
+    generator: Generators = None
+    batched: bool = False
+    dynamic: bool = False
+    rotary: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The branches of a full evaluation, in the order of the rows of the batched form."""
+        return ("cond",) if self.uncond is None else ("uncond", "cond")
+
+    def text(self, name: str) -> Tensor:
+        return self.cond if name == "cond" else self.uncond
+
+    def guide(self, out: Branches, t: Tensor) -> Tensor:
+        if self.uncond is None:
+            return out["cond"]
+        scale = self.guidance
+        if self.dynamic:
+            scale = 1 + scale * (1 - math.cos(math.pi * ((self.steps - t.item()) / self.steps) ** 5.0)) / 2
+        return out["uncond"] + scale * (out["cond"] - out["uncond"])
+
+
+@dataclass
+class Run:
+    """What a loop returns.
+
+    Attributes:
+        margins: for each decision, how far the criterion was from its threshold, as a share of it.
+    """
+
+    latents: Tensor
+    letters: list[str]
+    margins: list[float] = field(default_factory=list)
+
+    @property
+    def timeline(self) -> str:
+        return "".join(self.letters)
+
+
+class Solver:
+    """The scheduler, driven the way the diffusers pipelines drive it."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.scheduler = task.scheduler
+        self.scheduler.set_timesteps(task.steps)
+        self.timesteps = self.scheduler.timesteps
+        if not task.batched:
+            self.scheduler.set_begin_index(0)
+        self.history: Tensor | None = None  # CogVideoX keeps the solver's history in the pipeline
+        accepted = inspect.signature(self.scheduler.step).parameters
+        self.extra = {"eta": 0.0, "generator": task.generator} if task.batched else {}
+        self.extra = {k: v for k, v in self.extra.items() if k in accepted}
+
+    def step(self, i: int, v: Tensor, x: Tensor) -> Tensor:
+        t = self.timesteps[i]
+        if isinstance(self.scheduler, CogVideoXDPMScheduler):
+            before = self.timesteps[i - 1] if i > 0 else None
+            x, self.history = self.scheduler.step(v, self.history, t, before, x, **self.extra, return_dict=False)
+            return x
+        return self.scheduler.step(v, t, x, **self.extra, return_dict=False)[0]
+
+    def denoised(self, i: int, v: Tensor, x: Tensor) -> Tensor:
+        """The estimate of the clean latents that the solver itself makes of a prediction."""
+        kind = self.scheduler.config.get("prediction_type", "flow_prediction")
+        if kind == "flow_prediction":
+            return x - self.scheduler.sigmas[i] * v
+        assert kind == "v_prediction", kind
+        alpha = self.scheduler.alphas_cumprod[self.timesteps[i]]
+        return alpha**0.5 * x - (1 - alpha) ** 0.5 * v
+
+
+# --- measures -------------------------------------------------------------------------------------------------------
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """One number per sample."""
+    return (a.double() * b.double()).flatten(1).sum(1)
+
+
+def norm(a: Tensor) -> Tensor:
+    return dot(a, a).sqrt()
+
+
+def rel_l1(new: Tensor, old: Tensor) -> Tensor:
+    """Mean change relative to the mean of the old tensor, one number per sample."""
+    return (new.double() - old.double()).abs().flatten(1).sum(1) / old.double().abs().flatten(1).sum(1)
+
+
+def scaled(a: Tensor, factor: Tensor) -> Tensor:
+    """Each sample times its own factor."""
+    return (a.double() * factor.view(-1, *[1] * (a.ndim - 1))).to(a.dtype)
+
+
+def margin(value: float, threshold: float) -> float:
+    """How far a comparison is from a tie, relative to the larger side; two exact zeros are no rounding matter."""
+    scale = max(abs(value), abs(threshold))
+    return abs(value - threshold) / scale if scale else math.inf
+
+
+# --- forwards -------------------------------------------------------------------------------------------------------
+
+
+def is_cog(model: nn.Module) -> bool:
+    return isinstance(model, CogVideoXTransformer3DModel)
+
+
+def rotary_for(model: nn.Module, task: Task) -> tuple[Tensor, Tensor] | None:
+    """A model with added positions was never meant to see rotated ones, whatever its pipeline's other model needs."""
+    return task.rotary if model.config.use_rotary_positional_embeddings else None
+
+
+def forward(model: nn.Module, task: Task, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    """The transformer as diffusers runs it."""
+    inputs = {"hidden_states": x, "timestep": t.expand(x.shape[0]), "encoder_hidden_states": text}
+    if is_cog(model):
+        inputs["image_rotary_emb"] = rotary_for(model, task)
+    return model(**inputs, return_dict=False)[0]
+
+
+def evaluate(model: nn.Module, task: Task, x: Tensor, t: Tensor, names: Sequence[str]) -> Branches:
+    """The model's output for each of the branches, in one forward or one each."""
+    if task.batched:
+        text = torch.cat([task.text(name) for name in names])
+        out = forward(model, task, torch.cat([x] * len(names)), t, text)
+        return dict(zip(names, out.chunk(len(names)), strict=True))
+    return {name: forward(model, task, x, t, task.text(name)) for name in names}
+
+
+def wan_forward(model: nn.Module, x: Tensor, t: Tensor, text: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Wan's forward with the blocks replaced by adding ``residual`` where one is given; also returns the residual."""
+    batch, _, frames, height, width = x.shape
+    p_t, p_h, p_w = model.config.patch_size
+    grid = (frames // p_t, height // p_h, width // p_w)
+    rotary = model.rope(x)
+    tokens = model.patch_embedding(x).flatten(2).transpose(1, 2)
+
+    temb, modulation, text, _ = model.condition_embedder(t.expand(batch), text, None)
+    modulation = modulation.unflatten(1, (6, -1))
+    if residual is None:
+        hidden = tokens
+        for block in model.blocks:
+            hidden = block(hidden, text, modulation, rotary)
+        residual = hidden - tokens
+    else:
+        hidden = tokens + residual
+
+    shift, scale = (model.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
+    hidden = model.proj_out(model.norm_out(hidden) * (1 + scale) + shift)
+    hidden = hidden.reshape(batch, *grid, p_t, p_h, p_w, -1)  # b f h w pt ph pw c
+    return hidden.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, -1, frames, height, width), residual
+
+
+def cog_forward(
+    model: nn.Module, x: Tensor, t: Tensor, text: Tensor, rotary: Any, residual: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """CogVideoX's forward with the blocks replaced by adding ``residual`` where one is given; also returns it."""
+    batch, frames, _, height, width = x.shape
+    emb = model.time_embedding(model.time_proj(t.expand(batch)).to(x.dtype))
+    sequence = model.patch_embed(text, x)
+    words, tokens = sequence[:, : text.shape[1]], sequence[:, text.shape[1] :]
+    if residual is None:
+        hidden = tokens
+        for block in model.transformer_blocks:
+            hidden, words = block(hidden_states=hidden, encoder_hidden_states=words, temb=emb, image_rotary_emb=rotary)
+        residual = hidden - tokens
+    else:
+        hidden = tokens + residual
+
+    hidden = model.proj_out(model.norm_out(model.norm_final(hidden), temb=emb))
+    p = model.config.patch_size
+    hidden = hidden.reshape(batch, frames, height // p, width // p, -1, p, p)  # b f h w c ph pw
+    return hidden.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, frames, -1, height, width), residual
+
+
+def stack_forward(
+    model: nn.Module, task: Task, x: Tensor, t: Tensor, text: Tensor, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    if is_cog(model):
+        return cog_forward(model, x, t, text, rotary_for(model, task), residual)
+    return wan_forward(model, x, t, text, residual)
+
+
+def evaluate_stack(
+    model: nn.Module, task: Task, x: Tensor, t: Tensor, residuals: Branches | None
+) -> tuple[Branches, Branches]:
+    """Every branch's output and block-stack residual; given residuals are used in place of the blocks."""
+    names = task.names
+    if task.batched:
+        residual = None if residuals is None else torch.cat([residuals[name] for name in names])
+        text = torch.cat([task.text(name) for name in names])
+        out, residual = stack_forward(model, task, torch.cat([x] * len(names)), t, text, residual)
+        return (
+            dict(zip(names, out.chunk(len(names)), strict=True)),
+            dict(zip(names, residual.chunk(len(names)), strict=True)),
+        )
+    outs, kept = {}, {}
+    for name in names:
+        known = None if residuals is None else residuals[name]
+        outs[name], kept[name] = stack_forward(model, task, x, t, task.text(name), known)
+    return outs, kept
+
+
+def timestep_embedding(model: nn.Module, t: Tensor, rows: int, *, projected: bool) -> Tensor:
+    """What TeaCache watches, one row per sample."""
+    if is_cog(model):
+        return model.time_embedding(model.time_proj(t.expand(rows)))
+    embedder = model.condition_embedder
+    embedding = embedder.time_embedder(embedder.timesteps_proj(t.expand(rows)))
+    return embedder.time_proj(embedder.act_fn(embedding)) if projected else embedding
+
+
+# --- loops ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def full(task: Task) -> Run:
+    """The pipeline itself."""
+    solver, x = Solver(task), task.latents
+    for i, t in enumerate(solver.timesteps):
+        x = solver.step(i, task.guide(evaluate(task.large, task, x, t, task.names), t), x)
+    return Run(x, ["F"] * task.steps)
+
+
+@torch.no_grad()
+def direction_magnitude(
+    task: Task,
+    threshold: float,
+    *,
+    first: float = 0.2,
+    last: float = 0.95,
+    cfg_reuse: bool = True,
+    magnitude: str = "small",
+) -> Run:
+    """Direction from the large model's residual, magnitude from the small model."""
+    solver, x = Solver(task), task.latents
+    run = Run(x, [])
+    begin = math.ceil(round(first * task.steps, 9))
+    end = math.floor(round(last * task.steps, 9))
+    error = torch.zeros(x.shape[0], dtype=torch.float64)
+    residuals: Branches = {}
+    last_large: Branches = {}
+    reference: Tensor | None = None
+
+    for i, t in enumerate(solver.timesteps):
+        adaptive = begin <= i < end
+        if adaptive:
+            run.margins.append(margin(error.max().item(), threshold))
+        if i >= end:
+            run.letters.append("s")
+            out = evaluate(task.small, task, x, t, task.names)
+        elif not adaptive or error.max() > threshold:
+            run.letters.append("F")
+            out = last_large = evaluate(task.large, task, x, t, task.names)
+            residuals = {name: out[name] - x for name in task.names}
+            error = torch.zeros_like(error)
+            reference = None
+        else:
+            run.letters.append("m")
+            small = evaluate(task.small, task, x, t, ("cond",) if cfg_reuse else task.names)
+            if reference is None:  # its own term is 0 by definition, not by rounding
+                reference = small["cond"]
+            else:
+                error = error + 1 - dot(small["cond"], reference) / (norm(small["cond"]) * norm(reference))
+            out = {}
+            for name in task.names:
+                direction = x + residuals[name]
+                if magnitude == "cached":
+                    out[name] = direction
+                elif magnitude == "projection":
+                    out[name] = scaled(direction, dot(last_large[name], direction) / dot(direction, direction))
+                else:
+                    size = norm(small["cond" if cfg_reuse else name])
+                    out[name] = scaled(direction, size / norm(direction))
+        x = solver.step(i, task.guide(out, t), x)
+    run.latents = x
+    return run
+
+
+class TeaCacheState:
+    """Says at each step whether the blocks are computed.
+
+    Args:
+        rows: samples in the batch; the branches of a sample see the same timestep, so one state serves both.
+    """
+
+    def __init__(
+        self, model: nn.Module, rows: int, threshold: float, coefficients: Sequence[float], *, retention: bool = False
+    ) -> None:
+        self.model, self.rows, self.threshold, self.retention = model, rows, threshold, retention
+        self.coefficients = coefficients
+        self.total = torch.zeros(rows, dtype=torch.float64)
+        self.previous: Tensor | None = None
+        self.seen = 0
+
+    def compute(self, t: Tensor, *, last: bool, margins: list[float]) -> bool:
+        m = timestep_embedding(self.model, t, self.rows, projected=self.retention)
+        previous, self.previous = self.previous, m
+        seen, self.seen = self.seen, self.seen + 1
+        forced = seen < 5 if self.retention else seen == 0 or last
+        if not forced:
+            distance = rel_l1(m, previous)
+            powers = range(len(self.coefficients) - 1, -1, -1)
+            self.total = self.total + sum(c * distance**p for c, p in zip(self.coefficients, powers, strict=True))
+            largest = self.total.max().item()
+            if self.threshold > 0:
+                margins.append(margin(largest, self.threshold))
+                if largest < self.threshold:
+                    return False
+        self.total = torch.zeros_like(self.total)
+        return True
+
+
+@torch.no_grad()
+def tea_cache(task: Task, threshold: float, coefficients: Sequence[float], *, retention: bool = False) -> Run:
+    """Skip the blocks while the timestep embedding has moved little."""
+    solver, x = Solver(task), task.latents
+    run = Run(x, [])
+    state = TeaCacheState(task.large, x.shape[0], threshold, coefficients, retention=retention)
+    residuals: Branches | None = None
+    for i, t in enumerate(solver.timesteps):
+        compute = state.compute(t, last=i == task.steps - 1, margins=run.margins)
+        run.letters.append("F" if compute else "r")
+        out, residuals = evaluate_stack(task.large, task, x, t, None if compute else residuals)
+        x = solver.step(i, task.guide(out, t), x)
+    run.latents = x
+    return run
+
+
+@torch.no_grad()
+def sr_diffusion(
+    task: Task,
+    threshold: float,
+    *,
+    fix_steps: int = 5,
+    signal: str = "prediction",
+    rendering: dict[str, Any] | None = None,
+) -> Run:
+    """The large model first, the small one for good once the change of the signal has settled.
+
+    Args:
+        rendering: TeaCache's parameters, for the small model's steps.
+    """
+    solver, x = Solver(task), task.latents
+    run = Run(x, [])
+    batch = x.shape[0]
+    latched = torch.zeros(batch, dtype=torch.bool)
+    signals: list[Tensor] = []
+    changes: list[Tensor] = []
+    tea: TeaCacheState | None = None
+    residuals: Branches | None = None
+
+    for i, t in enumerate(solver.timesteps):
+        if latched.all():
+            if rendering is None:
+                run.letters.append("s")
+                out = evaluate(task.small, task, x, t, task.names)
+            else:
+                tea = tea or TeaCacheState(task.small, batch, **rendering)
+                compute = tea.compute(t, last=i == task.steps - 1, margins=run.margins)
+                run.letters.append("s" if compute else "r")
+                out, residuals = evaluate_stack(task.small, task, x, t, None if compute else residuals)
+            x = solver.step(i, task.guide(out, t), x)
+            continue
+
+        run.letters.append("F")
+        guided = task.guide(evaluate(task.large, task, x, t, task.names), t)
+        denoised = solver.denoised(i, guided, x) if signal == "denoised" else None
+        x = solver.step(i, guided, x)
+        signals.append({"prediction": guided, "denoised": denoised, "latents": x}[signal])
+        if len(signals) >= 2:
+            changes.append(torch.tanh(rel_l1(signals[-1], signals[-2])))
+        if len(changes) >= 2 and i + 1 > fix_steps:
+            drop = changes[-2] - changes[-1]
+            # Two bounds; how far from 0 a drop is must be seen against the threshold too.
+            run.margins += [min(abs(d), abs(d - threshold)) / threshold for d in drop[~latched].tolist()]
+            latched = latched | ((drop > 0) & (drop < threshold))
+    run.latents = x
+    return run

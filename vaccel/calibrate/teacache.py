@@ -1,0 +1,92 @@
+"""Fits TeaCache's polynomial on a model: change of the timestep embedding to change of the output."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import artifacts, ops
+from ..families import find
+
+DEGREE = 4
+
+
+def calibrate_teacache(
+    pipe: Any,
+    prompts: list[str],
+    path: Path,
+    *,
+    seeds: list[int] = (0,),
+    call: dict[str, Any],
+    retention: bool = False,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> dict[str, Any]:
+    """Runs the full model and fits the coefficients; writes the artifact ``path`` and returns its data.
+
+    For every step but the first the pair (relative L1 of m_i from m_(i-1), relative L1 of v_i from v_(i-1)) is kept
+    per sample, conditional branch; the polynomial of degree 4 is their least-squares fit.  The artifact is written
+    after each sample: run again with the same arguments, it goes on where it stopped.  Raises ``ValueError`` when
+    ``path`` holds a calibration of something else.
+    """
+    header = {
+        "schema": artifacts.SCHEMA,
+        "method": "teacache",
+        "retention": retention,
+        "model": artifacts.fingerprint(pipe.transformer),
+        "scheduler": artifacts.scheduler_description(pipe.scheduler),
+        "call": {k: v for k, v in call.items() if isinstance(v, (int, float, str, bool))},
+    }
+    samples: dict[str, dict[str, list[float]]] = {}
+    if path.exists():
+        old = artifacts.read(path, "teacache")
+        different = [k for k, v in header.items() if old.get(k) != v]
+        if different:
+            raise ValueError(f"{path} is a calibration with another {', '.join(different)}; choose another file")
+        samples = old["samples"]
+    jobs = [(p, s) for p in prompts for s in seeds]
+    for done, (prompt, seed) in enumerate(jobs):
+        progress(done, len(jobs), prompt)
+        key = f"{hashlib.sha256(prompt.encode()).hexdigest()[:12]}-{seed}"
+        if key not in samples:
+            samples[key] = _sample(pipe, prompt, seed, call, retention)
+            artifacts.write(path, {**header, "samples": samples, "fields": _fit(samples, retention)})
+    progress(len(jobs), len(jobs), "done")
+    return artifacts.read(path, "teacache")
+
+
+@torch.no_grad()
+def _sample(pipe: Any, prompt: str, seed: int, call: dict[str, Any], retention: bool) -> dict[str, list[float]]:
+    """One full run: the changes of embedding and output from step to step."""
+    family = find(pipe.transformer)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def record(module: torch.nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        inputs = family.bind(module, args, kwargs)
+        half = len(inputs["hidden_states"]) // 2 if family.batched_guidance and pipe.guidance_scale > 1 else 0
+        modulation = family.modulation(module, inputs, retention)[half:]
+        seen.append((modulation.clone(), output[0][half:].clone()))
+
+    hook = pipe.transformer.register_forward_hook(record, with_kwargs=True)
+    try:
+        pipe(prompt, generator=torch.Generator().manual_seed(seed), output_type="latent", **call)
+    finally:
+        hook.remove()
+    seen = seen[:: len(seen) // len(pipe.scheduler.timesteps)]  # the conditional calls of two-call guidance
+    pairs = list(zip(seen[1:], seen[:-1], strict=True))
+    return {
+        "embedding": [float(ops.relative_l1(now[0], before[0])[0]) for now, before in pairs],
+        "output": [float(ops.relative_l1(now[1], before[1])[0]) for now, before in pairs],
+    }
+
+
+def _fit(samples: dict[str, dict[str, list[float]]], retention: bool) -> dict[str, Any]:
+    """The method's fields from all samples; fitted on a scaled domain, where the problem is well conditioned."""
+    x = np.concatenate([s["embedding"] for s in samples.values()])
+    y = np.concatenate([s["output"] for s in samples.values()])
+    polynomial = np.polynomial.Polynomial.fit(x, y, min(DEGREE, len(set(x.tolist())) - 1)).convert()
+    return {"coefficients": [float(c) for c in polynomial.coef[::-1]], "retention": retention}

@@ -1,0 +1,50 @@
+"""Clips as bytes for a page, and contact sheets to look at."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+
+_SMALL = 128  # pixels; up to here lossless animation, above it video
+
+
+def as_uint8(clip: np.ndarray) -> np.ndarray:
+    """[F, H, W, 3] in [0, 1] to 0..255."""
+    return (np.clip(clip, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def data_uri(clip: np.ndarray, fps: int = 12) -> tuple[str, bool]:
+    """A clip as a ``data:`` URI and whether it is a video: lossless animated PNG when small, H.264 when not."""
+    frames = as_uint8(clip)
+    if max(frames.shape[1:3]) <= _SMALL:
+        data = iio.imwrite("<bytes>", frames, extension=".png", plugin="pillow", duration=1000 / fps, loop=0)
+        return "data:image/png;base64," + base64.b64encode(data).decode(), False
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_video(path, clip, fps)
+        return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode(), True
+
+
+def write_video(path: Path, clip: np.ndarray, fps: int = 12) -> None:
+    """Writes [F, H, W, 3] in [0, 1] in the format of the path's suffix (.mp4, .gif, .png); small clips enlarged."""
+    frames = as_uint8(clip)
+    scale = max(1, 240 // max(frames.shape[1:3]))
+    frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    if path.suffix in (".gif", ".png", ".webp"):
+        iio.imwrite(path, frames, plugin="pillow", duration=1000 / fps, loop=0)
+    else:
+        iio.imwrite(path, frames, fps=fps, codec="libx264", macro_block_size=2, plugin="FFMPEG")
+
+
+def contact_sheet(clips: list[np.ndarray], columns: int = 6, scale: int = 2) -> np.ndarray:
+    """One row a clip, ``columns`` of its frames evenly spaced; [h, w, 3] in 0..255, thin gaps between."""
+    rows = []
+    for clip in clips:
+        chosen = as_uint8(clip)[np.linspace(0, len(clip) - 1, columns).round().astype(int)]
+        chosen = chosen.repeat(scale, axis=1).repeat(scale, axis=2)
+        rows.append(np.concatenate([np.pad(f, ((0, 4), (0, 4), (0, 0)), constant_values=255) for f in chosen], axis=1))
+    return np.concatenate(rows, axis=0)

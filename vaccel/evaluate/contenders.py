@@ -1,0 +1,154 @@
+"""What is compared: our methods, diffusers' own caches, and the plain pipeline with fewer steps.
+
+A contender is written as it would be called: ``DirectionMagnitude(threshold=0.005)``,
+``diffusers.SeaCache(threshold=0.25)``, ``steps(25)``.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from .. import methods
+from ..api import Handle, accelerate
+from ..methods import Method
+
+Kind = Literal["vaccel", "diffusers", "steps"]
+_CACHES = ("FirstBlockCache", "MagCache", "TaylorSeer", "SeaCache")
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One way to run the pipeline.  ``label`` is what was written; ``group`` joins the points of one curve."""
+
+    label: str
+    kind: Kind
+    group: str
+    method: Method | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    num_steps: int | None = None
+
+    @property
+    def needs_small(self) -> bool:
+        return self.method is not None and self.method.needs_small
+
+    @contextlib.contextmanager
+    def applied(self, pipe: Any, small: nn.Module | None, *, compile: bool = False) -> Iterator[Handle | None]:
+        """The pipeline runs this contender while the context lasts."""
+        if self.kind == "vaccel":
+            with accelerate(pipe, self.method, small=small if self.needs_small else None, compile=compile) as handle:
+                yield handle
+        elif self.kind == "diffusers":
+            transformer = pipe.transformer
+            transformer.enable_cache(_cache_config(self.group.split(".")[1], dict(self.options)))
+            try:
+                yield None
+            finally:
+                transformer.disable_cache()
+        else:
+            yield None
+
+
+def parse_contender(text: str, folder: str | Path = ".") -> Contender:
+    """Reads a contender; relative artifacts are looked for in ``folder``.
+
+    ``TeaCache(artifact="teacache.json", threshold=0.1)`` takes its coefficients from a calibration artifact.  Raises
+    ``ValueError`` that says what is wrong with the text.
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"{text!r} is not written like a call: {error.msg}") from None
+    if not isinstance(node, ast.Call):
+        raise ValueError(f"{text!r} is not written like a call, such as TeaCache(threshold=0.1)")
+    name = ast.unparse(node.func)
+    if name == "steps":
+        args = _arguments(node, Path(folder), text)
+        if set(args) != {""} or not isinstance(args[""], int) or args[""] < 1:
+            raise ValueError(f"{text!r}: steps takes one positive number")
+        return Contender(text, "steps", "fewer steps", num_steps=args[""])
+    if name.startswith("diffusers."):
+        cache = name.split(".")[1]
+        if cache not in _CACHES:
+            raise ValueError(f"unknown cache {name!r}; known: {', '.join('diffusers.' + c for c in _CACHES)}")
+        options = _arguments(node, Path(folder), text)
+        if "" in options:
+            raise ValueError(f"{text!r}: diffusers' caches take keyword arguments")
+        return Contender(text, "diffusers", name, options=tuple(sorted(options.items())))
+    method = _method(node, Path(folder), text)
+    group = name if not isinstance(method, methods.SRDiffusion) or not method.rendering else f"{name} + TeaCache"
+    return Contender(text, "vaccel", group, method=method)
+
+
+def _arguments(node: ast.Call, folder: Path, text: str) -> dict[str, Any]:
+    """Keyword arguments of a call, the first positional one under ""; only literals and methods."""
+
+    def value(n: ast.expr) -> Any:
+        if isinstance(n, ast.Call):
+            return _method(n, folder, text)
+        try:
+            return ast.literal_eval(n)
+        except ValueError:
+            raise ValueError(f"{text!r}: {ast.unparse(n)} is neither a number, a string, a list nor a method") from None
+
+    if len(node.args) > 1:
+        raise ValueError(f"{text!r}: name the arguments after the first")
+    named = {k.arg: value(k.value) for k in node.keywords}
+    return {"": value(node.args[0]), **named} if node.args else named
+
+
+def _method(node: ast.Call, folder: Path, text: str) -> Method:
+    name = ast.unparse(node.func)
+    known = {m.__name__: m for m in methods.base._METHODS.values()}
+    if name not in known:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(sorted(known))}")
+    kwargs = _arguments(node, folder, text)
+    args = [kwargs.pop("")] if "" in kwargs else []
+    try:
+        if "artifact" in kwargs:
+            path = folder / kwargs.pop("artifact")
+            return known[name].load(path, *args, **kwargs)
+        if "preset" in kwargs:
+            return known[name].preset(kwargs.pop("preset"), *args, **kwargs)
+        return known[name](*args, **kwargs)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{text!r}: {error}") from None
+
+
+def _cache_config(name: str, options: dict[str, Any]) -> Any:
+    import diffusers
+
+    if name == "TaylorSeer":
+        return diffusers.TaylorSeerCacheConfig(use_lite_mode=True, **options)
+    return getattr(diffusers, f"{name}Config")(**options)
+
+
+def calibrated(contenders: list[Contender], pipe: Any, prompt: str, call: dict[str, Any]) -> list[Contender]:
+    """Gives MagCache contenders without ``mag_ratios`` their own, from diffusers' calibration run on ``prompt``."""
+    if not any(c.group == "diffusers.MagCache" and "mag_ratios" not in dict(c.options) for c in contenders):
+        return contenders
+    from diffusers import MagCacheConfig
+
+    steps = call["num_inference_steps"]
+    pipe.transformer.enable_cache(MagCacheConfig(calibrate=True, num_inference_steps=steps))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            pipe(prompt, **call)
+    finally:
+        pipe.transformer.disable_cache()
+    ratios = next(line for line in said.getvalue().splitlines() if line.startswith("["[0]) and line[1:2].isdigit())
+    fitted = {"mag_ratios": tuple(ast.literal_eval(ratios)), "num_inference_steps": steps}
+    return [
+        dataclasses.replace(c, options=tuple(sorted({**fitted, **dict(c.options)}.items())))
+        if c.group == "diffusers.MagCache"
+        else c
+        for c in contenders
+    ]

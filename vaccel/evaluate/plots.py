@@ -1,0 +1,64 @@
+"""The report's plots, as SVG text."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from .observations import Observations
+
+
+def _svg(figure: Any) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", bbox_inches="tight")
+    plt.close(figure)
+    return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def cost_fidelity(summary: list[dict[str, Any]], small: dict[str, Any] | None) -> str:
+    """Speedup against PSNR, one line a method (its points sorted by speedup)."""
+    figure, axes = plt.subplots(figsize=(9, 5))
+    styles = {"vaccel": ("o", "-", 2.0), "diffusers": ("s", "--", 1.2), "steps": ("x", ":", 1.5)}
+    for number, group in enumerate(dict.fromkeys(entry["group"] for entry in summary)):
+        points = sorted((e for e in summary if e["group"] == group), key=lambda e: e["speedup"])
+        marker, line, width = styles[points[0]["kind"]]
+        axes.plot(
+            [p["speedup"] for p in points],
+            [p["psnr"] for p in points],
+            marker=marker,
+            linestyle=line,
+            linewidth=width,
+            color=plt.get_cmap("tab10")(number % 10),
+            label=group,
+        )
+    if small is not None:
+        axes.plot([small["speedup"]], [small["psnr"]], "k*", markersize=12, linestyle="", label="small model alone")
+    axes.set_xlabel("speedup in wall time (full model = 1)")
+    axes.set_ylabel("PSNR to the full model's clip, dB")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="upper right")
+    return _svg(figure)
+
+
+def observations(seen: Observations) -> str:
+    """Direction, magnitude ratio, and conditional against unconditional magnitude, over the steps."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8))
+    for name, values in seen.direction.items():
+        axes[0].plot(values, label=name, linewidth=2 if name == "small" else 1.2)
+    for name, values in seen.ratio.items():
+        axes[1].plot(values, label=name, linewidth=2 if name == "small" else 1.2)
+    axes[2].plot(seen.small_cond, label="conditional")
+    axes[2].plot(seen.small_uncond, "--", label="unconditional")
+    titles = ("cosine with the large model's output", "norm of the large output / norm of ...", "small model's norm")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.axvspan(0.2 * seen.steps, 0.95 * seen.steps, color="0.93", zorder=0)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    return _svg(figure)

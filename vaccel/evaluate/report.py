@@ -1,0 +1,71 @@
+"""One self-contained HTML page: table, timelines, plots and clips; and the same as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import jinja2
+
+from . import clips, plots
+from .compare import Comparison
+from .observations import Observations
+
+
+def write_report(
+    comparison: Comparison, folder: Path, *, title: str, facts: dict[str, Any], seen: Observations | None = None
+) -> Path:
+    """Writes ``report.html``, ``report.json`` and a contact sheet a prompt into ``folder``; returns the page's path.
+
+    ``facts`` (versions, device, command) are shown on the page and stored in the JSON.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    data = {"title": title, "facts": facts, **comparison.to_json()}
+    if seen is not None:
+        data["observations"] = {"middle": seen.middle(), "direction": seen.direction, "ratio": seen.ratio}
+        data["observations"] |= {"small_cond": seen.small_cond, "small_uncond": seen.small_uncond}
+    (folder / "report.json").write_text(json.dumps(_no_nan(data), indent=1))
+    jobs = list(dict.fromkeys((prompt, seed) for _, prompt, seed in comparison.clips))
+    shows = [_show(comparison, prompt, seed) for prompt, seed in jobs]
+    for number, (prompt, seed) in enumerate(jobs):
+        sheet = clips.contact_sheet([c for (_, p, s), c in comparison.clips.items() if (p, s) == (prompt, seed)])
+        iio.imwrite(folder / f"contact_sheet_{number}.png", sheet)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("report.html").render(
+        title=title,
+        facts=facts,
+        data=data,
+        plot=plots.cost_fidelity(data["summary"], comparison.small) if data["summary"] else "",
+        observed=plots.observations(seen) if seen is not None else "",
+        middle=seen.middle() if seen is not None else {},
+        shows=shows,
+    )
+    path = folder / "report.html"
+    path.write_text(page)
+    return path
+
+
+def _show(comparison: Comparison, prompt: str, seed: int) -> dict[str, Any]:
+    """The clips of one prompt with what is written under each."""
+    rows = {r.contender: r for r in comparison.rows if (r.prompt, r.seed) == (prompt, seed)}
+    shown = []
+    for (name, p, s), clip in comparison.clips.items():
+        if (p, s) != (prompt, seed):
+            continue
+        uri, video = clips.data_uri(clip)
+        row = rows.get(name)
+        under = f"{row.speedup:.2f}x, {row.psnr:.1f} dB" if row else "reference" if name == "full" else ""
+        shown.append({"name": name, "uri": uri, "video": video, "under": under})
+    return {"prompt": prompt, "seed": seed, "clips": shown}
+
+
+def _no_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _no_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_no_nan(v) for v in value]
+    return None if isinstance(value, float) and value != value else value
