@@ -131,7 +131,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inst
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the clip shows.")],
     pipeline: Annotated[str, typer.Option(help="Pipeline folder or hub name; 'demo' is the shipped family.")] = "demo",
-    method: Annotated[str | None, typer.Option("--method", "-m", help="As it would be called; if left out, the full model.")] = None,
+    method: Annotated[str | None, typer.Option("--method", "-m", help="As it would be called.")] = None,
     out: Annotated[Path, typer.Option(help="File to write: .mp4, .gif or .png (animated).")] = Path("clip.mp4"),
     small: Small = None,
     steps: Steps = 50,
@@ -141,7 +141,7 @@ def generate(
     compile: Annotated[bool, typer.Option("--compile", help="Compile the transformers.")] = False,
     dtype: Dtype = "float32",
 ) -> None:  # fmt: skip
-    """Write one clip and print the timeline of what was computed."""
+    """Write one clip and print the timeline of what was computed (without --method, by the full model)."""
     import time
 
     import numpy as np

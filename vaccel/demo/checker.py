@@ -167,8 +167,7 @@ def _tracks(cover: np.ndarray) -> list[tuple[int, np.ndarray]]:
             continue
         joined = mask.copy()
         joined[1:-1] |= mask[:-2] & mask[2:]  # one missed frame does not make two shapes of one
-        labels, _ = ndimage.label(joined, structure=np.ones((3, 3, 3)))
-        labels *= mask
+        labels = ndimage.label(joined, structure=np.ones((3, 3, 3)))[0] * mask
         sizes = np.bincount(labels.ravel())
         for label in 1 + np.flatnonzero(sizes[1:] >= MIN_AREA * SEEN_SHARE * len(mask)):
             track = labels == label
@@ -219,8 +218,7 @@ def _fit_kind(alpha: np.ndarray, centres: np.ndarray) -> tuple[str | None, float
     windows = torch.from_numpy(np.stack(cut))
     grid = torch.arange(size, dtype=torch.float32) - reach + 0.5
     offsets = torch.from_numpy((centres - corners).astype(np.float32))
-    x, y = grid[None, None, :] - offsets[:, 0, None, None], grid[None, :, None] - offsets[:, 1, None, None]
-    x, y = torch.broadcast_tensors(x, y)
+    x, y = torch.broadcast_tensors(grid - offsets[:, 0, None, None], grid[:, None] - offsets[:, 1, None, None])
     candidates = [(kind, scale * float(np.sqrt(area / _AREAS[kind]))) for kind in KINDS for scale in _SCALES]
     drawn = torch.stack([torch.sigmoid(-3.0 * signed_distance(kind, x, y, radius)) for kind, radius in candidates])
     both = torch.minimum(drawn, windows).sum(dim=(2, 3))  # [candidates, n]

@@ -17,6 +17,16 @@ def same_shape(op: str, **tensors: torch.Tensor) -> None:
             raise ValueError(f"{op}: {first} {tuple(a.shape)} and {name} {tuple(b.shape)} differ in shape")
 
 
+def rows(x: torch.Tensor) -> torch.Tensor:
+    """[B, ...] -> [B, n] in fp32, what every reduction starts from."""
+    return (x.flatten(1) if x.ndim > 1 else x[:, None]).float()
+
+
+def length(x: torch.Tensor) -> torch.Tensor:
+    """L2 norm of [B, n] rows.  Not ``vector_norm``: on a CPU that adds up in order, ``sum`` in a tree."""
+    return x.square().sum(dim=1).sqrt()
+
+
 def per_sample(vector: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """[B] -> [B, 1, ...] with as many dimensions as ``like``."""
     return vector.view(-1, *[1] * (like.ndim - 1))

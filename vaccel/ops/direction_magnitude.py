@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from . import _native
-from ._check import per_sample, same_shape
+from ._check import length, per_sample, rows, same_shape
 
 
 def _torch(x: torch.Tensor, residual: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     direction = x.float() + residual.float()
-    length = torch.linalg.vector_norm(direction.reshape(len(direction), -1), dim=1)
-    return (direction * per_sample(magnitude / length, direction)).to(x.dtype)
+    scale = magnitude / length(rows(direction))
+    return (direction * per_sample(scale, direction)).to(x.dtype)
 
 
 if _native.LOADED:

@@ -2,7 +2,7 @@
 
 import torch
 
-from ._check import same_shape
+from ._check import rows, same_shape
 
 
 def relative_l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -11,6 +11,5 @@ def relative_l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     Raises ``ValueError`` for different shapes.
     """
     same_shape("relative_l1", a=a, b=b)
-    a = a.reshape(a.shape[0], -1).float()
-    b = b.reshape(b.shape[0], -1).float()
-    return torch.linalg.vector_norm(a - b, ord=1, dim=1) / torch.linalg.vector_norm(b, ord=1, dim=1)
+    a, b = rows(a), rows(b)
+    return (a - b).abs().sum(dim=1) / b.abs().sum(dim=1)
