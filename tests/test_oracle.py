@@ -6,7 +6,7 @@ asserted, for a case that has become trivial or a toss-up tests nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -67,15 +67,6 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
     "cog-ddim-early": partial(cog_ddim, snr_shift_scale=0.3),
 }
 SOLVERS = ["unipc", "euler", "dpm", "cog-ddim", "cog-dpm"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost these models far more than they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def pipeline(solver: str) -> tuple[Any, torch.nn.Module]:
@@ -285,6 +276,18 @@ def test_sr_diffusion(solver: str, guidance: float, signal: str) -> None:
     else:
         pair = switching({"prediction": 0.04, "denoised": 0.02}[signal], fix_steps=7, signal=signal)
     check(pair, solver, guidance=guidance)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "fix_steps"),
+    [
+        pytest.param(0.0325, 12, id="tanh"),  # without it the first drop is above the threshold
+        pytest.param(0.02, 10, id="denominator"),  # relative to the new signal an earlier drop is below
+        pytest.param(0.005, 5, id="guided"),  # of the conditional branch alone that drop is negative
+    ],
+)
+def test_sr_diffusion_measures_the_change_exactly(threshold: float, fix_steps: int) -> None:
+    check(switching(threshold, fix_steps=fix_steps), "unipc")
 
 
 @guidances

@@ -14,6 +14,10 @@ from .methods import Method
 from .trace import Trace
 
 
+#: The attributes of a pipeline that are accelerated, in the order of the run.
+TRANSFORMERS = ("transformer", "transformer_2")
+
+
 class Handle:
     """An accelerated pipeline.  Also a context manager that removes itself.
 
@@ -91,8 +95,8 @@ def accelerate(
         raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
     if cuda_graphs or attention is not None:
         raise ValueError("cuda_graphs and attention are not available in this version of vaccel")
-    transformers = [getattr(pipe, name, None) for name in ("transformer", "transformer_2")]
-    transformers = [t for t in transformers if t is not None]
+    names = [n for n in TRANSFORMERS if getattr(pipe, n, None) is not None]
+    transformers = [getattr(pipe, n) for n in names]
     if not transformers or not hasattr(pipe, "scheduler"):
         raise ValueError(f"{type(pipe).__name__} has no transformer and scheduler to accelerate")
     described = find(_unwrapped(transformers[0]), family)
@@ -103,7 +107,8 @@ def accelerate(
         if getattr(transformer, "_compiled_call_impl", None) is not None:  # module.compile() was called on it
             compiled.append((transformer, transformer._compiled_call_impl))
             transformer._compiled_call_impl = None
-    session = Session(pipe, method, transformers, smalls, described, compile=compile or bool(compiled))
+    stages = [TRANSFORMERS.index(n) for n in names]  # Wan 2.2 may hold its second transformer alone
+    session = Session(pipe, method, transformers, smalls, stages, described, compile=compile or bool(compiled))
     session.attach()
     return Handle(session, compiled)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import StateManager
 from torch import nn
 
 from ..buffers import Buffers
@@ -24,25 +23,17 @@ from ..trace import Trace
 from .schedulers import denoised
 
 HOOK = "vaccel"
-_FIRST = ("cond", "pred_cond", "cond_uncond")
-_SECOND = ("uncond", "pred_uncond")
 
 
 class _Hook(ModelHook):
-    """Sends every call of a transformer's root to the session.  Stateful only to learn the pipeline's context."""
-
-    _is_stateful = True
+    """Sends every call of a transformer's root to the session.  Stateless: all state belongs to a run."""
 
     def __init__(self, session: Session, stage: int):
         super().__init__()
         self.session, self.stage = session, stage
-        self.context = StateManager(None)
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self.session.call(self, args, kwargs)
-
-    def reset_state(self, module: nn.Module) -> nn.Module:
-        return module  # state belongs to a run, and every run starts its own
+        return self.session.call(self.stage, args, kwargs)
 
 
 def _position(timesteps: Any, t: Any) -> int | None:
@@ -63,6 +54,7 @@ class Session:
         method: Method,
         transformers: list[nn.Module],
         smalls: list[nn.Module | None],
+        numbers: list[int],
         family: Family,
         *,
         compile: bool,
@@ -76,10 +68,10 @@ class Session:
         self._begin = 0
         self._two = False
         self.stages = []
-        for index, (large, small) in enumerate(zip(transformers, smalls, strict=True)):
+        for number, large, small in zip(numbers, transformers, smalls, strict=True):
             large_model = Transformer(large, family, compile=compile)
             small_model = Transformer(small, family, small=True, compile=compile) if small is not None else None
-            self.stages.append(Stage(index, large_model, small_model))
+            self.stages.append(Stage(number, large_model, small_model))
         self._hooks = [_Hook(self, i) for i in range(len(transformers))]
         self._had: list[tuple[bool, bool]] = []
 
@@ -113,8 +105,8 @@ class Session:
         self.run = self._timesteps = None
         self.buffers.clear()
 
-    def call(self, hook: _Hook, args: tuple, kwargs: dict[str, Any]) -> Any:
-        stage = self.stages[hook.stage]
+    def call(self, number: int, args: tuple, kwargs: dict[str, Any]) -> Any:
+        stage = self.stages[number]
         model = stage.large.model
         inputs = self.family.bind(model, args, kwargs)
         index = self._locate(inputs.get("timestep"))
@@ -123,10 +115,7 @@ class Session:
         as_tuple = inputs.get("return_dict", True) is False
         inputs["return_dict"] = False
         run = self.run
-        branch = run.calls if index == run.index else 0
-        context = hook.context._context
-        if context is not None and context.name in _SECOND and branch == 0 and index == run.index:
-            branch = 1
+        branch = run.calls if index == run.index else 0  # pipelines call the conditional branch first
         call = Call(stage, branch, inputs, stage.large.latents(inputs), self._two)
         output = run.call(index, call)
         return (output,) if as_tuple else _output(output)

@@ -1,0 +1,89 @@
+"""Fills the tables of README.md from the JSON under bench/results: ``python bench/readme.py [--check]``.
+
+Text between ``<!-- figures: name -->`` and ``<!-- end -->`` is generated; nothing else is touched.  ``--check`` exits
+with 1 where the README is not what the JSON says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+
+def _read(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def _source(name: str, data: dict) -> str:
+    return f"`bench/results/{name}.json`, made by `{data['command']}` at commit {data['commit'][:10]}."
+
+
+def family() -> str:
+    """Accuracy and cost of the demo family."""
+    data = _read("cpu/family")
+    lines = ["| | caption right | colour | kind | direction | ms a forward |", "| --- | --- | --- | --- | --- | --- |"]
+    for name in ("large", "small"):
+        a = data["accuracy"][name]
+        cells = [f"{100 * a[k]:.0f} %" for k in ("correct", "colour", "kind", "direction")]
+        lines.append(f"| {name} | {' | '.join(cells)} | {data['forward_ms'][name][1]:.1f} |")
+    checker = data["checker"]
+    note = (
+        f"{data['captions']} held-out captions, {data['steps']} steps, guidance {data['guidance_scale']}. The large "
+        f"model costs {data['cost_ratio']['median']:.1f} times the small one. The checker says "
+        f"{100 * checker['true']['correct']:.1f} % of true clips and {100 * checker['shuffled']['correct']:.1f} % of "
+        "clips with another clip's caption are right. "
+    )
+    return "\n".join(lines) + "\n\n" + note + _source("cpu/family", data)
+
+
+def methods() -> str:
+    """Speed beside fidelity of every contender."""
+    data = _read("cpu/methods")
+    header = "| method | speedup | large + small forwards | PSNR dB | worst | SSIM | caption |"
+    lines = [header, "| --- | --- | --- | --- | --- | --- | --- |"]
+    full = data["full"]["checks"]["caption"]
+    lines.append(f"| full model | 1.00 | {2 * data['call']['num_inference_steps']} + 0 | | | | {100 * full:.0f} % |")
+    for e in data["summary"]:
+        label = re.sub(r"artifact='[^']*', ", "", e["contender"])
+        forwards = f"{e['forwards']['large']:.0f} + {e['forwards']['small']:.0f}"
+        numbers = f"{e['psnr']:.1f} | {e['psnr_worst']:.1f} | {e['ssim']:.3f} | {100 * e['checks']['caption']:.0f} %"
+        lines.append(f"| `{label}` | {e['speedup']:.2f} | {forwards} | {numbers} |")
+    note = f"{len(data['prompts'])} held-out captions, median speedup over them. "
+    return "\n".join(lines) + "\n\n" + note + _source("cpu/methods", data)
+
+
+def overhead() -> str:
+    """Microseconds a call over the bare model."""
+    data = _read("cpu/overhead")
+    lines = ["| call | median over the bare model, us | quartiles |", "| --- | --- | --- |"]
+    for entry in data["contenders"]:
+        lines.append(f"| {entry['name']} | {entry['over_bare_us']:.0f} | {entry['iqr_us']:.0f} wide |")
+    return "\n".join(lines) + "\n\n" + _source("cpu/overhead", data)
+
+
+def fill(text: str) -> str:
+    """The README with every generated part made anew."""
+
+    def make(match: re.Match) -> str:
+        return f"<!-- figures: {match[1]} -->\n{globals()[match[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- figures: (\w+) -->\n.*?<!-- end -->", make, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    path = ROOT / "README.md"
+    text = path.read_text()
+    filled = fill(text)
+    if "--check" in sys.argv:
+        return int(text != filled)
+    path.write_text(filled)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

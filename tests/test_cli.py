@@ -1,0 +1,89 @@
+"""The command line, on the shipped family with few steps."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from vaccel.cli import app
+
+PROMPT = "a red circle moves left slowly on a gray background"
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+
+
+def test_help_helps():
+    for arguments in ([], ["generate"], ["compare"], ["calibrate", "teacache"], ["doctor"]):
+        result = run(*arguments, "--help")
+        assert result.exit_code == 0
+        assert "Usage" in result.output
+
+
+def test_doctor():
+    found = json.loads(run("doctor", "--json").output)
+    assert found["packages"]["torch"].startswith("2.")
+    assert isinstance(found["native"]["cpu_kernels"], bool)
+    assert set(found["attention"]) >= {"sdpa", "sageattention"}
+    assert "torch" in run("doctor").output
+
+
+def test_generate_prints_the_timeline(tmp_path):
+    out = tmp_path / "clip.gif"
+    result = run("generate", PROMPT, "-m", "DirectionMagnitude(0.01)", "--steps", "10", "--out", str(out))
+    assert result.exit_code == 0
+    assert "FF" in result.output
+    assert "large" in result.output
+    assert out.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", PROMPT, "-m", "Magic(1)"], "unknown method"),
+        (["generate", PROMPT, "--out", "clip.txt"], ".mp4, .gif"),
+        (["generate", PROMPT, "--pipeline", "/no/such/folder"], "error:"),
+        (["generate", PROMPT, "--dtype", "float7"], "float7"),
+        (["generate", PROMPT, "--call", "height"], "name=value"),
+        (["generate", PROMPT, "-m", "DirectionMagnitude(0.01)", "--steps", "1"], "too few"),
+    ],
+)
+def test_bad_input_is_a_clear_line(arguments, message, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_compare_writes_page_and_json(tmp_path):
+    result = run(
+        "compare", "-p", PROMPT, "-m", "DirectionMagnitude(0.01)", "-m", "steps(5)", "--steps", "10",
+        "--out", str(tmp_path),
+    )  # fmt: skip
+    assert result.exit_code == 0
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert [e["contender"] for e in data["summary"]] == ["DirectionMagnitude(0.01)", "steps(5)"]
+    assert "caption" in data["summary"][0]["checks"]
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_calibration_goes_on_where_it_stopped(tmp_path):
+    other = "a blue square moves up quickly on a dark background"
+    whole, part = tmp_path / "whole.json", tmp_path / "part.json"
+    assert run("calibrate", "teacache", "-p", PROMPT, "-p", other, "--steps", "8", "--out", str(whole)).exit_code == 0
+    assert run("calibrate", "teacache", "-p", PROMPT, "--steps", "8", "--out", str(part)).exit_code == 0
+    before = json.loads(part.read_text())["samples"]
+    assert run("calibrate", "teacache", "-p", PROMPT, "-p", other, "--steps", "8", "--out", str(part)).exit_code == 0
+    after = json.loads(part.read_text())
+    assert after == json.loads(whole.read_text())
+    assert before.items() <= after["samples"].items()
+    refused = run("calibrate", "teacache", "-p", PROMPT, "--steps", "9", "--out", str(part))
+    assert refused.exit_code == 2
+    assert "another call" in refused.output
+    part.write_text(whole.read_text()[:100])
+    assert run("calibrate", "teacache", "-p", PROMPT, "--steps", "8", "--out", str(part)).exit_code == 2

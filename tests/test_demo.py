@@ -1,0 +1,114 @@
+"""The moving-shapes family: grammar, drawing, the linear VAE, the trainer's resume, and what ships."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vaccel import demo
+from vaccel.demo import family, shapes
+from vaccel.demo.train import Trainer, learning_rate
+from vaccel.demo.vae import PatchTransformVAE
+
+
+def test_captions_read_back():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        scene = shapes.draw_scene(generator)
+        assert shapes.Scene.parse(scene.caption) == scene
+    for text in ("a cat", "a red circle moves left slowly", "a pink circle moves left slowly on a gray background"):
+        with pytest.raises(ValueError, match="not a caption"):
+            shapes.Scene.parse(text)
+
+
+def test_training_never_sees_a_held_out_caption():
+    held_out = set(shapes.held_out_captions(200))
+    generator = torch.Generator().manual_seed(1)
+    seen = {shapes.draw_scene(generator, held_out=False).caption for _ in range(3000)}
+    assert len(held_out) == 200
+    assert not held_out & seen
+    assert not held_out & set(family.calibration_captions(32))
+
+
+def test_drawing_is_seeded_and_in_range():
+    first = shapes.draw_batch(4, torch.Generator().manual_seed(3))
+    second = shapes.draw_batch(4, torch.Generator().manual_seed(3))
+    assert first[0] == second[0]
+    assert torch.equal(first[1], second[1])
+    assert first[1].shape == (4, 17, 48, 48, 3)
+    assert first[1].min() >= 0
+    assert first[1].max() <= 1
+
+
+def test_the_vae_is_orthonormal_and_close():
+    clips = shapes.draw_batch(256, torch.Generator().manual_seed(0))[1]
+    vae = PatchTransformVAE.fit(clips)
+    assert torch.allclose(vae.basis.T @ vae.basis, torch.eye(64), atol=1e-5)
+    others = shapes.draw_batch(32, torch.Generator().manual_seed(1))[1]
+    video = others.permute(0, 4, 1, 2, 3) * 2 - 1
+    latents = vae.encode(video).latent_dist.mode()
+    assert latents.shape == (32, 64, 5, 6, 6)
+    back = vae.decode(latents).sample
+    assert back.shape == video.shape
+    psnr = -10 * torch.log10(((back - video) / 2).square().mean())
+    assert psnr > 31
+    with pytest.raises(ValueError, match="expected"):
+        vae.encode(video[:, :, :16])
+
+
+def test_what_ships_is_small_and_loads():
+    folder = family.shipped_folder()
+    sizes = {p: p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+    assert sum(sizes.values()) <= 25e6
+    assert max(sizes.values()) <= 15e6
+    loaded = demo.load()
+    assert type(loaded.pipe).__name__ == "WanPipeline"
+    assert not loaded.pipe.transformer.training
+    assert not loaded.small.training
+    large, small = (sum(p.numel() for p in m.parameters()) for m in (loaded.pipe.transformer, loaded.small))
+    assert large > 5 * small
+    with pytest.raises(FileNotFoundError, match=r"vaccel\.demo\.train"):
+        demo.load(folder / "nothing")
+
+
+def test_the_shipped_model_draws_what_it_is_told():
+    """A sanity check with a fixed seed; the measured accuracy over 64 captions is under bench/results."""
+    from vaccel.demo.checker import check
+
+    loaded = demo.load()
+    captions = [
+        "a red square moves left slowly on a dark background",
+        "a blue circle moves down quickly on a gray background",
+    ]
+    generator = [torch.Generator().manual_seed(i) for i in range(2)]
+    frames = loaded.pipe(captions, num_inference_steps=20, generator=generator, **loaded.call).frames
+    verdicts = [check(clip, caption) for clip, caption in zip(frames, captions, strict=True)]
+    assert all(v.correct for v in verdicts), verdicts
+
+
+def test_a_resumed_training_is_the_uninterrupted_one(tmp_path):
+    whole = Trainer(tmp_path, 2, 0, "cpu")
+    losses = [whole.update(learning_rate(i, 10, 0.3)) for i in range(3)]
+    first = Trainer(tmp_path, 2, 0, "cpu")
+    again = [first.update(learning_rate(i, 10, 0.3)) for i in range(2)]
+    first.save()
+    second = Trainer(tmp_path, 2, 0, "cpu")
+    second.resume()
+    assert second.step == 2
+    again.append(second.update(learning_rate(2, 10, 0.3)))
+    assert again == losses
+    for a, b in zip(whole.ema.parameters(), second.ema.parameters(), strict=True):
+        assert torch.equal(a, b)
+    second.export()
+    exported = demo.load(tmp_path)
+    assert torch.equal(exported.small.proj_out.bias, second.ema["small"].proj_out.bias.half().float())
+    with pytest.raises(ValueError, match="seed 0 and batch 2"):
+        Trainer(tmp_path, 4, 0, "cpu").resume()
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero():
+    rates = [learning_rate(i, 1000, 0.3) for i in range(1001)]
+    assert rates[0] == 0.01
+    assert rates[100] == rates[699] == 1.0
+    assert rates[1000] == 0.0
+    assert rates[850] == pytest.approx(0.5)
