@@ -13,7 +13,6 @@ from .integrations.diffusers import Session
 from .methods import Method
 from .trace import Trace
 
-
 #: The attributes of a pipeline that are accelerated, in the order of the run.
 TRANSFORMERS = ("transformer", "transformer_2")
 
