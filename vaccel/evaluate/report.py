@@ -58,7 +58,10 @@ def _show(comparison: Comparison, prompt: str, seed: int) -> dict[str, Any]:
             continue
         uri, video = clips.data_uri(clip)
         row = rows.get(name)
-        under = f"{row.speedup:.2f}x, {row.psnr:.1f} dB" if row else "reference" if name == "full" else ""
+        under = "reference" if name == "full" else ""
+        if row is not None:
+            fidelity = "equal" if row.psnr == float("inf") else f"{row.psnr:.1f} dB"
+            under = f"{row.speedup:.2f}x, {fidelity}"
         shown.append({"name": name, "uri": uri, "video": video, "under": under})
     return {"prompt": prompt, "seed": seed, "clips": shown}
 
