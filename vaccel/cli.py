@@ -290,6 +290,8 @@ def calibrate_teacache(
     steps: Steps = 50,
     call: Call = None,
     retention: Annotated[bool, typer.Option(help="Fit for the retention mode (projected embedding).")] = False,
+    small: Small = None,
+    of_small: Annotated[bool, typer.Option("--of-small", help="Fit for the small model instead.")] = False,
     dtype: Dtype = "float32",
 ) -> None:
     """Fit TeaCache's coefficients by full runs of a model. Resumable: run it again after Ctrl-C."""
@@ -297,7 +299,11 @@ def calibrate_teacache(
     from vaccel.demo import family
 
     try:
-        loaded = _Loaded(pipeline, None, call, dtype)
+        loaded = _Loaded(pipeline, small, call, dtype)
+        if of_small:
+            if loaded.small is None:
+                raise typer.BadParameter("there is no small model: pass --small", param_hint="--of-small")
+            loaded.pipe.transformer = loaded.small
         chosen = _prompts(prompt, prompts, family.calibration_captions(8) if pipeline == "demo" else None)
         with _bar() as bar:
             task = bar.add_task("starting", total=1)

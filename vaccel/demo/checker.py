@@ -26,8 +26,9 @@ SEEN_SHARE = 1 / 3  # of the frames that a blob must be in to count as a shape a
 FOLLOWED_SHARE = 3 / 4  # of the frames that a shape must be in for its motion to count
 MAX_COLOUR_ERROR = 0.4  # RGB distance to the palette; its closest two colours are 0.61 apart
 MAX_PATH_ERROR = 1.5  # pixels (root mean square) off the straight path
-MIN_FIT = 0.6  # intersection over union with the best outline
-HALF_SLACK = 0.03  # by which another outline may fit half of the clip better
+MIN_FIT = 0.7  # share of the coverage that the best outline explains
+HALF_SLACK = 0.02  # by which another outline may fit half of the clip better
+BLUR = 0.9  # pixels, the standard deviation of the blur that outlines are tried with
 MAX_RADIUS = 14.0  # pixels; the largest drawn shape has 9.5
 
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
@@ -39,7 +40,7 @@ _CHROMA_GAIN = _CHROMA / np.maximum((_CHROMA**2).sum(axis=1, keepdims=True), 1e-
 # clipping change a little) the outlines are tried.
 _Y, _X = torch.meshgrid(torch.linspace(-1.5, 1.5, 301), torch.linspace(-1.5, 1.5, 301), indexing="ij")
 _AREAS = {kind: float((signed_distance(kind, _X, _Y, 1.0) < 0).sum()) * 0.01**2 for kind in KINDS}
-_SCALES = (0.92, 0.97, 1.02, 1.07)
+_SCALES = (0.9, 0.97, 1.04)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class SeenShape:
     speed: str | None
     velocity: tuple[float, float]  # pixels a frame, x to the right and y down
     radius: float  # pixels, in the sense of ``signed_distance``
-    fit: float  # intersection over union with the best outline, in [0, 1]
+    fit: float  # share of the coverage (of its squares) that the best outline explains, at most 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,8 +206,8 @@ def _fit_kind(alpha: np.ndarray, centres: np.ndarray) -> tuple[str | None, float
     """The kind, radius (pixels) and fit of a coverage [n, H, W] in [0, 1] with centres [n, 2] in pixels.
 
     Every outline is drawn at the measured centres, sub-pixel offsets included, at radii around the one that its area
-    asks for.  Intersections and unions are summed over frames, which averages noise out; the two halves of the clip
-    must agree, or a shape that turns into another would pass for one of them.
+    asks for.  Errors are summed over frames, which averages noise out; the two halves of the clip must agree, or a
+    shape that turns into another would pass for one of them.
     """
     area = float(alpha.sum(axis=(1, 2)).mean())
     reach = int(np.ceil(1.4 * np.sqrt(area / min(_AREAS.values())))) + 2
@@ -215,20 +216,24 @@ def _fit_kind(alpha: np.ndarray, centres: np.ndarray) -> tuple[str | None, float
     corners = np.floor(centres).astype(int)  # of the window [-reach, reach] around each centre
     padded, size = np.pad(alpha, ((0, 0), (reach, reach), (reach, reach))), 2 * reach + 1
     cut = [frame[cy : cy + size, cx : cx + size] for frame, (cx, cy) in zip(padded, corners, strict=True)]
-    windows = torch.from_numpy(np.stack(cut))
+    windows = np.stack(cut)
     grid = torch.arange(size, dtype=torch.float32) - reach + 0.5
     offsets = torch.from_numpy((centres - corners).astype(np.float32))
     x, y = torch.broadcast_tensors(grid - offsets[:, 0, None, None], grid[:, None] - offsets[:, 1, None, None])
-    candidates = [(kind, scale * float(np.sqrt(area / _AREAS[kind]))) for kind in KINDS for scale in _SCALES]
-    drawn = torch.stack([torch.sigmoid(-3.0 * signed_distance(kind, x, y, radius)) for kind, radius in candidates])
-    both = torch.minimum(drawn, windows).sum(dim=(2, 3))  # [candidates, n]
-    either = torch.maximum(drawn, windows).sum(dim=(2, 3))
-    fits = both.sum(dim=1) / either.sum(dim=1)
-    (kind, radius), fit = candidates[int(fits.argmax())], float(fits.max())
-    same = torch.tensor([other == kind for other, _ in candidates])
+    outlines = [(kind, scale * float(np.sqrt(area / _AREAS[kind]))) for kind in KINDS for scale in _SCALES]
+    drawn = torch.stack(
+        [torch.sigmoid(-3.0 * signed_distance(kind, x, y, radius)) for kind, radius in outlines]
+    ).numpy()
+    # A generated clip is blurred, and a small cross that is looks like a circle to a sharp outline.
+    drawn = np.concatenate([drawn, ndimage.gaussian_filter(drawn, (0, 0, BLUR, BLUR))])
+    missed = ((drawn - windows) ** 2).sum(axis=(2, 3))  # [candidates, n]
+    power = (windows**2).sum(axis=(1, 2))
+    fits = 1 - missed.sum(axis=1) / power.sum()
+    (kind, radius), fit = (2 * outlines)[int(fits.argmax())], float(fits.max())
+    same = np.array([other == kind for other, _ in 2 * outlines])
     middle = len(alpha) // 2
-    halves = [both[:, s].sum(dim=1) / either[:, s].sum(dim=1) for s in (slice(0, middle), slice(middle, None))]
-    steady = all(float(half[same].max()) > float(half.max()) - HALF_SLACK for half in halves)
+    halves = [1 - missed[:, s].sum(axis=1) / power[s].sum() for s in (slice(0, middle), slice(middle, None))]
+    steady = all(half[same].max() > half.max() - HALF_SLACK for half in halves)
     return kind if steady and fit >= MIN_FIT and radius <= MAX_RADIUS else None, radius, fit
 
 
