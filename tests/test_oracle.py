@@ -283,7 +283,9 @@ def test_sr_diffusion(solver: str, guidance: float, signal: str) -> None:
     [
         pytest.param(0.0325, 12, id="tanh"),  # without it the first drop is above the threshold
         pytest.param(0.02, 10, id="denominator"),  # relative to the new signal an earlier drop is below
-        pytest.param(0.005, 5, id="guided"),  # of the conditional branch alone that drop is negative
+        pytest.param(0.005, 5, id="guided"),  # of the conditional branch alone the deciding drop is negative
+        pytest.param(0.005, 6, id="fix-steps"),  # the deciding drop is that of the first step allowed to decide
+        pytest.param(0.005, 7, id="fix-steps-later"),  # and here of the last one that is not
     ],
 )
 def test_sr_diffusion_measures_the_change_exactly(threshold: float, fix_steps: int) -> None:

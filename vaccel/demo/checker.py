@@ -26,7 +26,7 @@ SEEN_SHARE = 1 / 3  # of the frames that a blob must be in to count as a shape a
 FOLLOWED_SHARE = 3 / 4  # of the frames that a shape must be in for its motion to count
 MAX_COLOUR_ERROR = 0.4  # RGB distance to the palette; its closest two colours are 0.61 apart
 MAX_PATH_ERROR = 1.5  # pixels (root mean square) off the straight path
-MIN_FIT = 0.7  # share of the coverage that the best outline explains
+MIN_FIT = 0.8  # share of the coverage that the best outline explains
 HALF_SLACK = 0.02  # by which another outline may fit half of the clip better
 BLUR = 0.9  # pixels, the standard deviation of the blur that outlines are tried with
 MAX_RADIUS = 14.0  # pixels; the largest drawn shape has 9.5
@@ -123,7 +123,7 @@ def _name_background(level: np.ndarray, known: np.ndarray) -> str | None:
     if known.mean() < 0.2:
         return None
     values = level[known] - level[known].mean()
-    mean, variance = float(level[known].mean()), float((values**2).mean())
+    mean, variance = float(level[known].mean()), float(values.var())
     if variance < 0.03**2:  # the textures have a standard deviation of about 0.1
         error, name = min((abs(mean - 0.10), "dark"), (abs(mean - 0.45), "gray"))
         return name if error < 0.13 else None
@@ -131,7 +131,7 @@ def _name_background(level: np.ndarray, known: np.ndarray) -> str | None:
     across, down = ([np.cos(axis / 8), np.sin(axis / 8)] for axis in (x, y))
     diagonal = [f(x / 16) * g(y / 16) for f in (np.cos, np.sin) for g in (np.cos, np.sin)]
     waves = np.stack(across + down + diagonal, axis=1)
-    waves = waves - waves.mean(axis=0)
+    waves -= waves.mean(axis=0)
     gram = waves.T @ waves / len(waves) + 1e-4 * np.eye(8)  # the ridge is for clips with little background in sight
     weights = np.linalg.solve(gram, waves.T @ values / len(waves))
     # Stripes are a wave along one axis, dots the same wave along both, the chequerboard a product of longer waves.
@@ -194,8 +194,7 @@ def _motion(times: np.ndarray, centres: np.ndarray, frames: int) -> tuple[str | 
     error = float(np.sqrt(((centres - times[:, None] * line[0] - line[1]) ** 2).sum(axis=1).mean()))
     velocity = (float(line[0, 0]), float(line[0, 1]))
     along, direction = max((d[0] * velocity[0] + d[1] * velocity[1], name) for name, d in DIRECTIONS.items())
-    sideways = min(abs(velocity[0]), abs(velocity[1]))
-    too_slow = along < 0.5 * min(SPEEDS.values())
+    too_slow, sideways = along < 0.5 * min(SPEEDS.values()), min(abs(velocity[0]), abs(velocity[1]))
     if too_slow or sideways > 0.5 * along or error > MAX_PATH_ERROR:
         return None, None, velocity
     speed = min(SPEEDS, key=lambda name: abs(SPEEDS[name] - along))
@@ -215,25 +214,22 @@ def _fit_kind(alpha: np.ndarray, centres: np.ndarray) -> tuple[str | None, float
         return None, reach / 1.4, 0.0
     corners = np.floor(centres).astype(int)  # of the window [-reach, reach] around each centre
     padded, size = np.pad(alpha, ((0, 0), (reach, reach), (reach, reach))), 2 * reach + 1
-    cut = [frame[cy : cy + size, cx : cx + size] for frame, (cx, cy) in zip(padded, corners, strict=True)]
-    windows = np.stack(cut)
+    windows = np.stack([f[cy : cy + size, cx : cx + size] for f, (cx, cy) in zip(padded, corners, strict=True)])
     grid = torch.arange(size, dtype=torch.float32) - reach + 0.5
     offsets = torch.from_numpy((centres - corners).astype(np.float32))
     x, y = torch.broadcast_tensors(grid - offsets[:, 0, None, None], grid[:, None] - offsets[:, 1, None, None])
     outlines = [(kind, scale * float(np.sqrt(area / _AREAS[kind]))) for kind in KINDS for scale in _SCALES]
-    drawn = torch.stack(
-        [torch.sigmoid(-3.0 * signed_distance(kind, x, y, radius)) for kind, radius in outlines]
-    ).numpy()
+    inside = [torch.sigmoid(-3.0 * signed_distance(kind, x, y, radius)).numpy() for kind, radius in outlines]
     # A generated clip is blurred, and a small cross that is looks like a circle to a sharp outline.
-    drawn = np.concatenate([drawn, ndimage.gaussian_filter(drawn, (0, 0, BLUR, BLUR))])
+    drawn = np.stack(inside + [ndimage.gaussian_filter(frames, (0, BLUR, BLUR)) for frames in inside])
     missed = ((drawn - windows) ** 2).sum(axis=(2, 3))  # [candidates, n]
     power = (windows**2).sum(axis=(1, 2))
-    fits = 1 - missed.sum(axis=1) / power.sum()
-    (kind, radius), fit = (2 * outlines)[int(fits.argmax())], float(fits.max())
+    total = missed.sum(axis=1) / power.sum()
+    (kind, radius), fit = (2 * outlines)[int(total.argmin())], 1 - float(total.min())
     same = np.array([other == kind for other, _ in 2 * outlines])
     middle = len(alpha) // 2
-    halves = [1 - missed[:, s].sum(axis=1) / power[s].sum() for s in (slice(0, middle), slice(middle, None))]
-    steady = all(half[same].max() > half.max() - HALF_SLACK for half in halves)
+    halves = [missed[:, half].sum(axis=1) / power[half].sum() for half in (slice(middle), slice(middle, None))]
+    steady = all(half[same].min() < half.min() + HALF_SLACK for half in halves)
     return kind if steady and fit >= MIN_FIT and radius <= MAX_RADIUS else None, radius, fit
 
 
@@ -276,10 +272,9 @@ def check(clip: torch.Tensor | np.ndarray, caption: str) -> Verdict:
     """
     scene, seen = Scene.parse(caption), observe(clip)
     count = len(scene.shapes)
-    best: tuple[ShapeVerdict, ...] = ()
-    score = (-1, -1)
+    best, score = (), (-1, -1)
     for chosen in itertools.permutations((*seen.shapes, *[None] * count), count):
-        verdicts = tuple(map(_compare, scene.shapes, chosen))
+        verdicts: tuple[ShapeVerdict, ...] = tuple(map(_compare, scene.shapes, chosen))
         rank = (sum(v.correct for v in verdicts), sum(sum(dataclasses.astuple(v)) for v in verdicts))
         if rank > score:
             best, score = verdicts, rank
