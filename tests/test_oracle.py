@@ -355,6 +355,7 @@ def test_teacache_with_a_polynomial_that_turns_negative() -> None:
     check(tea(0.2, coefficients=(1.0, -0.7)), "unipc")
 
 
+@pytest.mark.filterwarnings("ignore:vaccel")
 @pytest.mark.parametrize("retention", [False, True], ids=["plain", "retention"])
 def test_teacache_at_threshold_zero_computes_every_step(retention: bool) -> None:
     pair = tea(0.0, coefficients=(-1.0, 0.0), retention=retention)

@@ -29,7 +29,7 @@ CALL: dict[str, Any] = {
     "height": shapes.HEIGHT,
     "width": shapes.WIDTH,
     "num_frames": shapes.NUM_FRAMES,
-    "guidance_scale": 4.0,
+    "guidance_scale": 2.5,
     "max_sequence_length": MAX_TOKENS,
 }
 
