@@ -34,10 +34,11 @@ def test_plain_data(method):
 
 
 def test_ranges_of_direction_magnitude():
-    """T = 50: 0..9 large, 10..46 adaptive, 47..49 small; and no rounding noise at 0.2 * 15."""
+    """T = 50: 0..9 large, 10..46 adaptive, 47..49 small; and no rounding noise at 0.14 * 50."""
     for steps, first, last in ((50, 10, 47), (15, 3, 14), (20, 4, 19), (100, 20, 95)):
         policy = vaccel.DirectionMagnitude().start(RunInfo(steps, Buffers()))
         assert (policy.first, policy.last) == (first, last)
+    assert vaccel.DirectionMagnitude(first=0.14).start(RunInfo(50, Buffers())).first == 7
 
 
 def test_presets_refuse_a_model_nothing_is_published_for():

@@ -101,7 +101,7 @@ class Run:
         self._magnitude: torch.Tensor | None = None
         self._small: torch.Tensor | None = None
         self._batched = False
-        self._last_call: tuple[int, torch.Tensor] | None = None
+        self._entered: tuple[int, torch.Tensor] | None = None
         self._step: _Step | None = None
         self._carry_out = {Full: self._full, Small: self._small_step, Rescale: self._rescale, Residual: self._residual}
 
@@ -121,7 +121,7 @@ class Run:
 
     def _begin(self, index: int, call: Call) -> None:
         if self._step is not None:
-            self._observe()
+            self._observe(call)
         self._began = time.perf_counter()
         self.expected = max(self.expected, self.calls)
         self.index, self.calls = index, 0
@@ -140,17 +140,17 @@ class Run:
         kind = _residual_of(action)
         return kind if kind is not None and (kind, call.stage.index, call.branch) not in self._valid else None
 
-    def _observe(self) -> None:
-        """Tells the policy about the step that is over; its signals are whole only now."""
+    def _observe(self, following: Call) -> None:
+        """Tells the policy about the step that is over; its signals are whole only when the next one begins."""
         seen = Observation(self.action, small=self._small)
         if self.watches and isinstance(self.action, Full):
-            stage, latents = self._last_call
-            if "latents" in self.watches or "denoised" in self.watches:
-                seen.latents = latents
-            if "prediction" in self.watches or "denoised" in self.watches:
+            if "latents" in self.watches:
+                seen.latents = following.x[following.half :]
+            if self.watches & {"prediction", "denoised"}:
+                stage, entered = self._entered
                 seen.prediction = self._guided(stage)
-            if "denoised" in self.watches:
-                seen.denoised = self.denoise(seen.prediction, latents, self.index)
+                if "denoised" in self.watches:
+                    seen.denoised = self.denoise(seen.prediction, entered, self.index)
         self.policy.observe(self._step, seen)
 
     def _guided(self, stage: int) -> torch.Tensor:
@@ -188,11 +188,11 @@ class Run:
             self._valid.add(key)
         if "large.last" in self.stores:
             self.buffers.keep(self._buffer_key("large.last", call), v)
-        if self.watches:
+        if self.watches & {"prediction", "denoised"}:
             self.buffers.keep(("signal", call.branch), v)
             if call.branch == 0:
                 self._batched = call.batched
-                self._last_call = call.stage.index, self.buffers.keep("signal.latents", call.x[call.half :])
+                self._entered = call.stage.index, self.buffers.keep("signal.latents", call.x[call.half :])
         return v
 
     def _computed(self, model: Model, kind: str, call: Call) -> torch.Tensor:

@@ -50,7 +50,7 @@ class Observation:
     """What happened at a step: the action carried out, and the signals the method watches (else None).
 
     At a step that the large model computed: ``prediction`` is the guided output (the only one where a loop has no
-    guidance), ``denoised`` the estimate of x_0 made from it, ``latents`` what entered the step.  ``small`` is the
+    guidance), ``denoised`` the estimate of x_0 made from it, ``latents`` what the solver made of it.  ``small`` is the
     small model's conditional output at a rescaled step.  All [B, ...] and valid until the next step.
     """
 

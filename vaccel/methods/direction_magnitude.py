@@ -71,7 +71,7 @@ class _Policy(Policy):
 
     def __init__(self, config: DirectionMagnitude, run: RunInfo):
         self.config, self.buffers = config, run.buffers
-        # Guarded against 0.2 * 15 = 3.0000000000000004, whose ceiling would be 4.
+        # Guarded against 0.14 * 50 = 7.000000000000001, whose ceiling would be 8.
         self.first = math.ceil(round(config.first * run.num_steps, 9))
         self.last = math.floor(round(config.last * run.num_steps, 9))
         require(

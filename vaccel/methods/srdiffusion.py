@@ -26,7 +26,8 @@ class SRDiffusion(Method):
         fix_steps: sketching steps that are always made (paper: 5).
         signal: what s is.  Eq. 3 speaks of denoised samples, the text and Figure 3 of predicted noise, Algorithm 1
             passes the latents; "prediction" (the guided model output) is the reading under which the published
-            switching steps come out.  "denoised" (the x_0 estimate) and "latents" are the others.
+            switching steps come out.  "denoised" (the x_0 estimate) and "latents" (as the solver's
+            step leaves them, which is what Algorithm 1 tests) are the others.
         rendering: a ``TeaCache`` for the rendering stage alone (Table 3), with the small model's coefficients; its
             state starts at the switch and the first rendering step is computed.
 
