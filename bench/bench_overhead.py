@@ -3,6 +3,8 @@
     pytest bench/bench_overhead.py --benchmark-json=out/overhead.json        # the standard table, one after another
     VACCEL_BENCH_WRITE=1 pytest bench/bench_overhead.py -k interleaved       # the comparison, and its JSON
 
+On a machine with other work, ``--benchmark-timer=time.thread_time`` gives the standard table the comparison's clock.
+
 Every contender is called as WanPipeline's loop calls its transformer, guidance off, so that each call bears its step's
 decision.  What a call costs *over bare* is its time minus that of the parts of the model it still runs, measured
 beside it on a transformer that has only those parts and is called the same way:

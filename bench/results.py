@@ -39,10 +39,10 @@ def write(name: str, payload: dict[str, Any], device: str = "cpu", command: str 
 
 
 def _measured() -> dict[str, Any]:
-    """Commit, date, machine and versions."""
+    """Commit, date, machine and versions.  Figures written before do not count as uncommitted changes."""
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", ":/", ":(exclude,top)bench/results")),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu(),
         "cores": os.cpu_count(),

@@ -102,6 +102,9 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path):
     second.export()
     exported = demo.load(tmp_path)
     assert torch.equal(exported.small.proj_out.bias, second.ema["small"].proj_out.bias.half().float())
+    third = Trainer(tmp_path, 2, 1, "cpu")
+    third.start_from(tmp_path)
+    assert torch.equal(third.models["large"].proj_out.weight, exported.pipe.transformer.proj_out.weight)
     with pytest.raises(ValueError, match="seed 0 and batch 2"):
         Trainer(tmp_path, 4, 0, "cpu").resume()
 

@@ -18,7 +18,7 @@ import torch
 from . import ops
 from .actions import Action, Full, Rescale, Residual, Small
 from .buffers import Buffers
-from .methods import Method, Observation, RunInfo
+from .methods import Method, Observation, Policy, RunInfo
 from .models import Model
 from .trace import StepRecord, Trace
 
@@ -94,6 +94,7 @@ class Run:
         self.policy = method.start(RunInfo(num_steps, buffers))
         self.trace = Trace(method.to_json(), num_steps)
         self.stores, self.watches = method.stores, method.watches & {"prediction", "denoised", "latents"}
+        self._observes = type(self.policy).observe is not Policy.observe
         self.index = -1
         self.calls = 0  # of the current step so far
         self.expected = 0  # calls a step, known once the first is over
@@ -120,7 +121,7 @@ class Run:
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def _begin(self, index: int, call: Call) -> None:
-        if self._step is not None:
+        if self._observes and self._step is not None:
             self._observe(call)
         self._began = time.perf_counter()
         self.expected = max(self.expected, self.calls)

@@ -133,7 +133,7 @@ def storing_view(model: nn.Module, family: Family) -> View:
 
 def reusing_view(model: nn.Module, family: Family) -> View:
     """Calls no block: the residual in the buffer stands in for the stack, embeddings and head are computed."""
-    count = len(getattr(model, family.blocks))
-    blocks: list[nn.Module] = [_PassThrough(family.returns) for _ in range(count)]
-    blocks[0] = _AddResidual(family.returns)
+    count = len(getattr(model, family.blocks)) if family.indexes_blocks else 1
+    blocks: list[nn.Module] = [_AddResidual(family.returns)]
+    blocks += [_PassThrough(family.returns) for _ in range(count - 1)]
     return View(model, family.blocks, blocks)

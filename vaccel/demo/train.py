@@ -61,6 +61,15 @@ class Trainer:
         self.optimizers = make_optimizers(self.models)
         self.step = 0
 
+    def start_from(self, folder: Path) -> None:
+        """Takes the weights of a finished family (averaged, in half precision); the optimisers start anew."""
+        loaded = family.load(folder)
+        parts = {"text": loaded.pipe.text_encoder, "large": loaded.pipe.transformer, "small": loaded.small}
+        for models in (self.models, self.ema):
+            for name, part in parts.items():
+                models[name].load_state_dict(part.state_dict())
+        self.vae = loaded.pipe.vae
+
     def draw(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """One batch: latents, noise, sigma in (0, 1), token ids; one caption in eight is dropped."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step + 1)
@@ -175,6 +184,9 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the weights and of every batch.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 250,
     device: Annotated[str, typer.Option(help="cpu or cuda; the GPU where there is one.")] = "",
+    start_from: Annotated[
+        Path | None, typer.Option(help="Finished family to train on, such as the shipped one.")
+    ] = None,
     fresh: Annotated[bool, typer.Option(help="Start again even if the folder holds a checkpoint.")] = False,
 ) -> None:
     """Train the moving-shapes family (about 75 minutes on two CPU cores, minutes on a GPU). Resumable."""
@@ -183,6 +195,8 @@ def main(
     if trainer.checkpoint.is_file() and not fresh:
         trainer.resume()
         typer.echo(f"resumed at step {trainer.step}")
+    elif start_from is not None:
+        trainer.start_from(start_from)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -21,6 +21,8 @@ class Family:
     blocks: ClassVar[str] = "blocks"
     #: What a block returns: "hidden" or "hidden_encoder" (a tuple).
     returns: ClassVar[str] = "hidden"
+    #: Whether the forward looks blocks up by number; where it only loops over them, a view may hold fewer.
+    indexes_blocks: ClassVar[bool] = True
     #: Whether guidance comes as one batched call, rows [unconditional; conditional], instead of two calls.
     batched_guidance: ClassVar[bool] = False
     #: Arguments with one row a sample.

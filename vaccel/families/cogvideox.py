@@ -15,6 +15,7 @@ class CogVideoX(Family):
     transformers = ("CogVideoXTransformer3DModel",)
     blocks = "transformer_blocks"
     returns = "hidden_encoder"
+    indexes_blocks = False
     batched_guidance = True
     row_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond", "ofs")
     shared_config = ("in_channels", "out_channels", "text_embed_dim")

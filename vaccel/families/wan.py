@@ -15,6 +15,7 @@ class Wan(Family):
 
     name = "wan"
     transformers = ("WanTransformer3DModel",)
+    indexes_blocks = False
     row_arguments = ("hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep")
     shared_config = ("in_channels", "out_channels", "text_dim", "image_dim")
 

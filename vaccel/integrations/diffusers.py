@@ -67,6 +67,9 @@ class Session:
         self._timesteps: Any = None
         self._begin = 0
         self._two = False
+        # Where the run's timesteps lie in memory: first byte, bytes a step, bytes up to the current one and in all.
+        self._address = self._next = self._span = 0
+        self._size = 1
         self.stages = []
         for number, large, small in zip(numbers, transformers, smalls, strict=True):
             large_model = Transformer(large, family, compile=compile)
@@ -126,6 +129,11 @@ class Session:
         if pipe is None:
             return None
         timesteps = pipe.scheduler.timesteps
+        if timesteps is self._timesteps and isinstance(t, torch.Tensor):  # a later step of the run: two comparisons
+            offset = t.data_ptr() - self._address
+            if self._next <= offset < self._span:
+                self._next = offset
+                return offset // self._size - self._begin
         position = _position(timesteps, t)
         if position is None:
             t = getattr(pipe, "_current_timestep", None)
@@ -154,6 +162,11 @@ class Session:
         )
         self.traces.append(run.trace)
         self.run, self._timesteps, self._begin = run, timesteps, begin
+        if isinstance(timesteps, torch.Tensor):
+            self._address, self._size = timesteps.data_ptr(), timesteps.element_size()
+            self._next, self._span = begin * self._size, len(timesteps) * self._size
+        else:
+            self._address, self._size, self._next, self._span = 0, 1, 0, 0
 
 
 def _output(sample: torch.Tensor) -> Any:
