@@ -120,7 +120,7 @@ class Trainer:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.models.parameters()), 1 - decay)
         self.step += 1
-        return {name: float(loss) for name, loss in losses.items()}
+        return {name: float(loss.detach()) for name, loss in losses.items()}
 
     @property
     def checkpoint(self) -> Path:
