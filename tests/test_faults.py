@@ -9,6 +9,7 @@ import torch
 from diffusers.hooks import apply_group_offloading
 
 import vaccel
+from vaccel.actions import Full, Residual, Small
 
 STEPS = 12
 
@@ -66,6 +67,22 @@ def test_fault_3_two_transformers_share_one_step_index():
         assert [s.index for s in computed] == expected
         assert expected, "the boundary should fall on a skipped step for this test to say something"
     assert torch.equal(tiny.latents(pipe, guidance_scale_2=3.0), plain)
+
+
+def test_fault_3_a_rendering_step_with_nothing_cached_is_the_small_models(small):
+    """What the small model would have reused, the small model computes: never the large one."""
+    pipe = tiny.wan_pipeline(transformer_2=tiny.wan_transformer(9), boundary_ratio=0.7)
+    reused = Residual(model="small")
+    with vaccel.accelerate(
+        pipe, vaccel.Schedule.from_actions([Full(), Small()] + [reused] * 10), small=small
+    ) as handle:
+        tiny.latents(pipe, guidance_scale_2=3.0)
+        boundary = next(i for i, t in enumerate(pipe.scheduler.timesteps) if t < 700)
+        expected = ["F", "s"] + ["r"] * 10
+        expected[boundary] = "s"
+        assert boundary > 1
+        assert handle.trace.timeline() == "".join(expected)
+        assert handle.trace.calls == {"large": 2, "small": 4}
 
 
 @pytest.mark.parametrize("reuse", ["blocks", "output"])

@@ -131,7 +131,8 @@ class Run:
         action = self.policy.decide(step)
         reason = ""
         if (missing := self._missing(action, call)) is not None:
-            action, reason = Full(), f"computed in full: no {missing} cached for this model yet"
+            action = Small() if missing.startswith("small.") else Full()
+            reason = f"computed in full: no {missing} cached for this model yet"
         self.action: Action = action
         self.record = StepRecord(index, action, step.metrics, reason)
         self.trace.steps.append(self.record)
@@ -250,7 +251,7 @@ class Run:
     def _fall_back(self, call: Call, kind: str) -> torch.Tensor:
         """A branch that appears in the middle of a run has nothing cached: compute it, and say so."""
         self.record.reason = f"branch {call.branch} computed in full: no {kind} cached for it yet"
-        return self._full(call)
+        return self._small_step(call) if kind.startswith("small.") else self._full(call)
 
 
 def _residual_of(action: Action) -> str | None:
