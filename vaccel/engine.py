@@ -20,6 +20,7 @@ from .actions import Action, Full, Rescale, Residual, Small
 from .buffers import Buffers
 from .methods import Method, Observation, Policy, RunInfo
 from .models import Model
+from .modulations import Modulations
 from .trace import StepRecord, Trace
 
 
@@ -55,15 +56,16 @@ class Call:
 class _Step:
     """What a policy sees of the step it decides on."""
 
-    __slots__ = ("_call", "index", "metrics", "num_steps")
+    __slots__ = ("_call", "_modulations", "index", "metrics", "num_steps")
 
-    def __init__(self, index: int, num_steps: int, call: Call):
-        self.index, self.num_steps, self._call = index, num_steps, call
+    def __init__(self, index: int, num_steps: int, call: Call, modulations: Modulations):
+        self.index, self.num_steps, self._call, self._modulations = index, num_steps, call, modulations
         self.metrics: dict[str, Any] = {}
 
-    def modulation(self, model: str, *, projected: bool = False) -> torch.Tensor:
+    def modulation_change(self, model: str, *, projected: bool = False) -> list[float] | None:
         stage = self._call.stage
-        return (stage.large if model == "large" else stage.small).modulation(self._call.inputs, projected)
+        chosen, key = (stage.large if model == "large" else stage.small), (stage.index, model, projected)
+        return self._modulations.change(key, chosen, self._call.inputs, self.index, projected)
 
     def record(self, **metrics: Any) -> None:
         self.metrics.update(metrics)
@@ -78,6 +80,7 @@ class Run:
         buffers: storage; it may be shared between runs, contents are never trusted across them.
         guidance: stage index -> the guidance scale w of the current step.
         denoise: (prediction, x, step index) -> estimate of x_0, for methods that watch it.
+        timesteps: [T], where every call takes its step's one as it stands here, for all rows.
     """
 
     def __init__(
@@ -88,13 +91,17 @@ class Run:
         *,
         guidance: Callable[[int], float] = lambda stage: 1.0,
         denoise: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] | None = None,
+        timesteps: torch.Tensor | None = None,
     ):
         self.method, self.num_steps, self.buffers = method, num_steps, buffers
         self.guidance, self.denoise = guidance, denoise
         self.policy = method.start(RunInfo(num_steps, buffers))
         self.trace = Trace(method.to_json(), num_steps)
         self.stores, self.watches = method.stores, method.watches & {"prediction", "denoised", "latents"}
+        self.modulations = Modulations(buffers, timesteps)
         self._observes = type(self.policy).observe is not Policy.observe
+        self.action: Action = Full()
+        self.reused: str | None = None  # the stored residual that the current step's action reuses
         self.index = -1
         self.calls = 0  # of the current step so far
         self.expected = 0  # calls a step, known once the first is over
@@ -127,20 +134,15 @@ class Run:
         self.expected = max(self.expected, self.calls)
         self.index, self.calls = index, 0
         self._magnitude = self._small = None
-        self._step = step = _Step(index, self.num_steps, call)
+        self._step = step = _Step(index, self.num_steps, call, self.modulations)
         action = self.policy.decide(step)
-        reason = ""
-        if (missing := self._missing(action, call)) is not None:
-            action = Small() if missing.startswith("small.") else Full()
-            reason = f"computed in full: no {missing} cached for this model yet"
-        self.action: Action = action
+        reason, reused = "", _residual_of(action)
+        if reused is not None and (reused, call.stage.index, call.branch) not in self._valid:
+            action = Small() if reused.startswith("small.") else Full()
+            reason, reused = f"computed in full: no {reused} cached for this model yet", None
+        self.action, self.reused = action, reused
         self.record = StepRecord(index, action, step.metrics, reason)
         self.trace.steps.append(self.record)
-
-    def _missing(self, action: Action, call: Call) -> str | None:
-        """The residual an action needs and this run has not stored, if any."""
-        kind = _residual_of(action)
-        return kind if kind is not None and (kind, call.stage.index, call.branch) not in self._valid else None
 
     def _observe(self, following: Call) -> None:
         """Tells the policy about the step that is over; its signals are whole only when the next one begins."""
@@ -213,7 +215,7 @@ class Run:
         return v
 
     def _residual(self, call: Call) -> torch.Tensor:
-        kind = _residual_of(self.action)
+        kind = self.reused
         key = self._buffer_key(kind, call)
         if key not in self._valid:
             return self._fall_back(call, kind)
@@ -256,6 +258,6 @@ class Run:
 
 def _residual_of(action: Action) -> str | None:
     """Which stored residual an action reuses (a member of ``methods.base.STORES``)."""
-    if isinstance(action, Rescale):
-        return "large.output"
-    return f"{action.model}.{action.reuse}" if isinstance(action, Residual) else None
+    if isinstance(action, Residual):
+        return f"{action.model}.{action.reuse}"
+    return "large.output" if isinstance(action, Rescale) else None

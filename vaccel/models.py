@@ -26,6 +26,7 @@ class Model(Protocol):
     def reusing(self, inputs: Any, buffer: torch.Tensor) -> torch.Tensor: ...
     def hidden_shape(self, inputs: Any) -> tuple[int, ...]: ...
     def modulation(self, inputs: Any, projected: bool) -> torch.Tensor: ...
+    def modulations(self, inputs: Any, timesteps: torch.Tensor, projected: bool) -> torch.Tensor | None: ...
 
 
 class Transformer:
@@ -52,24 +53,32 @@ class Transformer:
         return self.family.hidden_shape(self.model, inputs)
 
     def modulation(self, inputs: Inputs, projected: bool) -> torch.Tensor:
-        offload = getattr(self.model, "_hf_hook", None)
-        if offload is not None:  # brings the weights to where the inputs are, as the model's own call will
-            offload.pre_forward(self.model)
+        self._onload()
         return self.family.modulation(self.model, inputs, projected)
+
+    def modulations(self, inputs: Inputs, timesteps: torch.Tensor, projected: bool) -> torch.Tensor | None:
+        self._onload()
+        return self.family.modulations(self.model, inputs, timesteps, projected)
+
+    def _onload(self) -> None:
+        """Brings offloaded weights to where the inputs are, as the model's own call will."""
+        offload = getattr(self.model, "_hf_hook", None)
+        if offload is not None:
+            offload.pre_forward(self.model)
 
     def full(self, inputs: Inputs) -> torch.Tensor:
         if self.compile:
-            return self._call("plain", plain_view, self._mapped(inputs))
-        return self.original(**self._mapped(inputs))[0]
+            return self._call("plain", plain_view, inputs)
+        return self.original(**(self._mapped(inputs) if self.is_small else inputs))[0]
 
     def storing(self, inputs: Inputs, buffer: torch.Tensor) -> torch.Tensor:
-        return self._call("storing", storing_view, self._mapped(inputs), buffer)
+        return self._call("storing", storing_view, inputs, buffer)
 
     def reusing(self, inputs: Inputs, buffer: torch.Tensor) -> torch.Tensor:
-        return self._call("reusing", reusing_view, self._mapped(inputs), buffer)
+        return self._call("reusing", reusing_view, inputs, buffer)
 
     def _mapped(self, inputs: Inputs) -> Inputs:
-        return self.family.small_inputs(self.model, inputs) if self.is_small else inputs
+        return self.family.small_inputs(self.model, inputs)
 
     def _call(self, name: str, make: Callable, inputs: Inputs, buffer: torch.Tensor | None = None) -> torch.Tensor:
         view = self._views.get(name)
@@ -79,6 +88,8 @@ class Transformer:
                 view.compile()
         if buffer is not None:
             view.set_buffer(buffer)
+        if self.is_small:
+            inputs = self._mapped(inputs)
         if self._bare():
             return view.call(**inputs)[0]
         if self.compile and not self._warned:
@@ -91,7 +102,8 @@ class Transformer:
         """Whether nothing but the model's own forward lies below."""
         if self.is_small:
             return "forward" not in self.model.__dict__
-        return getattr(self.original, "__func__", None) is type(self.model).forward
+        plain = getattr(self.original, "__func__", None) is type(self.model).forward
+        return plain and "_hf_hook" not in self.model.__dict__
 
 
 class PlainCallable:

@@ -49,6 +49,12 @@ class Family:
         """The embedding of the timestep, [rows, ...]; ``projected`` as the blocks' modulation sees it."""
         raise NotImplementedError
 
+    def modulations(
+        self, model: nn.Module, inputs: Inputs, timesteps: torch.Tensor, projected: bool
+    ) -> torch.Tensor | None:
+        """``modulation`` of every one of ``timesteps`` [T], in one batch; None where it needs more than a timestep."""
+        return self.modulation(model, {**inputs, "timestep": timesteps}, projected)
+
     def small_inputs(self, small: nn.Module, inputs: Inputs) -> Inputs:
         """The large model's arguments as the small model takes them."""
         return inputs

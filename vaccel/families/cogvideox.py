@@ -35,6 +35,13 @@ class CogVideoX(Family):
         embedding = model.time_proj(inputs["timestep"]).to(inputs["hidden_states"].dtype)
         return model.time_embedding(embedding, inputs.get("timestep_cond"))
 
+    def modulations(
+        self, model: nn.Module, inputs: Inputs, timesteps: torch.Tensor, projected: bool
+    ) -> torch.Tensor | None:
+        if inputs.get("timestep_cond") is not None:
+            return None
+        return super().modulations(model, inputs, timesteps, projected)
+
     def small_inputs(self, small: nn.Module, inputs: Inputs) -> Inputs:
         if small.config.use_rotary_positional_embeddings:
             return inputs

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +45,23 @@ def _position(timesteps: Any, t: Any) -> int | None:
     offset = t.data_ptr() - timesteps.data_ptr()
     size = timesteps.element_size()
     return offset // size if 0 <= offset < size * len(timesteps) else None
+
+
+@contextmanager
+def _beneath_offload(module: nn.Module) -> Iterator[None]:
+    """``module.forward`` is what accelerate's offload wraps, while the context lasts.
+
+    A pipeline takes that offload off and puts it on again after every run (``maybe_free_model_hooks``); a hook around
+    it would be lost there, one beneath it stays.
+    """
+    if "_old_forward" not in module.__dict__:
+        yield
+        return
+    wrapper, module.forward = module.forward, module._old_forward
+    try:
+        yield
+    finally:
+        module._old_forward, module.forward = module.forward, wrapper
 
 
 class Session:
@@ -86,9 +105,10 @@ class Session:
             if registry is not None and registry.get_hook(HOOK) is not None:
                 raise ValueError("this transformer is accelerated already: call remove() on its handle first")
         for module, hook, stage in zip(modules, self._hooks, self.stages, strict=True):
-            self._had.append(("forward" in module.__dict__, hasattr(module, "_diffusers_hook")))
-            registry = HookRegistry.check_if_exists_or_initialize(module)
-            registry.register_hook(hook, HOOK)
+            with _beneath_offload(module):
+                self._had.append(("forward" in module.__dict__, hasattr(module, "_diffusers_hook")))
+                registry = HookRegistry.check_if_exists_or_initialize(module)
+                registry.register_hook(hook, HOOK)
             registry.invalidate_child_registries_cache()
             stage.large.original = hook.fn_ref.original_forward
 
@@ -97,13 +117,14 @@ class Session:
         for stage, (had_forward, had_registry) in zip(self.stages, self._had, strict=True):
             module = stage.large.model
             registry = module._diffusers_hook
-            registry.remove_hook(HOOK, recurse=False)
-            registry.invalidate_child_registries_cache()
-            if not registry.hooks:
-                if not had_forward and getattr(module.forward, "__func__", None) is type(module).forward:
+            with _beneath_offload(module):
+                registry.remove_hook(HOOK, recurse=False)
+                own = getattr(module.forward, "__func__", None) is type(module).forward
+                if not registry.hooks and not had_forward and own:
                     del module.forward
-                if not had_registry:
-                    del module._diffusers_hook
+            registry.invalidate_child_registries_cache()
+            if not registry.hooks and not had_registry:
+                del module._diffusers_hook
         self._had = []
         self.run = self._timesteps = None
         self.buffers.clear()
@@ -135,6 +156,7 @@ class Session:
                 self._next = offset
                 return offset // self._size - self._begin
         position = _position(timesteps, t)
+        own = position is not None and t.ndim < 2  # the model takes the scheduler's timestep as it stands
         if position is None:
             t = getattr(pipe, "_current_timestep", None)
             if t is None:
@@ -146,10 +168,10 @@ class Session:
                     return None
                 position = int(found[0])
         if timesteps is not self._timesteps or position - self._begin < self.run.index:
-            self._start(timesteps, position)
+            self._start(timesteps, position, own)
         return position - self._begin
 
-    def _start(self, timesteps: Any, begin: int) -> None:
+    def _start(self, timesteps: Any, begin: int, own: bool) -> None:
         self._timesteps = self.run = None  # nothing stays of the last run if the next cannot start
         pipe = self._pipe()
         self._two = self.family.batched_guidance and float(pipe.guidance_scale) > 1
@@ -159,6 +181,7 @@ class Session:
             self.buffers,
             guidance=lambda stage: self.family.guidance(pipe, stage),
             denoise=lambda v, x, index: denoised(pipe.scheduler, v, x, begin + index),
+            timesteps=timesteps[begin:] if own else None,
         )
         self.traces.append(run.trace)
         self.run, self._timesteps, self._begin = run, timesteps, begin

@@ -38,8 +38,12 @@ class Step(Protocol):
     index: int
     num_steps: int
 
-    def modulation(self, model: Model, *, projected: bool = False) -> torch.Tensor:
-        """The timestep's embedding of this step (or its projection for the blocks), [rows, ...]; costs computing it."""
+    def modulation_change(self, model: Model, *, projected: bool = False) -> list[float] | None:
+        """Relative L1 of this step's timestep embedding (or its projection for the blocks) from the last step's.
+
+        One value for all rows where they share the timestep, else one a row; None where there is nothing to compare
+        with: at the first step of a run, of a stage, or that asks.
+        """
 
     def record(self, **metrics: Any) -> None:
         """Writes values into the trace."""

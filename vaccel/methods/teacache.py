@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import torch
-
-from .. import ops
 from ..actions import Action, Full, Model, Residual, Small
 from .base import Method, Observation, Policy, RunInfo, Step, cautious, require, require_threshold
 
@@ -89,23 +86,21 @@ class TeaCache(Method):
 
 class _Policy(Policy):
     def __init__(self, config: TeaCache, run: RunInfo, model: Model, begin: int):
-        self.config, self.buffers, self.model = config, run.buffers, model
+        self.config, self.model = config, model
         warmup = config.warmup if config.warmup is not None else (5 if config.retention else 1)
         self.first = begin + warmup
         self.last = run.num_steps if config.retention else run.num_steps - 1
         self.computed = Full() if model == "large" else Small()
         self.reused = Residual(model=model)
-        self.key = f"teacache.{model}.modulation"
-        self.previous: torch.Tensor | None = None
         self.accumulated: list[float] | None = None
 
     def decide(self, step: Step) -> Action:
-        modulation = step.modulation(self.model, projected=self.config.retention)
-        if self.previous is not None:
-            distance = [self.polynomial(d) for d in ops.relative_l1(modulation, self.previous).tolist()]
-            before = self.accumulated or [0.0] * len(distance)
-            self.accumulated = [a + d for a, d in zip(before, distance, strict=True)]
-        self.previous = self.buffers.keep(self.key, modulation)
+        change = step.modulation_change(self.model, projected=self.config.retention)
+        if change is None:
+            self.accumulated = None
+        else:
+            before = self.accumulated or [0.0] * len(change)
+            self.accumulated = [a + self.polynomial(c) for a, c in zip(before, change, strict=True)]
         forced = not self.first <= step.index < self.last or self.accumulated is None
         if forced:
             self.accumulated = None
