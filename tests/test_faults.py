@@ -154,6 +154,7 @@ def _groups(model):
 @pytest.mark.parametrize("offload", [_sequential, _whole, _groups])
 @pytest.mark.parametrize("first", ["offload", "accelerate"])
 def test_fault_7_offload_and_caching_together(wan, offload, first):
+    plain = tiny.latents(wan)
     for method in (skipping(), skipping(reuse="output"), vaccel.TeaCache(threshold=0.6, coefficients=(1.0, 0.0))):
         with vaccel.accelerate(wan, method):
             expected = tiny.latents(wan)
@@ -165,6 +166,31 @@ def test_fault_7_offload_and_caching_together(wan, offload, first):
             offload(pipe.transformer)
         assert torch.equal(tiny.latents(pipe), expected)
         assert "r" in handle.trace.timeline()
+        handle.remove()
+        assert torch.equal(tiny.latents(pipe), plain)
+        assert "_hf_hook" in vars(pipe.transformer) or offload is _groups
+
+
+@pytest.mark.parametrize("first", ["offload", "accelerate"])
+def test_fault_7_offload_that_a_pipeline_renews_after_every_run(wan, first):
+    """``enable_model_cpu_offload`` is taken off and put on again by ``maybe_free_model_hooks``."""
+    plain = tiny.latents(wan)
+    model = wan.transformer
+    if first == "offload":
+        _whole(model)
+    handle = vaccel.accelerate(wan, skipping())
+    if first == "accelerate":
+        _whole(model)
+    skipped = tiny.latents(wan)
+    for count in (2, 3):
+        hf_accelerate.hooks.remove_hook_from_module(model, recurse=True)
+        _whole(model)
+        assert torch.equal(tiny.latents(wan), skipped)
+        assert len(handle.traces) == count
+    handle.remove()
+    assert torch.equal(tiny.latents(wan), plain)
+    hf_accelerate.hooks.remove_hook_from_module(model, recurse=True)
+    assert torch.equal(tiny.latents(wan), plain)
 
 
 def test_fault_7_skipped_blocks_are_never_loaded(wan):
