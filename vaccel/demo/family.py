@@ -117,8 +117,8 @@ def build_text_encoder() -> UMT5EncoderModel:
 
 
 def build_transformer(size: str, z_dim: int = 64) -> WanTransformer3DModel:
-    """``size`` is "large" (3.9 M weights) or "small" (0.4 M)."""
-    heads, head_dim, layers = {"large": (3, 64, 6), "small": (2, 48, 2)}[size]
+    """``size`` is "large" (3.9 M weights in 6 layers) or "small" (0.4 M in one)."""
+    heads, head_dim, layers = {"large": (3, 64, 6), "small": (2, 64, 1)}[size]
     model = WanTransformer3DModel(
         patch_size=(1, 1, 1),
         num_attention_heads=heads,

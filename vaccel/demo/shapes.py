@@ -31,6 +31,7 @@ BACKGROUNDS = ("dark", "gray", "striped", "checkered", "dotted")
 HEIGHT = WIDTH = 48
 NUM_FRAMES = 17
 FPS = 12
+TWO_SHARE = 0.2  # of the scenes that have two shapes, unless asked otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _pick(options, generator: torch.Generator):
     return options[int(torch.randint(len(options), (), generator=generator))]
 
 
-def draw_scene(generator: torch.Generator, *, held_out: bool | None = None, two: float = 0.2) -> Scene:
+def draw_scene(generator: torch.Generator, *, held_out: bool | None = None, two: float = TWO_SHARE) -> Scene:
     """A random scene; ``held_out`` keeps only that side of the split, ``two`` is the share with two shapes."""
     while True:
         count = 2 if float(torch.rand((), generator=generator)) < two else 1
@@ -211,7 +212,9 @@ def draw_clip(scene: Scene, generator: torch.Generator) -> torch.Tensor:
     return clip.contiguous()
 
 
-def draw_batch(count: int, generator: torch.Generator, *, held_out: bool = False) -> tuple[list[str], torch.Tensor]:
+def draw_batch(
+    count: int, generator: torch.Generator, *, held_out: bool = False, two: float = TWO_SHARE
+) -> tuple[list[str], torch.Tensor]:
     """``count`` captions and their clips, [count, NUM_FRAMES, HEIGHT, WIDTH, 3] in [0, 1]."""
-    scenes = [draw_scene(generator, held_out=held_out) for _ in range(count)]
+    scenes = [draw_scene(generator, held_out=held_out, two=two) for _ in range(count)]
     return [s.caption for s in scenes], torch.stack([draw_clip(s, generator) for s in scenes])

@@ -48,9 +48,12 @@ def learning_rate(step: int, steps: int, decay: float, warmup: int = 100) -> flo
 class Trainer:
     """Everything a step needs; ``save`` and ``resume`` carry all of it through safetensors."""
 
-    def __init__(self, out: Path, batch: int, seed: int, device: str):
+    def __init__(self, out: Path, batch: int, seed: int, device: str, two: float = 0.5):
         torch.manual_seed(seed)
-        self.out, self.batch, self.seed, self.device = out, batch, seed, device
+        self.out, self.batch, self.seed, self.device, self.two = out, batch, seed, device, two
+        self.device_type = torch.device(device).type
+        # A CPU without bf16 instructions emulates them, at twice the time of single precision.
+        self.half = self.device_type != "cpu" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
         clips = shapes.draw_batch(2048, torch.Generator().manual_seed(seed))[1]
         self.vae = PatchTransformVAE.fit(clips)
         self.tokenizer = family.build_tokenizer()
@@ -62,9 +65,18 @@ class Trainer:
         self.step = 0
 
     def start_from(self, folder: Path) -> None:
-        """Takes the weights of a finished family (averaged, in half precision); the optimisers start anew."""
+        """Takes the weights of a finished family (averaged, in half precision); the optimisers start anew.
+
+        A transformer of another shape than this version's starts from scratch, which is said.
+        """
         loaded = family.load(folder)
         parts = {"text": loaded.pipe.text_encoder, "large": loaded.pipe.transformer, "small": loaded.small}
+        for name in ("large", "small"):
+            if {k: v.shape for k, v in parts[name].state_dict().items()} != {
+                k: v.shape for k, v in self.models[name].state_dict().items()
+            }:
+                typer.echo(f"the {name} transformer of {folder} has another shape: it is trained from scratch")
+                del parts[name]
         for models in (self.models, self.ema):
             for name, part in parts.items():
                 models[name].load_state_dict(part.state_dict())
@@ -73,7 +85,7 @@ class Trainer:
     def draw(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """One batch: latents, noise, sigma in (0, 1), token ids; one caption in eight is dropped."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step + 1)
-        captions, clips = shapes.draw_batch(self.batch, generator)
+        captions, clips = shapes.draw_batch(self.batch, generator, two=self.two)
         latents = self.vae.normalised_latents(clips)
         noise = torch.randn(latents.shape, generator=generator)
         u = torch.sigmoid(1.2 * torch.randn(self.batch, generator=generator))
@@ -92,11 +104,8 @@ class Trainer:
         x, target = (1 - s) * latents + s * noise, noise - latents
         mask = ids.ne(0)
         losses = {}
-        half = torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
-        with (
-            half,
-            sdpa_kernel(SDPBackend.MATH if self.device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]),
-        ):
+        backends = [SDPBackend.MATH] if self.device_type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.half), sdpa_kernel(backends):
             text = self.models["text"](ids, mask).last_hidden_state.float() * mask.unsqueeze(-1)
             for size, condition in (("large", text), ("small", text.detach())):
                 v = self.models[size](
@@ -123,6 +132,11 @@ class Trainer:
         return {name: float(loss.detach()) for name, loss in losses.items()}
 
     @property
+    def settings(self) -> dict[str, str]:
+        """What must be the same for a checkpoint to be resumed."""
+        return {name: str(getattr(self, name)) for name in ("seed", "batch", "two")}
+
+    @property
     def checkpoint(self) -> Path:
         return self.out / "checkpoint.safetensors"
 
@@ -130,22 +144,26 @@ class Trainer:
         """Writes a checkpoint; an interrupted write leaves the last one whole."""
         tensors = {f"model.{k}": v for k, v in self.models.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        tensors |= {f"vae.{k}": v for k, v in self.vae.state_dict().items()}
         for i, optimizer in enumerate(self.optimizers):
             for index, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{i}.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
         tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+        vae = {k: v for k, v in self.vae.config.items() if not k.startswith("_")}
+        meta = {"step": str(self.step), "vae": json.dumps(vae)} | self.settings
         partial = self.checkpoint.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"step": str(self.step), "seed": str(self.seed), "batch": str(self.batch)})
+        save_file(tensors, partial, metadata=meta)
         partial.replace(self.checkpoint)
 
     def resume(self) -> None:
-        """Loads the checkpoint; raises ``ValueError`` if it was made with another seed or batch."""
+        """Loads the checkpoint; raises ``ValueError`` if it was made with other settings."""
         from safetensors import safe_open
 
         with safe_open(self.checkpoint, "pt") as f:
             meta = f.metadata()
-        if (int(meta["seed"]), int(meta["batch"])) != (self.seed, self.batch):
-            raise ValueError(f"{self.checkpoint} was made with seed {meta['seed']} and batch {meta['batch']}")
+        made = {name: meta.get(name) for name in self.settings}
+        if made != self.settings:
+            raise ValueError(f"{self.checkpoint} was made with {made}, not with {self.settings}")
         tensors = load_file(self.checkpoint, device=self.device)
 
         def part(prefix):
@@ -153,6 +171,8 @@ class Trainer:
 
         self.models.load_state_dict(part("model."))
         self.ema.load_state_dict(part("ema."))
+        self.vae = PatchTransformVAE(**json.loads(meta["vae"]))
+        self.vae.load_state_dict(part("vae."))
         for i, optimizer in enumerate(self.optimizers):
             state: dict[int, dict] = {}
             for key, value in part(f"optimizer.{i}.").items():
@@ -181,17 +201,20 @@ def main(
     decay: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Last share of the steps over which the rate falls.")
     ] = 0.3,
+    rate: Annotated[float, typer.Option(min=0.0, help="Factor on the learning rates (less when training on).")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of every batch.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 250,
     device: Annotated[str, typer.Option(help="cpu or cuda; the GPU where there is one.")] = "",
-    start_from: Annotated[
-        Path | None, typer.Option(help="Finished family to train on, such as the shipped one.")
-    ] = None,
+    two: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the training clips with two shapes, the hard ones.")
+    ] = 0.5,
+    start_from: Annotated[Path | None, typer.Option(help="Finished family to train on.")] = None,
     fresh: Annotated[bool, typer.Option(help="Start again even if the folder holds a checkpoint.")] = False,
 ) -> None:
     """Train the moving-shapes family (about 75 minutes on two CPU cores, minutes on a GPU). Resumable."""
     out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(out, batch, seed, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = Trainer(out, batch, seed, device, two)
     if trainer.checkpoint.is_file() and not fresh:
         trainer.resume()
         typer.echo(f"resumed at step {trainer.step}")
@@ -209,7 +232,7 @@ def main(
         bar = progress.add_task("training", total=steps, completed=trainer.step)
         try:
             while trainer.step < steps:
-                losses = trainer.update(learning_rate(trainer.step, steps, decay))
+                losses = trainer.update(rate * learning_rate(trainer.step, steps, decay))
                 mean = {k: 0.98 * mean.get(k, v) + 0.02 * v for k, v in losses.items()}
                 text = "  ".join(f"{k} {v:.4f}" for k, v in mean.items())
                 progress.update(bar, completed=trainer.step, description=text)
