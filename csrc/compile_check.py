@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.utils.cpp_extension import include_paths
 
 HERE = Path(__file__).resolve().parent
-FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", "-fPIC"]
+FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-fPIC"]
 
 
 def main() -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
 
 def same_shape(op: str, **tensors: torch.Tensor) -> None:
     """Raises ``ValueError`` unless all tensors share one shape with a batch dimension."""

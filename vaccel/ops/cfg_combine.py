@@ -1,17 +1,38 @@
 """cfg_combine(c, u, w) = u + w (c - u)."""
 
+from __future__ import annotations
+
 import torch
 
 from ._check import same_shape
+from ._native import compiled
 
 
 def cfg_combine(
-    cond: torch.Tensor, uncond: torch.Tensor, scale: float, out: torch.Tensor | None = None
+    cond: torch.Tensor,
+    uncond: torch.Tensor,
+    scale: float,
+    out: torch.Tensor | None = None,
+    *,
+    impl: str | None = None,
 ) -> torch.Tensor:
-    """Classifier-free guidance (seed 000, eq. 2) in the order of operations diffusers' pipelines use.
+    """Classifier-free guidance (seed 000, eq. 2): [B, ...] twice and the guidance scale w -> [B, ...].
 
-    [B, ...] twice and the guidance scale w -> [B, ...].  Raises ``ValueError`` for different shapes.
+    Computed in fp32, in the order of operations diffusers' pipelines use: in fp32 the result is theirs bit for bit.
+
+    Args:
+        out: where to write, contiguous; allocated if not given.
+        impl: "cpp" or "torch"; by default the compiled kernel on a CPU.
+
+    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
     """
     same_shape("cfg_combine", cond=cond, uncond=uncond)
-    guided = torch.sub(cond, uncond, out=out) if out is not None else cond - uncond
-    return guided.mul_(scale).add_(uncond)
+    if out is None:
+        out = torch.empty_like(cond, memory_format=torch.contiguous_format)
+    else:
+        same_shape("cfg_combine", cond=cond, out=out)
+    if compiled("cfg_combine", impl, cond, uncond, out) and out.is_contiguous():
+        torch.ops.vaccel.cfg_combine(cond, uncond, float(scale), out)
+        return out
+    c, u = cond.float(), uncond.float()
+    return out.copy_(u + scale * (c - u))
