@@ -14,7 +14,7 @@ FLOORS = [
     ("reference", "ops"),
     ("actions", "trace", "buffers"),
     ("methods", "families"),
-    ("views", "models", "engine"),
+    ("views", "models", "modulations", "engine"),
     ("integrations", "api", "denoiser"),
     ("artifacts", "calibrate", "evaluate", "demo", "doctor", "cli"),
 ]

@@ -57,13 +57,13 @@ class _Loaded:
         else:
             from diffusers import DiffusionPipeline
 
-            self.pipe = DiffusionPipeline.from_pretrained(name, torch_dtype=kinds[dtype])
+            self.pipe = DiffusionPipeline.from_pretrained(name, dtype=kinds[dtype])
             self.pipe.set_progress_bar_config(disable=True)
             self.small, self.call, self.folder = None, {}, Path.cwd()
         if small is not None:
             transformer = type(self.pipe.transformer)
             sub = {"subfolder": "transformer"} if (Path(small) / "transformer").is_dir() else {}
-            self.small = transformer.from_pretrained(small, torch_dtype=kinds[dtype], **sub).eval()
+            self.small = transformer.from_pretrained(small, dtype=kinds[dtype], **sub).eval()
         self.pipe.to(device)
         if self.small is not None:
             self.small.to(device)

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers.utils import logging as diffusers_logging
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers.utils import logging as transformers_logging
 
 from . import shapes
 from . import vae as _vae  # noqa: F401  diffusers loads a class only from a module that is imported already
@@ -29,7 +33,7 @@ CALL: dict[str, Any] = {
     "height": shapes.HEIGHT,
     "width": shapes.WIDTH,
     "num_frames": shapes.NUM_FRAMES,
-    "guidance_scale": 2.5,
+    "guidance_scale": 4.0,
     "max_sequence_length": MAX_TOKENS,
 }
 
@@ -77,10 +81,28 @@ def load(folder: str | Path | None = None, *, dtype: torch.dtype = torch.float32
     folder = Path(folder) if folder is not None else shipped_folder()
     if not (folder / "pipeline" / "model_index.json").is_file():
         raise FileNotFoundError(f"no moving-shapes family at {folder}; make one with `python -m vaccel.demo.train`")
-    pipe = WanPipeline.from_pretrained(folder / "pipeline", torch_dtype=dtype)
+    with _quietly():
+        pipe = WanPipeline.from_pretrained(folder / "pipeline", dtype=dtype)
+        small = WanTransformer3DModel.from_pretrained(folder / "small", dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
-    small = WanTransformer3DModel.from_pretrained(folder / "small", torch_dtype=dtype)
     return Family(pipe, small.eval(), dict(CALL), folder)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """A few megabytes need no progress bars, and a VAE of another class than Wan's own is what is meant here."""
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, verbosity, bars in before:
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()
 
 
 def calibration_captions(count: int) -> list[str]:
@@ -117,8 +139,8 @@ def build_text_encoder() -> UMT5EncoderModel:
 
 
 def build_transformer(size: str, z_dim: int = 64) -> WanTransformer3DModel:
-    """``size`` is "large" (3.9 M weights in 6 layers) or "small" (0.4 M in one)."""
-    heads, head_dim, layers = {"large": (3, 64, 6), "small": (2, 64, 1)}[size]
+    """``size`` is "large" (3.9 M weights in 6 layers) or "small" (0.4 M in 2)."""
+    heads, head_dim, layers = {"large": (3, 64, 6), "small": (2, 48, 2)}[size]
     model = WanTransformer3DModel(
         patch_size=(1, 1, 1),
         num_attention_heads=heads,
