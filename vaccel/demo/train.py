@@ -9,7 +9,8 @@ transformer (its own from A) alone once more on the text encoder that came out o
 
     python -m vaccel.demo.train --out A --steps 4600 --two 0.2
     python -m vaccel.demo.train --out B --steps 2950 --two 0.65 --seed 1 --rate 0.6 --decay 0.85 --start-from A
-    python -m vaccel.demo.train --out C --steps 1800 --two 0.4 --seed 2 --rate 0.6 --decay 0.9 --small-only --start-from B
+    python -m vaccel.demo.train --out C --steps 1800 --two 0.4 --seed 2 --rate 0.6 --decay 0.9 \\
+        --small-only --start-from B
 
 Every step draws its batch from a generator seeded by (seed, step), so a resumed run goes on exactly where it stopped.
 """
