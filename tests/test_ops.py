@@ -224,3 +224,8 @@ def test_errors_name_the_op_and_the_shapes():
         ops.direction_magnitude(a.double(), a.double(), torch.ones(2), impl="cpp")
     with pytest.raises(ValueError, match="unknown impl"):
         ops.norm(a, impl="")
+    # Asked for and unable: said, never computed by something else.
+    with pytest.raises(ValueError, match="outputs contiguous"):
+        ops.cfg_combine(a, a, 1.0, torch.empty(3, 2).T, impl="cpp")
+    with pytest.raises(ValueError, match="magnitudes in fp32"):
+        ops.direction_magnitude(a, a, torch.ones(2).double(), impl="cpp")

@@ -42,7 +42,7 @@ class Step(Protocol):
         """Relative L1 of this step's timestep embedding (or its projection for the blocks) from the last step's.
 
         One value for all rows where they share the timestep, else one a row; None where there is nothing to compare
-        with: at the first step of a run, of a stage, or that asks.
+        with, as at the first step of a run.
         """
 
     def record(self, **metrics: Any) -> None:

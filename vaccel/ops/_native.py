@@ -40,17 +40,18 @@ def _able(tensors: tuple[torch.Tensor, ...]) -> bool:
     return dtype in DTYPES
 
 
-def compiled(op: str, impl: str | None, *tensors: torch.Tensor) -> bool:
-    """Whether the compiled kernel of ``op`` runs on ``tensors``: by default wherever it can.
+def compiled(op: str, impl: str | None, *tensors: torch.Tensor, also: bool = True) -> bool:
+    """Whether the compiled kernel of ``op`` runs on ``tensors``: by default wherever it can, and only if ``also``.
 
     Raises ``ValueError`` for an ``impl`` that does not exist, or that was asked for and cannot run here.
     """
     if impl is None:
-        return _able(tensors)
+        return also and _able(tensors)
     if impl not in ("cpp", "torch"):
         raise ValueError(f"{op}: unknown impl {impl!r}; known: 'cpp', 'torch'")
-    if impl == "cpp" and not _able(tensors):
-        raise ValueError(f"{op}: impl='cpp' needs one of fp32, fp16, bf16 on a CPU, no gradients; {DETAIL}")
+    if impl == "cpp" and not (also and _able(tensors)):
+        needs = "one of fp32, fp16, bf16 on a CPU, no gradients, outputs contiguous, magnitudes in fp32"
+        raise ValueError(f"{op}: impl='cpp' needs {needs}; {DETAIL}")
     return impl == "cpp"
 
 

@@ -31,7 +31,7 @@ def cfg_combine(
         out = torch.empty_like(cond, memory_format=torch.contiguous_format)
     else:
         same_shape("cfg_combine", cond=cond, out=out)
-    if compiled("cfg_combine", impl, cond, uncond, out) and out.is_contiguous():
+    if compiled("cfg_combine", impl, cond, uncond, out, also=out.is_contiguous()):
         torch.ops.vaccel.cfg_combine(cond, uncond, float(scale), out)
         return out
     c, u = cond.float(), uncond.float()

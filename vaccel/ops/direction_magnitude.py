@@ -24,7 +24,8 @@ def direction_magnitude(
     same_shape("direction_magnitude", x=x, residual=residual)
     if magnitude.shape != x.shape[:1]:
         raise ValueError(f"direction_magnitude: magnitude must be [{x.shape[0]}], got {tuple(magnitude.shape)}")
-    if compiled("direction_magnitude", impl, x, residual) and magnitude.dtype == torch.float32:
+    fits = magnitude.is_cpu and magnitude.dtype == torch.float32 and not magnitude.requires_grad
+    if compiled("direction_magnitude", impl, x, residual, also=fits):
         return torch.ops.vaccel.direction_magnitude(x, residual, magnitude)
     direction = x.float() + residual.float()
     scale = magnitude / length(rows(direction))

@@ -10,6 +10,5 @@ def residual_store(v: torch.Tensor, x: torch.Tensor, out: torch.Tensor) -> torch
 
     Raises ``ValueError`` for different shapes.
     """
-    if not v.shape == x.shape == out.shape:
-        same_shape("residual_store", v=v, x=x, out=out)
+    same_shape("residual_store", v=v, x=x, out=out)
     return torch.sub(v, x, out=out)
