@@ -18,6 +18,7 @@ Every step draws its batch from a generator seeded by (seed, step), so a resumed
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import time
 from pathlib import Path
@@ -63,8 +64,6 @@ class Trainer:
         self.device_type = torch.device(device).type
         # A CPU without bf16 instructions emulates them, at twice the time of single precision.
         self.half = self.device_type != "cpu" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-        clips = shapes.draw_batch(2048, torch.Generator().manual_seed(seed))[1]
-        self.vae = PatchTransformVAE.fit(clips)
         self.tokenizer = family.build_tokenizer()
         models = {"text": family.build_text_encoder()}
         models |= {size: family.build_transformer(size) for size in ("large", "small")}
@@ -72,6 +71,12 @@ class Trainer:
         self.ema = copy.deepcopy(self.models).requires_grad_(False)
         self.optimizers = make_optimizers(self.models)
         self.step = 0
+
+    @functools.cached_property
+    def vae(self) -> PatchTransformVAE:
+        """Fitted when first used: a family that is trained on, or resumed, brings its own."""
+        clips = shapes.draw_batch(2048, torch.Generator().manual_seed(self.seed))[1]
+        return PatchTransformVAE.fit(clips)
 
     def start_from(self, folder: Path) -> None:
         """Takes the weights of a finished family (averaged, in half precision); the optimisers start anew.
