@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import wan_transformer
 
 from vaccel import demo
 from vaccel.demo import family, shapes
@@ -119,6 +120,15 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path):
     fourth.resume()
     assert torch.equal(fourth.vae.basis, exported.pipe.vae.basis)
     assert fourth.vae.config.latents_std == third.vae.config.latents_std
+
+
+@torch.no_grad()
+def test_added_blocks_change_nothing_to_begin_with():
+    shallow, deep = wan_transformer(layers=3), wan_transformer(layers=5)
+    deep.load_state_dict(family.deepen(shallow.state_dict(), 3, 5))
+    call = {"timestep": torch.tensor([500.0]), "encoder_hidden_states": torch.randn(1, 8, 32), "return_dict": False}
+    x = torch.randn(1, 16, 3, 4, 4)
+    assert torch.equal(deep(hidden_states=x, **call)[0], shallow(hidden_states=x, **call)[0])
 
 
 def test_the_learning_rate_warms_up_and_ends_at_zero():

@@ -4,13 +4,15 @@ Flow matching (Lipman et al., 2023): x_s = (1 - s) x_0 + s noise, the transforme
 small transformer see the same batches; the text encoder learns from the large one alone and is shared.  Matrices are
 trained with Muon, everything else with AdamW; the learning rate is flat and falls linearly over the last part.
 
-What ships was made in three runs: from scratch, on those weights with more of the hard clips, and the small
-transformer (its own from A) alone once more on the text encoder that came out of the second::
+What ships grew in four runs: from scratch, with a large transformer of 6 blocks; on those weights with more of the hard
+clips; the small transformer alone once more on the text encoder that came out of it; and, the large one deepened to its
+8 blocks (``--start-from`` adds what is missing), both together::
 
     python -m vaccel.demo.train --out A --steps 4600 --two 0.2
     python -m vaccel.demo.train --out B --steps 2950 --two 0.65 --seed 1 --rate 0.6 --decay 0.85 --start-from A
     python -m vaccel.demo.train --out C --steps 1800 --two 0.4 --seed 2 --rate 0.6 --decay 0.9 \\
         --small-only --start-from B
+    python -m vaccel.demo.train --out D --steps 2200 --two 0.65 --seed 3 --rate 0.6 --decay 0.85 --start-from C
 
 Every step draws its batch from a generator seeded by (seed, step), so a resumed run goes on exactly where it stopped.
 """
@@ -54,6 +56,10 @@ def learning_rate(step: int, steps: int, decay: float, warmup: int = 100) -> flo
     return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / (decay * steps)))
 
 
+def shapes_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
+
+
 class Trainer:
     """Everything a step needs; ``save`` and ``resume`` carry all of it through safetensors."""
 
@@ -81,19 +87,22 @@ class Trainer:
     def start_from(self, folder: Path) -> None:
         """Takes the weights of a finished family (averaged, in half precision); the optimisers start anew.
 
-        A transformer of another shape than this version's starts from scratch, which is said.
+        A transformer with fewer blocks than this version's gets blocks that change nothing to begin with, one of
+        another width starts from scratch; either is said.
         """
         loaded = family.load(folder)
-        parts = {"text": loaded.pipe.text_encoder, "large": loaded.pipe.transformer, "small": loaded.small}
-        for name in ("large", "small"):
-            if {k: v.shape for k, v in parts[name].state_dict().items()} != {
-                k: v.shape for k, v in self.models[name].state_dict().items()
-            }:
+        states = {"text": loaded.pipe.text_encoder.state_dict()}
+        for name, model in (("large", loaded.pipe.transformer), ("small", loaded.small)):
+            states[name], old, new = model.state_dict(), len(model.blocks), len(self.models[name].blocks)
+            if old < new:
+                typer.echo(f"the {name} transformer of {folder} has {old} blocks: {new - old} that pass on are added")
+                states[name] = family.deepen(states[name], old, new)
+            if shapes_of(states[name]) != shapes_of(self.models[name].state_dict()):
                 typer.echo(f"the {name} transformer of {folder} has another shape: it is trained from scratch")
-                del parts[name]
+                del states[name]
         for models in (self.models, self.ema):
-            for name, part in parts.items():
-                models[name].load_state_dict(part.state_dict())
+            for name, state in states.items():
+                models[name].load_state_dict(state)
         self.vae = loaded.pipe.vae
 
     def draw(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
