@@ -4,14 +4,14 @@ Flow matching (Lipman et al., 2023): x_s = (1 - s) x_0 + s noise, the transforme
 small transformer see the same batches; the text encoder learns from the large one alone and is shared.  Matrices are
 trained with Muon, everything else with AdamW; the learning rate is flat and falls linearly over the last part.
 
-What ships grew in four runs: from scratch, with a large transformer of 6 blocks; on those weights with more of the hard
-clips; the small transformer alone once more on the text encoder that came out of it; and, the large one deepened to its
-8 blocks (``--start-from`` adds what is missing), both together::
+What ships grew in four runs, about five hours on two CPU cores: from scratch, with a large transformer of 6 blocks; on
+with more of the hard clips; the small transformer alone once more on the text encoder that came out of it; and, the
+large one deepened to its 8 blocks (``--start-from`` adds what is missing), both together::
 
     python -m vaccel.demo.train --out A --steps 4600 --two 0.2
     python -m vaccel.demo.train --out B --steps 2950 --two 0.65 --seed 1 --rate 0.6 --decay 0.85 --start-from A
     python -m vaccel.demo.train --out C --steps 1800 --two 0.4 --seed 2 --rate 0.6 --decay 0.9 \\
-        --small-only --start-from B
+        --only small --start-from B
     python -m vaccel.demo.train --out D --steps 2200 --two 0.65 --seed 3 --rate 0.6 --decay 0.85 --start-from C
 
 Every step draws its batch from a generator seeded by (seed, step), so a resumed run goes on exactly where it stopped.
@@ -37,7 +37,6 @@ from . import family, shapes
 from .vae import PatchTransformVAE
 
 MODELS = ("text", "large", "small")
-SHIFT = 3.0  # of the training noise levels; the sampler's own shift is the scheduler's
 
 
 def make_optimizers(models: nn.ModuleDict) -> list[torch.optim.Optimizer]:
@@ -63,10 +62,12 @@ def shapes_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 class Trainer:
     """Everything a step needs; ``save`` and ``resume`` carry all of it through safetensors."""
 
-    def __init__(self, out: Path, batch: int, seed: int, device: str, two: float = 0.5, small_only: bool = False):
+    def __init__(
+        self, out: Path, batch: int, seed: int, device: str, two: float = 0.5, shift: float = 3.0, only: str = ""
+    ):
         torch.manual_seed(seed)
         self.out, self.batch, self.seed, self.device = out, batch, seed, device
-        self.two, self.small_only = two, small_only
+        self.two, self.shift, self.only = two, shift, only
         self.device_type = torch.device(device).type
         # A CPU without bf16 instructions emulates them, at twice the time of single precision.
         self.half = self.device_type != "cpu" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
@@ -112,7 +113,7 @@ class Trainer:
         latents = self.vae.normalised_latents(clips)
         noise = torch.randn(latents.shape, generator=generator)
         u = torch.sigmoid(1.2 * torch.randn(self.batch, generator=generator))
-        sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
+        sigma = self.shift * u / (1 + (self.shift - 1) * u)
         drop = torch.rand(self.batch, generator=generator) < 0.125
         captions = ["" if d else c for c, d in zip(captions, drop.tolist(), strict=True)]
         ids = self.tokenizer(
@@ -126,7 +127,7 @@ class Trainer:
         s = sigma.view(-1, 1, 1, 1, 1)
         x, target = (1 - s) * latents + s * noise, noise - latents
         mask = ids.ne(0)
-        losses, sizes = {}, ("small",) if self.small_only else ("large", "small")
+        losses, sizes = {}, (self.only,) if self.only else ("large", "small")
         backends = [SDPBackend.MATH] if self.device_type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
         with torch.autocast(self.device_type, torch.bfloat16, enabled=self.half), sdpa_kernel(backends):
             text = self.models["text"](ids, mask).last_hidden_state.float() * mask.unsqueeze(-1)
@@ -158,7 +159,7 @@ class Trainer:
     @property
     def settings(self) -> dict[str, str]:
         """What must be the same for a checkpoint to be resumed."""
-        return {name: str(getattr(self, name)) for name in ("seed", "batch", "two", "small_only")}
+        return {name: str(getattr(self, name)) for name in ("seed", "batch", "two", "shift", "only")}
 
     @property
     def checkpoint(self) -> Path:
@@ -232,14 +233,19 @@ def main(
     two: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the training clips with two shapes, the hard ones.")
     ] = 0.5,
-    small_only: Annotated[bool, typer.Option(help="Train the small transformer alone, several times faster.")] = False,
+    shift: Annotated[
+        float, typer.Option(min=0.1, help="Shift of the noise levels: the higher, the more of what decides the layout.")
+    ] = 3.0,
+    only: Annotated[str, typer.Option(help="Train one transformer alone: large (and the text encoder) or small.")] = "",
     start_from: Annotated[Path | None, typer.Option(help="Finished family to train on.")] = None,
     fresh: Annotated[bool, typer.Option(help="Start again even if the folder holds a checkpoint.")] = False,
 ) -> None:
-    """Train the moving-shapes family (about two and a half hours on two CPU cores, minutes on a GPU). Resumable."""
+    """Train the moving-shapes family (hours on two CPU cores, minutes on a GPU). Resumable."""
+    if only not in ("", "large", "small"):
+        raise typer.BadParameter(f"--only is 'large' or 'small', not {only!r}")
     out.mkdir(parents=True, exist_ok=True)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    trainer = Trainer(out, batch, seed, device, two, small_only)
+    trainer = Trainer(out, batch, seed, device, two, shift, only)
     if trainer.checkpoint.is_file() and not fresh:
         trainer.resume()
         typer.echo(f"resumed at step {trainer.step}")
