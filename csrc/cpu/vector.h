@@ -8,14 +8,15 @@
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
+#include <type_traits>
 #include <vector>
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-
 // Vectors are only ever passed between functions that are inlined into one another.
 #pragma GCC diagnostic ignored "-Wpsabi"
+#include <vaccel/formulas.h>
 
 #define VACCEL_INLINE inline __attribute__((always_inline))
 #define VACCEL_INLINED __attribute__((always_inline))  // of a lambda
@@ -211,19 +212,43 @@ inline void for_chunks(int64_t batch, int64_t n, const Piece& piece) {
   });
 }
 
-// K sums for each of [batch, n]'s rows: piece(row, start, length, total) leaves a chunk's in total.  Chunks are added
-// in their order, so the result does not depend on the number of threads.
-template <int K, class Piece>
-inline std::vector<double> sums_of_rows(int64_t batch, int64_t n, const Piece& piece) {
+// The sums of each of [batch, n]'s rows, row after row, that the term adds up; what it returns, if anything, goes to
+// out.  Chunks are added in their order, so the result does not depend on the number of threads.
+template <class Term, class Out, class... T>
+inline std::vector<double> sums_of_rows(int64_t batch, int64_t n, const Term& term, Out out, const T*... inputs) {
+  constexpr int K = Term::kSums;
   const int64_t chunks = (n + kChunk - 1) / kChunk;
   std::vector<double> sums(batch * K), partial(batch * chunks * K);
   for_chunks(batch, n, [&](int64_t row, int64_t start, int64_t length) {
-    piece(row, start, length, &partial[(row * chunks + start / kChunk) * K]);
+    const int64_t at = row * n + start;
+    double* total = &partial[(row * chunks + start / kChunk) * K];
+    vectorised([&]() VACCEL_INLINED {
+      add_up<K>(length, total, [&](int64_t i, auto span, Floats* into) VACCEL_INLINED {
+        if constexpr (std::is_null_pointer_v<Out>)
+          term(into, span.load(inputs + at + i)...);
+        else
+          span.store(term(into, span.load(inputs + at + i)...), out + at + i);
+      });
+    });
   });
   for (int64_t row = 0; row < batch; ++row)
     for (int64_t c = 0; c < chunks; ++c)
       for (int k = 0; k < K; ++k) sums[row * K + k] += partial[(row * chunks + c) * K + k];
   return sums;
+}
+
+// out = map_of(row)(inputs...) for every element of [batch, n], sixteen at a time.
+template <class MapOf, class Out, class... T>
+inline void map_rows(int64_t batch, int64_t n, const MapOf& map_of, Out* out, const T*... inputs) {
+  for_chunks(batch, n, [&](int64_t row, int64_t start, int64_t length) {
+    const int64_t at = row * n + start;
+    const auto map = map_of(row);
+    vectorised([&]() VACCEL_INLINED {
+      sweep(length, [&](int64_t i, auto span) VACCEL_INLINED {
+        span.store(map(span.load(inputs + at + i)...), out + at + i);
+      });
+    });
+  });
 }
 
 // -- tensors ---------------------------------------------------------------------------------------------------------
@@ -245,10 +270,6 @@ inline T* write(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-inline Tensor empty_rows(const Tensor& like) {
-  return torch::stable::new_empty(like, {like.size(0)}, ScalarType::Float);
-}
-
 // Calls run(T{}) with the storage format of `type`.
 template <class Run>
 inline void for_dtype(ScalarType type, const Run& run) {
@@ -262,6 +283,66 @@ inline void for_dtype(ScalarType type, const Run& run) {
     default:
       throw std::invalid_argument("vaccel: expected a tensor of fp32, fp16 or bf16");
   }
+}
+
+// Where a reduction stores what it stores on the way: a tensor's elements, or nowhere.
+template <class T>
+inline T* place(const Tensor* stored) {
+  return write<T>(*stored);
+}
+template <class T>
+inline std::nullptr_t place(std::nullptr_t) {
+  return nullptr;
+}
+
+// The reduction's results of each row of the inputs, all [B, ...] of one dtype: [B] in fp32, or [kResults, B].  What it
+// stores on the way goes to `stored`, null for a reduction that stores nothing.
+template <class Reduction, class Stored, class... Others>
+inline Tensor reduced(const Reduction& reduction, Stored stored, const Tensor& first, const Others&... others) {
+  constexpr int kResults = Reduction::kResults;
+  const int64_t batch = first.size(0);
+  Tensor out = kResults == 1 ? torch::stable::new_empty(first, {batch}, ScalarType::Float)
+                             : torch::stable::new_empty(first, {kResults, batch}, ScalarType::Float);
+  for_dtype(first.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const auto sums = sums_of_rows(batch, row_length(first), reduction, place<T>(stored), read<T>(dense(first)),
+                                   read<T>(dense(others))...);
+    for (int result = 0; result < kResults; ++result)
+      for (int64_t row = 0; row < batch; ++row)
+        write<float>(out)[result * batch + row] =
+            static_cast<float>(Reduction::finish(&sums[row * Reduction::kSums], result));
+  });
+  return out;
+}
+
+// [B, ...]: a reduction of each row of the inputs, then the map that its sums and the row's length make.
+template <class Reduction, class... Others>
+inline Tensor reduced_then_mapped(const Reduction& reduction, const Tensor& magnitude, const Tensor& first,
+                                  const Others&... others) {
+  const Tensor lengths = dense(magnitude);
+  const int64_t batch = first.size(0), n = row_length(first);
+  Tensor out = torch::stable::new_empty(first, first.sizes());
+  const auto passes = [&](const auto&... inputs) {
+    for_dtype(first.scalar_type(), [&](auto type) {
+      using T = decltype(type);
+      const auto sums = sums_of_rows(batch, n, reduction, nullptr, read<T>(inputs)...);
+      const auto map_of = [&](int64_t row) {
+        return reduction.map(&sums[row * Reduction::kSums], read<float>(lengths)[row]);
+      };
+      map_rows(batch, n, map_of, write<T>(out), read<T>(inputs)...);
+    });
+  };
+  passes(dense(first), dense(others)...);
+  return out;
+}
+
+// out = map(inputs...) for every element; all of out's dtype and shape, out contiguous.
+template <class Map, class... Inputs>
+inline void mapped(Tensor& out, const Map& map, const Inputs&... inputs) {
+  for_dtype(out.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    map_rows(1, out.numel(), [&](int64_t) { return map; }, write<T>(out), read<T>(dense(inputs))...);
+  });
 }
 
 }  // namespace vaccel
