@@ -22,9 +22,10 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "cache-dit==1.5.3"
 	$(BIN)/python -m pytest bench/bench_overhead.py -s
 
-# The native sources with warnings as errors, whatever is installed.
+# Every native source with warnings as errors and every Triton kernel, CUDA's for all GPU generations; no GPU needed.
 compile-check: $(STAMP)
 	$(BIN)/python csrc/compile_check.py
+	$(BIN)/python kernels/compile_check.py
 
 doctor: $(STAMP)
 	$(BIN)/vaccel doctor

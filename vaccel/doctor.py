@@ -18,14 +18,21 @@ def diagnose() -> dict[str, Any]:
     """Versions, what was built, GPUs and attention backends; plain data."""
     from . import __version__
     from .evaluate.metrics import lpips_missing
-    from .ops._native import DETAIL, LOADED
+    from .ops._dispatch import TRITON
+    from .ops._native import CUDA_DETAIL, CUDA_LOADED, DETAIL, LOADED
 
     return {
         "vaccel": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "native": {"cpu_kernels": LOADED, "detail": DETAIL, "cuda_kernels": False},
+        "native": {
+            "cpu_kernels": LOADED,
+            "detail": DETAIL,
+            "cuda_kernels": CUDA_LOADED,
+            "cuda_detail": CUDA_DETAIL,
+            "triton_kernels": TRITON,
+        },
         "compilers": {name: _first_line(name) for name in ("g++", "nvcc")},
         "cpu": {"threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()},
         "gpus": _gpus(),

@@ -5,24 +5,19 @@ from __future__ import annotations
 import torch
 
 from ._check import same_shape
-from ._native import compiled
+from ._dispatch import run
 
 
 def cfg_combine(
-    cond: torch.Tensor,
-    uncond: torch.Tensor,
-    scale: float,
-    out: torch.Tensor | None = None,
-    *,
-    impl: str | None = None,
+    cond: torch.Tensor, uncond: torch.Tensor, scale: float, out: torch.Tensor | None = None, *, impl: str | None = None
 ) -> torch.Tensor:
     """Classifier-free guidance (seed 000, eq. 2): [B, ...] twice and the guidance scale w -> [B, ...].
 
     Computed in fp32, in the order of operations diffusers' pipelines use: in fp32 the result is theirs bit for bit.
 
     Args:
-        out: where to write, contiguous; allocated if not given.
-        impl: "cpp" or "torch"; by default the compiled kernel on a CPU.
+        out: where to write, of cond's dtype; allocated if not given.
+        impl: one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
 
     Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
     """
@@ -31,8 +26,9 @@ def cfg_combine(
         out = torch.empty_like(cond, memory_format=torch.contiguous_format)
     else:
         same_shape("cfg_combine", cond=cond, out=out)
-    if compiled("cfg_combine", impl, cond, uncond, out, also=out.is_contiguous()):
-        torch.ops.vaccel.cfg_combine(cond, uncond, float(scale), out)
-        return out
+    return run("cfg_combine", impl, _plain, (cond, uncond), (cond, uncond, float(scale)), out)
+
+
+def _plain(cond: torch.Tensor, uncond: torch.Tensor, scale: float, out: torch.Tensor) -> torch.Tensor:
     c, u = cond.float(), uncond.float()
     return out.copy_(u + scale * (c - u))

@@ -5,18 +5,20 @@ from __future__ import annotations
 import torch
 
 from ._check import length, rows, same_shape
-from ._native import compiled
+from ._dispatch import run
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor, *, impl: str | None = None) -> torch.Tensor:
     """Per-sample cosine similarity: [B, ...] twice -> [B] in fp32.
 
-    A zero tensor has no direction: the result is NaN, as the formula's.  ``impl`` is "cpp" or "torch"; by default the
-    compiled kernel on a CPU.  Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked
-    for and cannot run here.
+    A zero tensor has no direction: the result is NaN, as the formula's.
+    ``impl`` is one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
+    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
     """
     same_shape("cosine", a=a, b=b)
-    if compiled("cosine", impl, a, b):
-        return torch.ops.vaccel.cosine(a, b)
+    return run("cosine", impl, _plain, (a, b), (a, b))
+
+
+def _plain(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     a, b = rows(a), rows(b)
     return (a * b).sum(dim=1) / (length(a) * length(b))

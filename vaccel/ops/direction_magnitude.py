@@ -1,11 +1,11 @@
-"""direction_magnitude(x, r, m) = m (x + r) / norm(x + r)."""
+"""direction_magnitude(x, r, m) = m (x + r) / norm(x + r); guided: both branches and their combination."""
 
 from __future__ import annotations
 
 import torch
 
 from ._check import length, per_sample, rows, same_shape
-from ._native import compiled
+from ._dispatch import run
 
 
 def direction_magnitude(
@@ -16,17 +16,61 @@ def direction_magnitude(
     Args:
         x, residual: [B, ...], one dtype; accumulated in fp32.
         magnitude: [B], fp32, the length every sample gets.
-        impl: "cpp" or "torch"; by default the compiled kernel on a CPU.
+        impl: one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
 
     Returns [B, ...] in x's dtype.  Raises ``ValueError`` for shapes that do not fit, an unknown ``impl``, or one that
     was asked for and cannot run here.
     """
     same_shape("direction_magnitude", x=x, residual=residual)
+    fits = _fits("direction_magnitude", magnitude, x)
+    return run("direction_magnitude", impl, _plain, (x, residual), (x, residual, magnitude), fits=fits)
+
+
+def direction_magnitude_guided(
+    x: torch.Tensor,
+    cond: torch.Tensor,
+    uncond: torch.Tensor,
+    magnitude: torch.Tensor,
+    scale: float,
+    *,
+    impl: str | None = None,
+) -> torch.Tensor:
+    """Both branches' reused directions at one length, and their guidance (seed 000, eq. 2 to 4): u + w (c - u).
+
+    Args:
+        x: [B, ...], what both branches share.
+        cond, uncond: the branches' residuals, like x.
+        magnitude: [B], fp32.
+        scale: the guidance scale w.
+        impl: one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
+
+    Returns [B, ...] in x's dtype.  Raises as ``direction_magnitude`` does.
+    """
+    same_shape("direction_magnitude_guided", x=x, cond=cond, uncond=uncond)
+    fits = _fits("direction_magnitude_guided", magnitude, x)
+    args = (x, cond, uncond, magnitude, float(scale))
+    return run("direction_magnitude_guided", impl, _plain_guided, (x, cond, uncond), args, fits=fits)
+
+
+def _fits(op: str, magnitude: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether a kernel can take the magnitudes.  Raises ``ValueError`` where they are none of x's samples."""
     if magnitude.shape != x.shape[:1]:
-        raise ValueError(f"direction_magnitude: magnitude must be [{x.shape[0]}], got {tuple(magnitude.shape)}")
-    fits = magnitude.is_cpu and magnitude.dtype == torch.float32 and not magnitude.requires_grad
-    if compiled("direction_magnitude", impl, x, residual, also=fits):
-        return torch.ops.vaccel.direction_magnitude(x, residual, magnitude)
+        raise ValueError(f"{op}: magnitude must be [{x.shape[0]}], got {tuple(magnitude.shape)}")
+    gradients = magnitude.requires_grad and torch.is_grad_enabled()
+    return magnitude.device == x.device and magnitude.dtype == torch.float32 and not gradients
+
+
+def _scaled(x: torch.Tensor, residual: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     direction = x.float() + residual.float()
-    scale = magnitude / length(rows(direction))
-    return (direction * per_sample(scale, direction)).to(x.dtype)
+    return direction * per_sample(magnitude / length(rows(direction)), direction)
+
+
+def _plain(x: torch.Tensor, residual: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
+    return _scaled(x, residual, magnitude).to(x.dtype)
+
+
+def _plain_guided(
+    x: torch.Tensor, cond: torch.Tensor, uncond: torch.Tensor, magnitude: torch.Tensor, scale: float
+) -> torch.Tensor:
+    c, u = _scaled(x, cond, magnitude), _scaled(x, uncond, magnitude)
+    return (u + scale * (c - u)).to(x.dtype)

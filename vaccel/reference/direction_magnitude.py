@@ -2,9 +2,19 @@
 
 import torch
 
+from ._rows import rows
+
 
 def direction_magnitude(x: torch.Tensor, residual: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """[B, ...], [B, ...], [B] -> [B, ...], fp64."""
     direction = x.double() + residual.double()
-    scale = magnitude.double() / direction.flatten(1).square().sum(dim=1).sqrt()
+    scale = magnitude.double() / rows(direction).square().sum(dim=1).sqrt()
     return direction * scale.view(-1, *[1] * (x.ndim - 1))
+
+
+def direction_magnitude_guided(
+    x: torch.Tensor, cond: torch.Tensor, uncond: torch.Tensor, magnitude: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """u + w (c - u) of both branches' directions at the magnitude: [B, ...] three times, [B], w -> [B, ...], fp64."""
+    c, u = direction_magnitude(x, cond, magnitude), direction_magnitude(x, uncond, magnitude)
+    return u + scale * (c - u)

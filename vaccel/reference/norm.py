@@ -2,7 +2,9 @@
 
 import torch
 
+from ._rows import rows
+
 
 def norm(x: torch.Tensor) -> torch.Tensor:
     """[B, ...] -> [B], fp64."""
-    return x.double().flatten(1).square().sum(dim=1).sqrt()
+    return rows(x).square().sum(dim=1).sqrt()

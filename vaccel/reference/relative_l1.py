@@ -2,8 +2,10 @@
 
 import torch
 
+from ._rows import rows
+
 
 def relative_l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """[B, ...], [B, ...] -> [B], fp64."""
-    a, b = a.double().flatten(1), b.double().flatten(1)
+    a, b = rows(a), rows(b)
     return (a - b).abs().sum(dim=1) / b.abs().sum(dim=1)

@@ -1,0 +1,29 @@
+"""block_store(x): a copy into a preallocated buffer."""
+
+from __future__ import annotations
+
+import torch
+
+from ._check import same_shape
+from ._dispatch import run
+
+
+def block_store(x: torch.Tensor, out: torch.Tensor | None = None, *, impl: str | None = None) -> torch.Tensor:
+    """Copies [B, ...] of any strides into ``out``.
+
+    Args:
+        out: where to write, of x's dtype; allocated if not given.
+        impl: one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
+
+    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
+    """
+    same_shape("block_store", x=x)
+    if out is None:
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    else:
+        same_shape("block_store", x=x, out=out)
+    return run("block_store", impl, _plain, (x,), (x,), out)
+
+
+def _plain(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    return out.copy_(x)

@@ -1,0 +1,33 @@
+"""cfg_delta_reuse(c, d, w) = c + (1 - w) d."""
+
+from __future__ import annotations
+
+import torch
+
+from ._check import same_shape
+from ._dispatch import run
+
+
+def cfg_delta_reuse(
+    cond: torch.Tensor, delta: torch.Tensor, scale: float, out: torch.Tensor | None = None, *, impl: str | None = None
+) -> torch.Tensor:
+    """Guidance from the conditional branch and the cached delta d = u - c (seed 002): c + (1 - w) d, [B, ...].
+
+    Computed in fp32; it is u + w (c - u) with u = c + d.
+
+    Args:
+        out: where to write, of cond's dtype; allocated if not given.
+        impl: one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
+
+    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
+    """
+    same_shape("cfg_delta_reuse", cond=cond, delta=delta)
+    if out is None:
+        out = torch.empty_like(cond, memory_format=torch.contiguous_format)
+    else:
+        same_shape("cfg_delta_reuse", cond=cond, out=out)
+    return run("cfg_delta_reuse", impl, _plain, (cond, delta), (cond, delta, float(scale)), out)
+
+
+def _plain(cond: torch.Tensor, delta: torch.Tensor, scale: float, out: torch.Tensor) -> torch.Tensor:
+    return out.copy_(cond.float() + (1 - scale) * delta.float())

@@ -1,0 +1,31 @@
+"""cfg_delta_store(c, u): d <- u - c."""
+
+from __future__ import annotations
+
+import torch
+
+from ._check import same_shape
+from ._dispatch import run
+
+
+def cfg_delta_store(
+    cond: torch.Tensor, uncond: torch.Tensor, out: torch.Tensor | None = None, *, impl: str | None = None
+) -> torch.Tensor:
+    """What the unconditional branch differs by (seed 002, CFG caching): u - c, [B, ...] twice -> [B, ...].
+
+    Args:
+        out: where to write, of cond's dtype; allocated if not given.
+        impl: one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
+
+    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
+    """
+    same_shape("cfg_delta_store", cond=cond, uncond=uncond)
+    if out is None:
+        out = torch.empty_like(cond, memory_format=torch.contiguous_format)
+    else:
+        same_shape("cfg_delta_store", cond=cond, out=out)
+    return run("cfg_delta_store", impl, _plain, (cond, uncond), (cond, uncond), out)
+
+
+def _plain(cond: torch.Tensor, uncond: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    return torch.sub(uncond, cond, out=out)
