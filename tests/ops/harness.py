@@ -1,0 +1,329 @@
+"""What every op must pass, once: an op's own file says what it computes and names the tests made for it here.
+
+Correct means an error against fp64 of at most twice that of the plain formula in the working dtype.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vaccel import ops, reference
+from vaccel.ops import _dispatch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: Odd sizes about every boundary of the kernels' chunks and vectors, and a Wan latent; 65537 is prime.
+SHAPES = ((1, 1), (3, 7), (4, 5, 33), (2, 4096), (2, 4097), (3, 16384), (2, 65537), (2, 64, 5, 6, 6))
+PRODUCTION = ((1, 16, 21, 60, 104), (1, 1024, 1536))
+LAYOUTS = ("contiguous", "transposed", "sliced", "unaligned")
+
+
+def impls() -> list[Any]:
+    """The implementations this process can run; a process with Triton's interpreter is there for Triton alone."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return ["triton"]
+    found = ["torch"] + (["cpp"] if ops.native() else [])
+    return found + [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "triton")]
+
+
+def device_of(impl: str) -> str:
+    return "cuda" if impl in ("cuda", "triton") and not _dispatch.INTERPRETED else "cpu"
+
+
+def tensors(count: int, shape: tuple[int, ...], dtype: torch.dtype, *, layout: str = "contiguous", device: str = "cpu",
+            seed: int = 0) -> list[torch.Tensor]:  # fmt: skip
+    """Normal values, the same for every layout; what lies around a slice is NaN."""
+    generator = torch.Generator(device).manual_seed(seed)
+    made = [torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(count)]
+    return [laid_out(t, layout) for t in made]
+
+
+def laid_out(t: torch.Tensor, layout: str) -> torch.Tensor:
+    if layout == "transposed" and t.ndim > 2:
+        return t.transpose(1, -1).contiguous().transpose(1, -1)
+    if layout == "sliced":
+        wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), float("nan"), dtype=t.dtype, device=t.device)
+        wide[..., ::2] = t
+        return wide[..., ::2]
+    if layout == "unaligned":
+        flat = torch.full((t.numel() + 1,), float("nan"), dtype=t.dtype, device=t.device)
+        flat[1:] = t.flatten()
+        return flat[1:].view(t.shape)
+    return t
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An op of ``inputs`` tensors like x.
+
+    Attributes:
+        arguments: what else it takes, by (inputs, generator).
+        plain: the formula as one would type it, every operation in the inputs' dtype.
+        terms: what rounding errors are relative to where terms cancel; by default the result.
+        writes: whether it writes into ``out``.
+    """
+
+    op: str
+    inputs: int
+    plain: Callable[..., Any]
+    arguments: Callable[[list[torch.Tensor]], tuple] = lambda inputs: ()
+    terms: Callable[..., torch.Tensor] | None = None
+    writes: bool = False
+
+    def make(self, shape: tuple[int, ...], dtype: torch.dtype, **how: Any) -> tuple:
+        inputs = tensors(self.inputs, shape, dtype, **how)
+        return (*inputs, *self.arguments(inputs))
+
+    def run(self, args: tuple, impl: str | None, function: Callable | None = None) -> list[torch.Tensor]:
+        """The results, ``out`` full of NaN beforehand; ``function`` in place of the public one."""
+        function = function or functools.partial(getattr(ops, self.op), impl=impl)
+        if not self.writes:
+            return [function(*args)]
+        out = torch.full(args[0].shape, float("nan"), dtype=args[0].dtype, device=args[0].device)
+        result = function(*args, out)
+        return [out] if result is out else [out, *result]
+
+    def truth(self, args: tuple) -> list[torch.Tensor]:
+        return _listed(getattr(reference, self.op)(*args))
+
+    def plainly(self, args: tuple) -> list[torch.Tensor]:
+        """The plain formula's results.  In fp16 its sums of squares overflow: there it has fp32 for all but storage."""
+        if args[0].dtype != torch.float16:
+            return _listed(self.plain(*args))
+        wide = tuple(a.float() if isinstance(a, torch.Tensor) else a for a in args)
+        return [result.half() if result.shape == args[0].shape else result for result in _listed(self.plain(*wide))]
+
+
+def _listed(result: Any) -> list[torch.Tensor]:
+    """One tensor, or what is stored and the rows of the statistics."""
+    return [result] if isinstance(result, torch.Tensor) else [result[0], *result[1]]
+
+
+def within_twice(
+    result: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, scale: torch.Tensor, what: str
+) -> None:
+    """Twice the plain formula's error, and never asked to beat the formula's own tail of four roundings of eps / 2."""
+    rounding = scale.abs().max() * torch.finfo(result.dtype).eps * 2
+    plainly = (plain.double() - truth).abs().max().nan_to_num(0.0, posinf=0.0)  # an overflow excuses nothing
+    error = (result.double() - truth).abs().max()
+    assert error <= torch.maximum(2 * plainly, rounding), f"{what}: error {error:.3g}, plainly {plainly:.3g}"
+
+
+def check(case: Case, args: tuple, impl: str | None, function: Callable | None = None) -> None:
+    results, truths = case.run(args, impl, function), case.truth(args)
+    plains = case.plainly(args)
+    scales = truths if case.terms is None else [case.terms(*args)]
+    assert results[0].shape == args[0].shape or results[0].shape == args[0].shape[:1]
+    for result, plain, truth, scale in zip(results, plains, truths, scales, strict=True):
+        within_twice(result, plain, truth, scale, f"{case.op} {impl}")
+    for first, again in zip(results, case.run(args, impl, function), strict=True):
+        assert torch.equal(first, again), f"{case.op} {impl}: two runs differ"
+
+
+# -- the tests, made for one op ----------------------------------------------------------------------------------------
+
+
+def against_fp64(case: Case) -> Callable:
+    @pytest.mark.parametrize("impl", impls())
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("shape", SHAPES if _dispatch.INTERPRETED else SHAPES + PRODUCTION, ids=str)
+    def test(shape: tuple[int, ...], dtype: torch.dtype, impl: str) -> None:
+        check(case, case.make(shape, dtype, device=device_of(impl)), impl)
+
+    return test
+
+
+def any_layout(case: Case) -> Callable:
+    @pytest.mark.parametrize("impl", impls())
+    @pytest.mark.parametrize("layout", LAYOUTS[1:])
+    def test(layout: str, impl: str) -> None:
+        for dtype in DTYPES:
+            check(case, case.make((2, 5, 8, 12), dtype, layout=layout, device=device_of(impl)), impl)
+
+    return test
+
+
+def any_shape(case: Case) -> Callable:
+    @pytest.mark.parametrize("impl", impls())
+    @settings(max_examples=25, deadline=None)
+    @given(
+        shape=st.tuples(st.integers(1, 3)).flatmap(
+            lambda b: st.lists(st.integers(1, 12), max_size=4).map(lambda d: (*b, *d))
+        ),
+        dtype=st.sampled_from(DTYPES),
+        layout=st.sampled_from(LAYOUTS),
+        seed=st.integers(0, 99),
+    )
+    def test(impl: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str, seed: int) -> None:
+        check(case, case.make(shape, dtype, layout=layout, device=device_of(impl), seed=seed), impl)
+
+    return test
+
+
+def special_values(case: Case) -> Callable:
+    """NaN and infinities come out where the reference has them; zeros and empty tensors do what the formula does."""
+
+    @pytest.mark.parametrize("impl", impls())
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test(dtype: torch.dtype, impl: str) -> None:
+        device = device_of(impl)
+        args = case.make((5, 50), dtype, device=device)
+        for x in args[: case.inputs]:
+            x[0, 3], x[1, 3], x[2, 4], x[3] = float("nan"), float("inf"), float("-inf"), 0.0
+        for result, truth in zip(case.run(args, impl), case.truth(args), strict=True):
+            truth = truth.to(result.dtype)
+            assert torch.equal(result.isnan(), truth.isnan())
+            assert torch.equal(result.isinf(), truth.isinf())
+        for shape in ((0, 4), (2, 0), (0,)):
+            for result, truth in zip(case.run(case.make(shape, dtype, device=device), impl),
+                                     case.truth(case.make(shape, dtype, device=device)), strict=True):  # fmt: skip
+                assert result.shape == truth.shape
+                assert torch.equal(result.nan_to_num(7), truth.to(result.dtype).nan_to_num(7))
+
+    return test
+
+
+def each_sample_is_its_own(case: Case) -> Callable:
+    @pytest.mark.parametrize("impl", impls())
+    def test(impl: str) -> None:
+        args = case.make((4, 8, 6), torch.float32, device=device_of(impl))
+        together = case.run(args, impl)
+        for i in range(4):
+            one = tuple(a[i : i + 1] if isinstance(a, torch.Tensor) else a for a in args)
+            for whole, alone in zip(together, case.run(one, impl), strict=True):
+                assert torch.allclose(whole[i : i + 1], alone, rtol=1e-6)
+
+    return test
+
+
+def registered(case: Case) -> Callable:
+    """Schema, fake and what it mutates, by torch's own checks."""
+
+    @pytest.mark.skipif(not ops.native(), reason="no compiled kernels")
+    @pytest.mark.parametrize("impl", [name for name in impls() if name != "torch"])
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test(dtype: torch.dtype, impl: str) -> None:
+        args = case.make((2, 4, 8), dtype, device=device_of(impl))
+        if case.writes:
+            args = (*args, torch.empty_like(args[0]))
+        library = torch.ops.vaccel_triton if impl == "triton" else torch.ops.vaccel
+        results = torch.library.opcheck(getattr(library, case.op).default, args)
+        assert set(results.values()) == {"SUCCESS"}
+
+    return test
+
+
+def compiles(case: Case) -> Callable:
+    """The public function inside a full graph, with the operations around it."""
+
+    @pytest.mark.parametrize("impl", impls() if ops.native() else ["torch"])
+    def test(impl: str) -> None:
+        torch._dynamo.reset()
+        args = case.make((2, 4, 8), torch.float32, device=device_of(impl))
+
+        def step(*args: Any) -> list[torch.Tensor]:
+            return [2 * result for result in case.run((args[0] + 1, *args[1:]), impl)]
+
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        for result, expected in zip(compiled(*args), step(*args), strict=True):
+            assert torch.equal(result, expected)
+
+    return test
+
+
+def captured(case: Case) -> Callable:
+    """Inside a CUDA graph, replayed on other values."""
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("impl", ["cuda", "triton"])
+    def test(impl: str) -> None:
+        args = case.make((2, 16, 64), torch.bfloat16, device="cuda")
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):
+            case.run(args, impl)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream):
+            results = case.run(args, impl)
+        for mine, other in zip(args, case.make((2, 16, 64), torch.bfloat16, device="cuda", seed=1), strict=True):
+            if isinstance(mine, torch.Tensor):
+                mine.copy_(other)
+        graph.replay()
+        torch.cuda.synchronize()
+        for result, expected in zip(results, case.run(args, impl), strict=True):
+            assert torch.equal(result, expected)
+
+    return test
+
+
+def past_two_to_the_31(case: Case) -> Callable:
+    """More elements than 32 bits count, and just below: the last ones are where a narrow index goes wrong."""
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("impl", ["cuda", "triton"])
+    @pytest.mark.parametrize("elements", [2**31 - 1, 2**31 + 4104])
+    def test(elements: int, impl: str) -> None:
+        args = tuple(
+            torch.ones(1, elements, dtype=torch.bfloat16, device="cuda") if i < case.inputs else a
+            for i, a in enumerate(case.make((1, 8), torch.bfloat16, device="cuda"))
+        )
+        tail = tuple(a[:, -4096:] if isinstance(a, torch.Tensor) and a.ndim > 1 else a for a in args)
+        for result in case.run(args, impl):
+            assert not result.isnan().any()
+            if result.shape == args[0].shape and case.writes:
+                assert torch.equal(result[:, -4096:], case.run(tail, "torch")[0])
+        torch.cuda.empty_cache()
+
+    return test
+
+
+def refuses(case: Case) -> Callable:
+    """Asked for and unable: said, never computed by something else."""
+
+    def test() -> None:
+        args = case.make((2, 3, 4), torch.float32)
+        with pytest.raises(ValueError, match=rf"{case.op}: unknown impl 'cuda9'"):
+            case.run(args, "cuda9")
+        doubled = tuple(a.double() if isinstance(a, torch.Tensor) else a for a in args)
+        for impl in ("cpp", "cuda", "triton"):
+            with pytest.raises(ValueError, match=f"{case.op}: impl='{impl}' cannot run: "):
+                case.run(doubled, impl)
+        if case.inputs > 1:
+            other = (args[0], args[1][:, :2], *args[2:])
+            with pytest.raises(ValueError, match=rf"{case.op}: .*\(2, 3, 4\).*\(2, 2, 4\) differ in shape"):
+                case.run(other, "torch")
+
+    return test
+
+
+def gradients(case: Case) -> Callable:
+    """An op that returns its result leaves gradients to torch."""
+
+    def test() -> None:
+        args = case.make((2, 30), torch.float32)
+        args[0].requires_grad_()
+        case.run(args, None)[0].sum().backward()
+        assert args[0].grad.abs().sum() > 0
+
+    return test
+
+
+def threads_change_no_bit(case: Case) -> Callable:
+    @pytest.mark.skipif(not ops.native() or _dispatch.INTERPRETED, reason="no compiled kernels")
+    def test() -> None:
+        args, threads = case.make((2, 16, 21, 60, 104), torch.float32), torch.get_num_threads()
+        several = case.run(args, "cpp")
+        try:
+            torch.set_num_threads(1)
+            assert all(torch.equal(a, b) for a, b in zip(case.run(args, "cpp"), several, strict=True))
+        finally:
+            torch.set_num_threads(threads)
+
+    return test

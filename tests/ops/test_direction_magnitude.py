@@ -1,0 +1,78 @@
+"""direction_magnitude(x, r, m) = m (x + r) / norm(x + r); guided: both branches and their combination."""
+
+import harness
+import pytest
+import torch
+
+from vaccel import ops
+
+
+def plain(x, r, m):
+    d = x + r
+    length = d.flatten(1).square().sum(dim=1, dtype=x.dtype).sqrt() if x.ndim > 1 else d.abs()
+    return d * (m.to(x.dtype) / length).view(-1, *[1] * (x.ndim - 1))
+
+
+def plain_guided(x, c, u, m, w):
+    c, u = plain(x, c, m), plain(x, u, m)
+    return u + w * (c - u)
+
+
+def magnitudes(inputs):
+    return (torch.rand(len(inputs[0]), generator=torch.Generator().manual_seed(5)).add(0.5).to(inputs[0].device),)
+
+
+CASE = harness.Case("direction_magnitude", 2, plain, magnitudes)
+GUIDED = harness.Case("direction_magnitude_guided", 3, plain_guided, lambda inputs: (*magnitudes(inputs), 5.0))
+
+test_against_fp64 = harness.against_fp64(CASE)
+test_any_layout = harness.any_layout(CASE)
+test_any_shape = harness.any_shape(CASE)
+test_nan_inf_zero_and_empty = harness.special_values(CASE)
+test_each_sample_is_its_own = harness.each_sample_is_its_own(CASE)
+test_registered_properly = harness.registered(CASE)
+test_compiles_as_one_graph = harness.compiles(CASE)
+test_captured_in_a_graph = harness.captured(CASE)
+test_past_two_to_the_31 = harness.past_two_to_the_31(CASE)
+test_refuses = harness.refuses(CASE)
+test_gradients_are_left_to_torch = harness.gradients(CASE)
+test_the_number_of_threads_changes_no_bit = harness.threads_change_no_bit(CASE)
+
+test_against_fp64_guided = harness.against_fp64(GUIDED)
+test_any_layout_guided = harness.any_layout(GUIDED)
+test_any_shape_guided = harness.any_shape(GUIDED)
+test_nan_inf_zero_and_empty_guided = harness.special_values(GUIDED)
+test_each_sample_is_its_own_guided = harness.each_sample_is_its_own(GUIDED)
+test_registered_properly_guided = harness.registered(GUIDED)
+test_compiles_as_one_graph_guided = harness.compiles(GUIDED)
+test_captured_in_a_graph_guided = harness.captured(GUIDED)
+test_past_two_to_the_31_guided = harness.past_two_to_the_31(GUIDED)
+test_refuses_guided = harness.refuses(GUIDED)
+test_gradients_are_left_to_torch_guided = harness.gradients(GUIDED)
+test_the_number_of_threads_changes_no_bit_guided = harness.threads_change_no_bit(GUIDED)
+
+
+@pytest.mark.parametrize("impl", harness.impls())
+def test_the_length_is_what_was_asked_for(impl):
+    x, r = harness.tensors(2, (3, 16, 4, 4), torch.float32, device=harness.device_of(impl))
+    m = torch.tensor([0.5, 1.0, 7.0]).to(x.device)
+    result = ops.direction_magnitude(x, r, m, impl=impl)
+    assert torch.allclose(ops.norm(result, impl="torch"), m, rtol=1e-6)
+    assert torch.allclose(ops.cosine(result, x + r, impl="torch"), torch.ones_like(m), rtol=1e-6)
+
+
+@pytest.mark.parametrize("impl", harness.impls())
+def test_guided_is_the_two_branches_combined(impl):
+    x, c, u = harness.tensors(3, (2, 16, 4, 4), torch.float32, device=harness.device_of(impl))
+    m = torch.tensor([0.5, 7.0]).to(x.device)
+    branches = [ops.direction_magnitude(x, r, m, impl=impl) for r in (c, u)]
+    guided = ops.direction_magnitude_guided(x, c, u, m, 4.0, impl=impl)
+    assert torch.allclose(guided, ops.cfg_combine(*branches, 4.0, impl=impl), rtol=1e-5, atol=1e-5)
+
+
+def test_magnitudes_that_do_not_fit():
+    x = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=r"magnitude must be \[2\], got \(3,\)"):
+        ops.direction_magnitude(x, x, torch.ones(3))
+    with pytest.raises(ValueError, match=r"magnitudes in fp32|not built"):
+        ops.direction_magnitude(x, x, torch.ones(2).double(), impl="cpp")
