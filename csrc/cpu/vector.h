@@ -7,13 +7,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <stdexcept>
 #include <type_traits>
 #include <vector>
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
+#include "../tensors.h"
 // Vectors are only ever passed between functions that are inlined into one another.
 #pragma GCC diagnostic ignored "-Wpsabi"
 #include <vaccel/formulas.h>
@@ -253,46 +250,10 @@ inline void map_rows(int64_t batch, int64_t n, const MapOf& map_of, Out* out, co
 
 // -- tensors ---------------------------------------------------------------------------------------------------------
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
-inline int64_t row_length(const Tensor& t) { return t.size(0) == 0 ? 0 : t.numel() / t.size(0); }
-
-template <class T>
-inline const T* read(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <class T>
-inline T* write(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
 // Calls run(T{}) with the storage format of `type`.
 template <class Run>
 inline void for_dtype(ScalarType type, const Run& run) {
-  switch (type) {
-    case ScalarType::Float:
-      return run(float{});
-    case ScalarType::BFloat16:
-      return run(Bf16{});
-    case ScalarType::Half:
-      return run(Fp16{});
-    default:
-      throw std::invalid_argument("vaccel: expected a tensor of fp32, fp16 or bf16");
-  }
-}
-
-// Where a reduction stores what it stores on the way: a tensor's elements, or nowhere.
-template <class T>
-inline T* place(const Tensor* stored) {
-  return write<T>(*stored);
-}
-template <class T>
-inline std::nullptr_t place(std::nullptr_t) {
-  return nullptr;
+  for_format<Bf16, Fp16>(type, run);
 }
 
 // The reduction's results of each row of the inputs, all [B, ...] of one dtype: [B] in fp32, or [kResults, B].  What it
@@ -301,8 +262,7 @@ template <class Reduction, class Stored, class... Others>
 inline Tensor reduced(const Reduction& reduction, Stored stored, const Tensor& first, const Others&... others) {
   constexpr int kResults = Reduction::kResults;
   const int64_t batch = first.size(0);
-  Tensor out = kResults == 1 ? torch::stable::new_empty(first, {batch}, ScalarType::Float)
-                             : torch::stable::new_empty(first, {kResults, batch}, ScalarType::Float);
+  Tensor out = new_results<kResults>(first);
   for_dtype(first.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const auto sums = sums_of_rows(batch, row_length(first), reduction, place<T>(stored), read<T>(dense(first)),

@@ -3,35 +3,16 @@
 
 #include <cuda_runtime.h>
 
-#include <stdexcept>
 #include <type_traits>
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 #include <vaccel/rows.cuh>
 
+#include "../tensors.h"
+
 namespace vaccel {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
-inline int64_t row_length(const Tensor& t) { return t.size(0) == 0 ? 0 : t.numel() / t.size(0); }
-
-template <class T>
-inline const T* read(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <class T>
-inline T* write(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
 
 inline Tensor new_floats(const Tensor& like, int64_t count) {
   return torch::stable::new_empty(like, {count}, ScalarType::Float);
@@ -39,16 +20,7 @@ inline Tensor new_floats(const Tensor& like, int64_t count) {
 
 template <class Run>
 inline void for_dtype(ScalarType type, const Run& run) {
-  switch (type) {
-    case ScalarType::Float:
-      return run(float{});
-    case ScalarType::BFloat16:
-      return run(__nv_bfloat16{});
-    case ScalarType::Half:
-      return run(__half{});
-    default:
-      throw std::invalid_argument("vaccel: expected a tensor of fp32, fp16 or bf16");
-  }
+  for_format<__nv_bfloat16, __half>(type, run);
 }
 
 inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kBytes == 0; }
@@ -115,16 +87,6 @@ inline const Tensor& first_of(const Tensor& first, const Others&...) {
   return first;
 }
 
-// Where a reduction stores what it stores on the way: a tensor's elements, or nowhere.
-template <class T>
-inline T* place(const Tensor* stored) {
-  return write<T>(*stored);
-}
-template <class T>
-inline std::nullptr_t place(std::nullptr_t) {
-  return nullptr;
-}
-
 // out = map(inputs...) for every element; all of out's dtype and shape, out contiguous.
 template <class Map, class... Inputs>
 inline void mapped(Tensor& out, const Map& map, const Inputs&... inputs) {
@@ -151,8 +113,7 @@ inline Tensor reduced(const Reduction& reduction, Stored stored, const Inputs&..
   const Tensor& first = first_of(inputs...);
   constexpr int kResults = Reduction::kResults;
   const int64_t batch = first.size(0), n = row_length(first);
-  Tensor out = kResults == 1 ? new_floats(first, batch)
-                             : torch::stable::new_empty(first, {kResults, batch}, ScalarType::Float);
+  Tensor out = new_results<kResults>(first);
   if (batch == 0) return out;
   const auto run = [&](const auto&... dense_inputs) {
     for_dtype(first.scalar_type(), [&](auto type) {

@@ -1,4 +1,4 @@
-"""What every op must pass, once: an op's own file says what it computes and names the tests made for it here.
+"""What every op must pass, once: an op's own file says what it computes and takes the tests made for it here.
 
 Correct means an error against fp64 of at most twice that of the plain formula in the working dtype.
 """
@@ -69,6 +69,7 @@ class Case:
         plain: the formula as one would type it, every operation in the inputs' dtype.
         terms: what rounding errors are relative to where terms cancel; by default the result.
         writes: whether it writes into ``out``.
+        differentiable: whether inputs that need gradients may be given; by default where nothing is written.
     """
 
     op: str
@@ -77,6 +78,7 @@ class Case:
     arguments: Callable[[list[torch.Tensor]], tuple] = lambda inputs: ()
     terms: Callable[..., torch.Tensor] | None = None
     writes: bool = False
+    differentiable: bool | None = None
 
     def make(self, shape: tuple[int, ...], dtype: torch.dtype, **how: Any) -> tuple:
         inputs = tensors(self.inputs, shape, dtype, **how)
@@ -126,6 +128,15 @@ def check(case: Case, args: tuple, impl: str | None, function: Callable | None =
         within_twice(result, plain, truth, scale, f"{case.op} {impl}")
     for first, again in zip(results, case.run(args, impl, function), strict=True):
         assert torch.equal(first, again), f"{case.op} {impl}: two runs differ"
+
+
+def tests(case: Case) -> dict[str, Callable]:
+    """All that an op must pass, by name, for its own file's namespace."""
+    made = [against_fp64, any_layout, any_shape, special_values, each_sample_is_its_own, registered, compiles, captured,
+            past_two_to_the_31, refuses, threads_change_no_bit]  # fmt: skip
+    if not case.writes if case.differentiable is None else case.differentiable:
+        made.append(gradients)
+    return {f"test_{case.op}_{make.__name__}": make(case) for make in made}
 
 
 # -- the tests, made for one op ----------------------------------------------------------------------------------------

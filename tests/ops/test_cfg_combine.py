@@ -6,19 +6,11 @@ import torch
 
 from vaccel import ops
 
-CASE = harness.Case("cfg_combine", 2, lambda c, u, w: u + w * (c - u), lambda inputs: (5.3,), writes=True)
+CASE = harness.Case(
+    "cfg_combine", 2, lambda c, u, w: u + w * (c - u), lambda inputs: (5.3,), writes=True, differentiable=True
+)
 
-test_against_fp64 = harness.against_fp64(CASE)
-test_any_layout = harness.any_layout(CASE)
-test_any_shape = harness.any_shape(CASE)
-test_nan_inf_zero_and_empty = harness.special_values(CASE)
-test_each_sample_is_its_own = harness.each_sample_is_its_own(CASE)
-test_registered_properly = harness.registered(CASE)
-test_compiles_as_one_graph = harness.compiles(CASE)
-test_captured_in_a_graph = harness.captured(CASE)
-test_past_two_to_the_31 = harness.past_two_to_the_31(CASE)
-test_refuses = harness.refuses(CASE)
-test_gradients_are_left_to_torch = harness.gradients(CASE)
+globals().update(harness.tests(CASE))
 
 
 @pytest.mark.parametrize("impl", harness.impls())

@@ -15,6 +15,15 @@ def same_shape(op: str, **tensors: torch.Tensor) -> None:
             raise ValueError(f"{op}: {first} {tuple(a.shape)} and {name} {tuple(b.shape)} differ in shape")
 
 
+def output(op: str, out: torch.Tensor | None, **tensors: torch.Tensor) -> torch.Tensor:
+    """``out``, or a new contiguous tensor like the first one; all must share one shape (see :func:`same_shape`)."""
+    if out is not None:
+        same_shape(op, **tensors, out=out)
+        return out
+    same_shape(op, **tensors)
+    return torch.empty_like(next(iter(tensors.values())), memory_format=torch.contiguous_format)
+
+
 def rows(x: torch.Tensor) -> torch.Tensor:
     """[B, ...] -> [B, n] in fp32, what every reduction starts from."""
     return (x.flatten(1) if x.ndim > 1 else x[:, None]).float()

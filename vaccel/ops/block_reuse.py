@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ._check import same_shape
+from ._check import output
 from ._dispatch import run
 
 
@@ -19,11 +19,7 @@ def block_reuse(
 
     Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
     """
-    same_shape("block_reuse", x=x, residual=residual)
-    if out is None:
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    else:
-        same_shape("block_reuse", x=x, out=out)
+    out = output("block_reuse", out, x=x, residual=residual)
     return run("block_reuse", impl, _plain, (x, residual), (x, residual), out)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ._check import same_shape
+from ._check import output
 from ._dispatch import run
 
 
@@ -17,11 +17,7 @@ def block_store(x: torch.Tensor, out: torch.Tensor | None = None, *, impl: str |
 
     Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
     """
-    same_shape("block_store", x=x)
-    if out is None:
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    else:
-        same_shape("block_store", x=x, out=out)
+    out = output("block_store", out, x=x)
     return run("block_store", impl, _plain, (x,), (x,), out)
 
 

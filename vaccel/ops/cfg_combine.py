@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ._check import same_shape
+from ._check import output
 from ._dispatch import run
 
 
@@ -21,11 +21,7 @@ def cfg_combine(
 
     Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
     """
-    same_shape("cfg_combine", cond=cond, uncond=uncond)
-    if out is None:
-        out = torch.empty_like(cond, memory_format=torch.contiguous_format)
-    else:
-        same_shape("cfg_combine", cond=cond, out=out)
+    out = output("cfg_combine", out, cond=cond, uncond=uncond)
     return run("cfg_combine", impl, _plain, (cond, uncond), (cond, uncond, float(scale)), out)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ._check import same_shape
+from ._check import output
 from ._dispatch import run
 
 
@@ -21,11 +21,7 @@ def cfg_delta_reuse(
 
     Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
     """
-    same_shape("cfg_delta_reuse", cond=cond, delta=delta)
-    if out is None:
-        out = torch.empty_like(cond, memory_format=torch.contiguous_format)
-    else:
-        same_shape("cfg_delta_reuse", cond=cond, out=out)
+    out = output("cfg_delta_reuse", out, cond=cond, delta=delta)
     return run("cfg_delta_reuse", impl, _plain, (cond, delta), (cond, delta, float(scale)), out)
 
 

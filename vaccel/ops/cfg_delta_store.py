@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ._check import same_shape
+from ._check import output
 from ._dispatch import run
 
 
@@ -19,11 +19,7 @@ def cfg_delta_store(
 
     Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
     """
-    same_shape("cfg_delta_store", cond=cond, uncond=uncond)
-    if out is None:
-        out = torch.empty_like(cond, memory_format=torch.contiguous_format)
-    else:
-        same_shape("cfg_delta_store", cond=cond, out=out)
+    out = output("cfg_delta_store", out, cond=cond, uncond=uncond)
     return run("cfg_delta_store", impl, _plain, (cond, uncond), (cond, uncond), out)
 
 
