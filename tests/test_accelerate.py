@@ -13,13 +13,9 @@ import vaccel
 PROMPTS = ["a red cat runs", "a blue dog sleeps"]
 
 
-def pipelines():
-    return {"wan": (tiny.wan_pipeline(), tiny.wan_small()), "cogvideox": (tiny.cog_pipeline(), tiny.cog_small())}
-
-
 @pytest.mark.parametrize("name", ["wan", "cogvideox"])
 def test_remove_gives_the_pipeline_back(name, skipping_methods):
-    pipe, small = pipelines()[name]
+    pipe, small = tiny.family(name)
     plain, before = tiny.latents(pipe, steps=20), set(pipe.transformer.__dict__)
     keys = list(pipe.transformer.state_dict())
     for method in skipping_methods:
@@ -46,7 +42,7 @@ def test_remove_gives_the_pipeline_back(name, skipping_methods):
 )
 @pytest.mark.filterwarnings("ignore:vaccel")
 def test_what_never_skips_equals_the_plain_pipeline(name, method):
-    pipe, small = pipelines()[name]
+    pipe, small = tiny.family(name)
     plain = tiny.latents(pipe, steps=20)
     with vaccel.accelerate(pipe, method, small=small if method.needs_small else None) as handle:
         assert torch.equal(tiny.latents(pipe, steps=20), plain)
@@ -55,7 +51,7 @@ def test_what_never_skips_equals_the_plain_pipeline(name, method):
 
 @pytest.mark.parametrize("name", ["wan", "cogvideox"])
 def test_a_run_can_be_replayed(name, skipping_methods):
-    pipe, small = pipelines()[name]
+    pipe, small = tiny.family(name)
     for method in skipping_methods:
         with vaccel.accelerate(pipe, method, small=small if method.needs_small else None) as handle:
             ran = tiny.latents(pipe, steps=20)

@@ -38,10 +38,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("name", ["wan", "cogvideox"])
 def test_no_graph_breaks(name, counting, skipping_methods):
-    pipe, small = {
-        "wan": lambda: (tiny.wan_pipeline(), tiny.wan_small()),
-        "cogvideox": lambda: (tiny.cog_pipeline(), tiny.cog_small()),
-    }[name]()
+    pipe, small = tiny.family(name)
     for method in skipping_methods:
         torch._dynamo.reset()
         counting.counters.clear()

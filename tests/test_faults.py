@@ -111,10 +111,7 @@ def test_fault_5_a_threshold_too_small_to_matter_says_so(wan):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("name", ["wan", "cogvideox"])
 def test_fault_6_an_aborted_run_leaves_nothing_behind(name, error, skipping_methods):
-    pipe, small = {
-        "wan": lambda: (tiny.wan_pipeline(), tiny.wan_small()),
-        "cogvideox": lambda: (tiny.cog_pipeline(), tiny.cog_small()),
-    }[name]()
+    pipe, small = tiny.family(name)
 
     def abort(pipe, i, t, kwargs):
         if i == 9:

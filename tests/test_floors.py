@@ -12,9 +12,9 @@ import vaccel
 ROOT = Path(vaccel.__file__).parent
 FLOORS = [
     ("reference", "ops"),
-    ("actions", "trace", "buffers"),
+    ("actions", "trace", "readings", "buffers"),
     ("methods", "families"),
-    ("views", "models", "modulations", "engine"),
+    ("views", "models", "modulations", "engine", "memory", "graphs", "attention"),
     ("integrations", "api", "denoiser"),
     ("artifacts", "calibrate", "evaluate", "demo", "doctor", "cli"),
 ]

@@ -9,6 +9,8 @@ from diffusers import (
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    DiffusionPipeline,
+    ModelMixin,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
@@ -127,6 +129,11 @@ def cog_pipeline(scheduler=None, transformer=None) -> CogVideoXPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def family(name: str) -> tuple[DiffusionPipeline, ModelMixin]:
+    """A pipeline and the small model beside it, by the family's name."""
+    return (cog_pipeline(), cog_small()) if name == "cogvideox" else (wan_pipeline(), wan_small())
 
 
 def latents(pipe, prompt="a red cat runs", *, steps: int = 12, seed: int = 0, guidance: float = 5.0, **kwargs):

@@ -8,7 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from . import graphs
+from .attention import Attention
 from .families import Family, find
+from .graphs import Captures
 from .integrations.diffusers import Session
 from .methods import Method
 from .trace import Trace
@@ -22,13 +25,17 @@ class Handle:
 
     Attributes:
         method: the method it was accelerated with.
+        attention: diffusers' name of the attention backend in use; None where the models' own was left.
+        refused: why it runs without CUDA graphs that were asked for; empty where it runs with them.
     """
 
-    def __init__(self, session: Session, compiled: list[tuple[nn.Module, Any]]):
+    def __init__(self, session: Session, compiled: list[tuple[nn.Module, Any]], attention: Attention | None):
         self._session: Session | None = session
-        self._compiled = compiled
+        self._compiled, self._attention = compiled, attention
         self._traces = session.traces
         self.method = session.method
+        self.attention = attention.name if attention is not None else None
+        self.refused = session.captures.refused if session.captures is not None else []
 
     @property
     def trace(self) -> Trace:
@@ -47,6 +54,23 @@ class Handle:
         """Bytes the caches hold now."""
         return self._session.buffers.nbytes if self._session is not None else 0
 
+    def memory_plan(
+        self, *, height: int, width: int, num_frames: int, batch: int = 1, guidance: bool = True
+    ) -> dict[str, int]:
+        """Bytes that a run of this size will hold for its caches, by what they are for, and under "total" in all.
+
+        Args:
+            height, width, num_frames: of the clip, in pixels and frames.
+            batch: clips made at once.
+            guidance: whether the guidance scale is above 1, so that there are two branches.
+
+        A run then holds exactly this (``handle.nbytes``), where the steps' timesteps are shared by all tokens and an
+        adaptive method has skipped something.  Raises ``RuntimeError`` after ``remove``.
+        """
+        if self._session is None:
+            raise RuntimeError("the handle was removed: nothing is held")
+        return self._session.memory_plan(height, width, num_frames, batch, guidance)
+
     def remove(self) -> None:
         """Gives the pipeline back bit for bit as it was.  Calling it twice does nothing."""
         if self._session is None:
@@ -54,6 +78,8 @@ class Handle:
         self._session.detach()
         for module, compiled in self._compiled:
             module._compiled_call_impl = compiled
+        if self._attention is not None:
+            self._attention.undo()
         self._session = None
 
     def __enter__(self) -> Handle:
@@ -82,18 +108,20 @@ def accelerate(
             It must lie on the pipeline's device, in its dtype.
         family: the description of the transformer, where its class name does not say.
         compile: compile every forward the method uses, each as one full graph.
-        cuda_graphs, attention: not in this version; anything but the defaults raises.
+        cuda_graphs: capture every forward the method uses, with the ops of its action, and replay it.  What cannot be
+            captured (offloaded models, say) runs without: said once, and in ``handle.refused``.
+        attention: the kernel for attention: "auto" for the fastest exact one here, or "sdpa", "cudnn", "flash2",
+            "flash3", "sageattention" or any name of diffusers' dispatcher; by default the models' own stays.
 
     Returns the ``Handle``: ``handle.trace`` after a run, ``handle.remove()`` to undo.
 
-    Raises ``ValueError`` for a pipeline or transformer it does not know, a missing or mismatched small model, or a
-    pipeline that is accelerated already.  A method that does not fit the number of steps raises at the first step of
-    the run, before any forward.
+    Raises ``ValueError`` for a pipeline or transformer it does not know, a missing or mismatched small model, a
+    pipeline that is accelerated already, CUDA graphs without a GPU, or an attention backend that cannot run here.  A
+    method that does not fit the number of steps raises at the first step of the run, before any forward.
     """
     if not isinstance(method, Method):
         raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
-    if cuda_graphs or attention is not None:
-        raise ValueError("cuda_graphs and attention are not available in this version of vaccel")
+    captures = Captures(graphs.backend()) if cuda_graphs else None
     names = [n for n in TRANSFORMERS if getattr(pipe, n, None) is not None]
     transformers = [getattr(pipe, n) for n in names]
     if not transformers or not hasattr(pipe, "scheduler"):
@@ -107,9 +135,17 @@ def accelerate(
             compiled.append((transformer, transformer._compiled_call_impl))
             transformer._compiled_call_impl = None
     stages = [TRANSFORMERS.index(n) for n in names]  # Wan 2.2 may hold its second transformer alone
-    session = Session(pipe, method, transformers, smalls, stages, described, compile=compile or bool(compiled))
+    session = Session(
+        pipe, method, transformers, smalls, stages, described, compile=compile or bool(compiled), captures=captures
+    )
     session.attach()
-    return Handle(session, compiled)
+    try:
+        used = [*transformers, *(small for small in smalls if small is not None)]
+        chosen = Attention(used, attention) if attention is not None else None
+    except ValueError:
+        Handle(session, compiled, None).remove()
+        raise
+    return Handle(session, compiled, chosen)
 
 
 def _unwrapped(transformer: nn.Module) -> nn.Module:

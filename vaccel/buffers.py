@@ -6,6 +6,8 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
+from .readings import Reading
+
 
 class Buffers:
     """Named tensors with a stable address as long as shape, dtype and device stay.
@@ -16,6 +18,9 @@ class Buffers:
 
     def __init__(self) -> None:
         self._tensors: dict[Hashable, torch.Tensor] = {}
+        self._pinned: dict[Hashable, torch.Tensor] = {}
+        #: How often a buffer has been put elsewhere: as long as it stays, every address given out is good.
+        self.moves = 0
 
     def empty(
         self, key: Hashable, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
@@ -25,6 +30,7 @@ class Buffers:
         if t is None or t.shape != torch.Size(shape) or t.dtype != dtype or t.device != torch.device(device):
             with torch.inference_mode(False):  # an inference tensor could not be written to in a later no_grad run
                 t = torch.empty(tuple(shape), dtype=dtype, device=device)
+            self.moves += key in self._tensors
             self._tensors[key] = t
         return t
 
@@ -43,10 +49,19 @@ class Buffers:
         """Copies ``tensor`` into the buffer ``key`` and returns the buffer."""
         return self.like(key, tensor).copy_(tensor)
 
+    def read(self, key: Hashable, tensor: torch.Tensor) -> Reading:
+        """``tensor``'s values for the host to read later; the last reading of ``key`` must have been read by now."""
+        pinned = self._pinned.get(key)
+        if tensor.is_cuda and (pinned is None or pinned.shape != tensor.shape or pinned.dtype != tensor.dtype):
+            pinned = self._pinned[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return Reading(tensor, pinned)
+
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes held on the models' device."""
         return sum(t.numel() * t.element_size() for t in self._tensors.values())
 
     def clear(self) -> None:
+        self.moves += 1
         self._tensors.clear()
+        self._pinned.clear()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -81,6 +81,7 @@ class Run:
         guidance: stage index -> the guidance scale w of the current step.
         denoise: (prediction, x, step index) -> estimate of x_0, for methods that watch it.
         timesteps: [T], where every call takes its step's one as it stands here, for all rows.
+        execute: (key, step function, arguments) -> what the function returns; the place for captured graphs.
     """
 
     def __init__(
@@ -92,14 +93,18 @@ class Run:
         guidance: Callable[[int], float] = lambda stage: 1.0,
         denoise: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] | None = None,
         timesteps: torch.Tensor | None = None,
+        execute: Callable[[Hashable, Callable[[Any], Any], Any], Any] | None = None,
     ):
         self.method, self.num_steps, self.buffers = method, num_steps, buffers
         self.guidance, self.denoise = guidance, denoise
+        self.execute = _eagerly if execute is None else execute
         self.policy = method.start(RunInfo(num_steps, buffers))
         self.trace = Trace(method.to_json(), num_steps)
         self.stores, self.watches = method.stores, method.watches & {"prediction", "denoised", "latents"}
         self.modulations = Modulations(buffers, timesteps)
         self._observes = type(self.policy).observe is not Policy.observe
+        # What only the next step shows (the latents, a guidance scale that changes) has to wait for it.
+        self._waits = bool(self.watches)
         self.action: Action = Full()
         self.reused: str | None = None  # the stored residual that the current step's action reuses
         self.index = -1
@@ -119,6 +124,8 @@ class Run:
             self._begin(index, call)
         self.calls += 1
         output = self._carry_out[type(self.action)](call)
+        if self._observes and not self._waits and self.calls == 1 and index < self.num_steps - 1:
+            self.policy.observe(self._step, Observation(self.action, small=self._small))
         record = self.record
         record.seconds = time.perf_counter() - self._began
         if index == self.num_steps - 1 and self.calls >= self.expected:
@@ -128,7 +135,7 @@ class Run:
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def _begin(self, index: int, call: Call) -> None:
-        if self._observes and self._step is not None:
+        if self._waits and self._observes and self._step is not None:
             self._observe(call)
         self._began = time.perf_counter()
         self.expected = max(self.expected, self.calls)
@@ -184,14 +191,19 @@ class Run:
 
     def _full(self, call: Call) -> torch.Tensor:
         large = call.stage.large
-        v = self._computed(large, "large.blocks", call)
+        blocks = self._blocks(large, "large.blocks", call)
+        output, last = self._stored("large.output", call), self._stored("large.last", call)
+
+        def step(inputs: Any) -> torch.Tensor:
+            v = _forward(large, inputs, blocks)
+            if output is not None:
+                ops.residual_store(v, large.latents(inputs), self.buffers.like(output, v))
+            if last is not None:
+                self.buffers.keep(last, v)
+            return v
+
+        v = self.execute(("large", call.stage.index, call.branch), step, call.inputs)
         self.record.large += 2 if call.batched else 1
-        if "large.output" in self.stores:
-            key = self._buffer_key("large.output", call)
-            ops.residual_store(v, call.x, self.buffers.like(key, v))
-            self._valid.add(key)
-        if "large.last" in self.stores:
-            self.buffers.keep(self._buffer_key("large.last", call), v)
         if self.watches & {"prediction", "denoised"}:
             self.buffers.keep(("signal", call.branch), v)
             if call.branch == 0:
@@ -199,18 +211,27 @@ class Run:
                 self._entered = call.stage.index, self.buffers.keep("signal.latents", call.x[call.half :])
         return v
 
-    def _computed(self, model: Model, kind: str, call: Call) -> torch.Tensor:
-        """A forward of every row, leaving the residual of the blocks behind where the method wants it."""
+    def _stored(self, kind: str, call: Call) -> tuple | None:
+        """The buffer that a computed call fills with ``kind``; None if the method has no use for it."""
         if kind not in self.stores:
-            return model.full(call.inputs)
+            return None
         key = self._buffer_key(kind, call)
-        buffer = self.buffers.empty(key, model.hidden_shape(call.inputs), call.x.dtype, call.x.device)
-        v = model.storing(call.inputs, buffer)
         self._valid.add(key)
-        return v
+        return key
+
+    def _blocks(self, model: Model, kind: str, call: Call) -> torch.Tensor | None:
+        """Where a computed call leaves the residual of its blocks behind, if anywhere."""
+        key = self._stored(kind, call)
+        if key is None:
+            return None
+        return self.buffers.empty(key, model.hidden_shape(call.inputs), call.x.dtype, call.x.device)
 
     def _small_step(self, call: Call) -> torch.Tensor:
-        v = self._computed(call.stage.small, "small.blocks", call)
+        small = call.stage.small
+        blocks = self._blocks(small, "small.blocks", call)
+        v = self.execute(
+            ("small", call.stage.index, call.branch), lambda inputs: _forward(small, inputs, blocks), call.inputs
+        )
         self.record.small += 2 if call.batched else 1
         return v
 
@@ -219,10 +240,11 @@ class Run:
         key = self._buffer_key(kind, call)
         if key not in self._valid:
             return self._fall_back(call, kind)
+        buffer = self.buffers.of(key)
         if self.action.reuse == "output":
-            return call.x + self.buffers.of(key)
+            return call.x + buffer
         model = call.stage.large if self.action.model == "large" else call.stage.small
-        return model.reusing(call.inputs, self.buffers.of(key))
+        return self.execute(("reuse", *key), lambda inputs: model.reusing(inputs, buffer), call.inputs)
 
     def _rescale(self, call: Call) -> torch.Tensor:
         action, key = self.action, self._buffer_key("large.output", call)
@@ -243,17 +265,31 @@ class Run:
         """The small model's magnitudes, one a row, and its conditional output as a signal."""
         small = call.stage.small
         split = call.batched and not both
-        output = small.full(small.rows(call.inputs, call.half) if split else call.inputs)
+
+        def step(inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            output = small.full(inputs)
+            return output, ops.norm(output)
+
+        inputs = small.rows(call.inputs, call.half) if split else call.inputs
+        output, magnitude = self.execute(("rescale", call.stage.index, call.branch), step, inputs)
         self.record.small += 2 if call.batched and both else 1
         if call.branch == 0:
             self._small = output[call.half :] if call.batched and both else output
-        magnitude = ops.norm(output)
         self._magnitude = magnitude.repeat(2) if split else magnitude
 
     def _fall_back(self, call: Call, kind: str) -> torch.Tensor:
         """A branch that appears in the middle of a run has nothing cached: compute it, and say so."""
         self.record.reason = f"branch {call.branch} computed in full: no {kind} cached for it yet"
         return self._small_step(call) if kind.startswith("small.") else self._full(call)
+
+
+def _eagerly(key: Hashable, function: Callable[[Any], Any], inputs: Any) -> Any:
+    return function(inputs)
+
+
+def _forward(model: Model, inputs: Any, blocks: torch.Tensor | None) -> torch.Tensor:
+    """A forward of every row, leaving the residual of the blocks in ``blocks`` where one is given."""
+    return model.full(inputs) if blocks is None else model.storing(inputs, blocks)
 
 
 def _residual_of(action: Action) -> str | None:

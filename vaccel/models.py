@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,9 @@ from torch import nn
 from .families import Family
 from .families.base import Inputs
 from .views import View, plain_view, reusing_view, storing_view
+
+#: The name that our own hook on a transformer's root is registered under.
+HOOK = "vaccel"
 
 
 class Model(Protocol):
@@ -97,6 +100,22 @@ class Transformer:
             warnings.warn("vaccel: other hooks sit on the transformer (offload?): running it uncompiled", stacklevel=3)
         with view.swapped_in():
             return self.original(**inputs)[0]
+
+    def state(self) -> Hashable:
+        """Equal as long as every weight stands where it stood and every adapter is scaled as it was."""
+        scales = [m.scaling for m in self.model.modules() if isinstance(getattr(m, "scaling", None), dict)]
+        return tuple(p.data_ptr() for p in self.model.parameters()), repr(scales)
+
+    def uncapturable(self) -> str | None:
+        """Why no CUDA graph of it can be captured, as far as can be told before trying."""
+        for module in self.model.modules():
+            if "_hf_hook" in module.__dict__:
+                return "accelerate's offload moves its weights"
+            registry = module.__dict__.get("_diffusers_hook")
+            foreign = [name for name in registry.hooks if name != HOOK] if registry is not None else []
+            if foreign:
+                return f"other hooks sit on {type(module).__name__} ({', '.join(foreign)})"
+        return None
 
     def _bare(self) -> bool:
         """Whether nothing but the model's own forward lies below."""

@@ -41,6 +41,10 @@ class Family:
         """The noisy part of the call's input, in the output's shape."""
         raise NotImplementedError
 
+    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Shape of ``latents`` for so many latent frames, rows and columns."""
+        raise NotImplementedError
+
     def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
         """Shape of the hidden states between blocks, [rows, tokens, width]."""
         raise NotImplementedError

@@ -25,6 +25,10 @@ class CogVideoX(Family):
         channels = model.config.out_channels
         return x if x.shape[2] == channels else x[:, :, :channels]
 
+    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
+        p_t = model.config.patch_size_t or 1  # CogVideoX 1.5 fills frames up to whole patches
+        return rows, -(-frames // p_t) * p_t, model.config.out_channels, height, width
+
     def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
         batch, frames, _, height, width = inputs["hidden_states"].shape
         p, p_t = model.config.patch_size, model.config.patch_size_t or 1

@@ -24,6 +24,9 @@ class Wan(Family):
         channels = model.config.out_channels
         return x if x.shape[1] == channels else x[:, :channels]
 
+    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
+        return rows, model.config.out_channels, frames, height, width
+
     def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
         batch, _, frames, height, width = inputs["hidden_states"].shape
         t, h, w = model.config.patch_size

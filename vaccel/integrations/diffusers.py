@@ -19,12 +19,12 @@ from torch import nn
 from ..buffers import Buffers
 from ..engine import Call, Run, Stage
 from ..families import Family
+from ..graphs import Captures
+from ..memory import plan
 from ..methods import Method
-from ..models import Transformer
+from ..models import HOOK, Transformer
 from ..trace import Trace
 from .schedulers import denoised
-
-HOOK = "vaccel"
 
 
 class _Hook(ModelHook):
@@ -77,10 +77,11 @@ class Session:
         family: Family,
         *,
         compile: bool,
+        captures: Captures | None = None,
         keep_traces: int = 16,
     ):
         self._pipe, self.method, self.family = weakref.ref(pipe), method, family
-        self.buffers = Buffers()
+        self.buffers, self.captures = Buffers(), captures
         self.run: Run | None = None
         self.traces: deque[Trace] = deque(maxlen=keep_traces)
         self._timesteps: Any = None
@@ -128,6 +129,8 @@ class Session:
         self._had = []
         self.run = self._timesteps = None
         self.buffers.clear()
+        if self.captures is not None:
+            self.captures.clear()
 
     def call(self, number: int, args: tuple, kwargs: dict[str, Any]) -> Any:
         stage = self.stages[number]
@@ -182,6 +185,7 @@ class Session:
             guidance=lambda stage: self.family.guidance(pipe, stage),
             denoise=lambda v, x, index: denoised(pipe.scheduler, v, x, begin + index),
             timesteps=timesteps[begin:] if own else None,
+            execute=self._executor(),
         )
         self.traces.append(run.trace)
         self.run, self._timesteps, self._begin = run, timesteps, begin
@@ -190,6 +194,26 @@ class Session:
             self._next, self._span = begin * self._size, len(timesteps) * self._size
         else:
             self._address, self._size, self._next, self._span = 0, 1, 0, 0
+
+    def memory_plan(self, height: int, width: int, num_frames: int, batch: int, guidance: bool) -> dict[str, int]:
+        """Bytes of the buffers that a run of this size holds; see ``vaccel.memory.plan``."""
+        pipe, model = self._pipe(), self.stages[0].large.model
+        time, space = pipe.vae_scale_factor_temporal, pipe.vae_scale_factor_spatial
+        branches, batched = 1 + guidance, self.family.batched_guidance
+        rows = batch * (branches if batched else 1)
+        shape = self.family.latents_shape(model, rows, (num_frames - 1) // time + 1, height // space, width // space)
+        latents = torch.empty(shape, dtype=next(model.parameters()).dtype, device="meta")
+        return plan(self.method, self.stages, latents, branches, batched=batched)
+
+    def _executor(self) -> Captures | None:
+        """What runs step functions, told of the models and buffers as they now are."""
+        if self.captures is None:
+            return None
+        models = [model for stage in self.stages for model in (stage.large, stage.small) if model is not None]
+        refusals = [reason for model in models if (reason := model.uncapturable())]
+        state = (self.buffers.moves, *(model.state() for model in models))
+        self.captures.begin(state, refusals[0] if refusals else None)
+        return self.captures
 
 
 def _output(sample: torch.Tensor) -> Any:

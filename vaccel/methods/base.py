@@ -72,7 +72,11 @@ class Policy:
         raise NotImplementedError
 
     def observe(self, step: Step, seen: Observation) -> None:
-        """Called after every step but the last, before the next is decided."""
+        """Called after every step but the last, before the next is decided.
+
+        A method that watches nothing but "small" is told within the step, as soon as its first branch is done: what it
+        asks of the device then is ready when the next step is decided.
+        """
 
 
 _METHODS: dict[str, type[Method]] = {}
@@ -107,6 +111,13 @@ class Method:
     def adaptive(self) -> bool:
         """Whether the run itself decides what is skipped (a run that skips nothing is then worth a warning)."""
         return True
+
+    def keeps(self, sample: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What its policy keeps in a run's buffers, by name, as tensors like ``sample``: one call's latents [B, ...].
+
+        For planning memory: ``sample`` lies on the meta device, where tensors have shapes and no storage.
+        """
+        return {}
 
     def start(self, run: RunInfo) -> Policy:
         """A fresh policy.  Raises ``ValueError`` when the method does not fit the run."""

@@ -10,6 +10,7 @@ import torch
 
 from .. import ops
 from ..actions import Action, Full, Rescale, Small
+from ..readings import Reading
 from .base import Method, Observation, Policy, RunInfo, Step, cautious, require, require_threshold
 
 
@@ -62,6 +63,13 @@ class DirectionMagnitude(Method):
     def watches(self) -> frozenset[str]:
         return frozenset({"small"})
 
+    def keeps(self, sample: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {
+            "direction_magnitude.reference": sample,
+            "direction_magnitude.accumulated": sample.new_empty(len(sample), dtype=torch.float32),
+            "direction_magnitude.exceeded": sample.new_empty(1, dtype=torch.int32),
+        }
+
     def start(self, run: RunInfo) -> Policy:
         return _Policy(self, run)
 
@@ -80,7 +88,7 @@ class _Policy(Policy):
             f"large until step {self.first}, small from step {self.last}, nothing between",
         )
         self.substitute = Rescale(magnitude=config.magnitude, cfg_reuse=config.cfg_reuse)
-        self.error: torch.Tensor | None = None  # E per sample; None stands for 0
+        self.error: Reading | None = None  # E per sample; None stands for 0
         self.reference: torch.Tensor | None = None
 
     def decide(self, step: Step) -> Action:
@@ -96,8 +104,16 @@ class _Policy(Policy):
         if isinstance(seen.action, Full):
             self.error = self.reference = None
         elif isinstance(seen.action, Rescale):
-            if self.reference is None:
-                self.reference = self.buffers.keep("direction_magnitude.reference", seen.small)
-                self.error = torch.zeros(len(seen.small), device=seen.small.device)
-            else:
-                self.error = self.error + (1 - ops.cosine(seen.small, self.reference))
+            self.error = self.buffers.read("direction_magnitude.error", self.accumulate(seen.small))
+
+    def accumulate(self, small: torch.Tensor) -> torch.Tensor:
+        """E [B] after a substituted step: nothing is waited for here."""
+        batch, device = small.shape[:1], small.device
+        error = self.buffers.empty("direction_magnitude.accumulated", batch, torch.float32, device)
+        if self.reference is None:
+            self.reference = self.buffers.keep("direction_magnitude.reference", small)
+            return error.zero_()
+        exceeded = self.buffers.empty("direction_magnitude.exceeded", (1,), torch.int32, device)
+        change = ops.cosine(small, self.reference)
+        ops.accumulate_and_test(error, change, self.config.threshold, exceeded, offset=1.0, factor=-1.0)
+        return error

@@ -61,6 +61,9 @@ class SRDiffusion(Method):
     def watches(self) -> frozenset[str]:
         return frozenset({self.signal})
 
+    def keeps(self, sample: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"srdiffusion.signal": sample}
+
     def start(self, run: RunInfo) -> Policy:
         require(run.num_steps > 2, f"SRDiffusion: {run.num_steps} steps are too few to see a change settle")
         return _Policy(self, run)

@@ -1,0 +1,164 @@
+"""Captured step functions.  Without a GPU they are rehearsed: a step is traced to the operations it ran, and a replay
+runs those alone, on the tensors they were traced with.  As in a CUDA graph, no Python of the step runs again."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import tiny
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import vaccel
+from vaccel import graphs
+from vaccel.graphs import Captures
+
+
+class Rehearsal:
+    """A backend for CPU tensors; counts what it captures."""
+
+    device = "cpu"
+
+    def __init__(self):
+        self.captured = self.replayed = 0
+
+    def capture(self, function):
+        self.captured += 1
+        outputs = function()
+        recorded = make_fx(lambda: function())()
+
+        def replay():
+            self.replayed += 1
+            torch.utils._pytree.tree_map(lambda kept, new: kept.copy_(new), outputs, recorded())
+
+        return replay, outputs
+
+
+@pytest.fixture
+def rehearsal(monkeypatch):
+    backend = Rehearsal()
+    monkeypatch.setattr(graphs, "backend", lambda: backend)
+    return backend
+
+
+@pytest.mark.parametrize("name", ["wan", "cogvideox"])
+def test_replayed_steps_are_the_eager_ones(name, rehearsal, skipping_methods):
+    pipe, small = tiny.family(name)
+    for method in skipping_methods:
+        given = {"small": small if method.needs_small else None}
+        with vaccel.accelerate(pipe, method, **given) as handle:
+            eager = [tiny.latents(pipe, steps=20, seed=seed) for seed in (0, 1)]
+            timelines = [trace.timeline() for trace in handle.traces]
+        rehearsal.captured = rehearsal.replayed = 0
+        with vaccel.accelerate(pipe, method, cuda_graphs=True, **given) as handle:
+            for seed in (0, 1):
+                assert torch.equal(tiny.latents(pipe, steps=20, seed=seed), eager[seed]), method
+            assert [trace.timeline() for trace in handle.traces] == timelines
+            assert handle.refused == []
+        # One an action, branch and model; every computed step of both prompts replays one.
+        assert 0 < rehearsal.captured <= 8
+        assert rehearsal.replayed >= 2 * timelines[0].count("F")
+
+
+def test_a_new_shape_is_captured_anew_and_the_old_one_again(wan, rehearsal):
+    method = vaccel.Schedule([0, 1, 4, 8], num_steps=12)
+    with vaccel.accelerate(wan, method):
+        eager = [tiny.latents(wan, height=height) for height in (32, 48, 32)]
+    with vaccel.accelerate(wan, method, cuda_graphs=True):
+        for height, expected in zip((32, 48, 32), eager, strict=True):
+            assert torch.equal(tiny.latents(wan, height=height), expected)
+
+
+def test_other_weights_are_captured_anew(wan, rehearsal):
+    with vaccel.accelerate(wan, vaccel.Schedule(range(12), num_steps=12), cuda_graphs=True):
+        first = tiny.latents(wan)
+        captured = rehearsal.captured
+        tiny.latents(wan, seed=1)
+        assert rehearsal.captured == captured
+        wan.transformer.load_state_dict(tiny.wan_transformer(5).state_dict(), assign=True)
+        other = tiny.latents(wan)
+        assert rehearsal.captured == 2 * captured
+    assert not torch.equal(first, other)
+    assert torch.equal(tiny.latents(wan), other)
+
+
+def test_what_cannot_be_captured_runs_without_and_says_so_once(wan, rehearsal):
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    plain = tiny.latents(wan)
+    add_hook_to_module(wan.transformer.blocks[0], ModelHook())
+    with vaccel.accelerate(wan, vaccel.Schedule(range(12), num_steps=12), cuda_graphs=True) as handle:
+        with pytest.warns(UserWarning, match="without CUDA graphs: accelerate's offload"):
+            first = tiny.latents(wan)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            assert torch.equal(tiny.latents(wan), first)
+        assert torch.equal(first, plain)
+        assert handle.refused == ["accelerate's offload moves its weights"]
+    assert rehearsal.captured == 0
+
+
+def test_a_failed_capture_leaves_the_eager_path(wan, rehearsal, monkeypatch):
+    def fail(function):
+        rehearsal.captured += 1
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    plain = tiny.latents(wan)
+    monkeypatch.setattr(rehearsal, "capture", fail)
+    with vaccel.accelerate(wan, vaccel.Schedule(range(12), num_steps=12), cuda_graphs=True) as handle:
+        with pytest.warns(UserWarning, match="capturing failed: operation not permitted"):
+            first = tiny.latents(wan)
+        assert torch.equal(first, plain)
+        assert torch.equal(tiny.latents(wan), plain)
+        assert handle.refused == ["capturing failed: operation not permitted when stream is capturing"]
+    assert rehearsal.captured == 1, "tried once, not at every step"
+
+
+def test_the_number_of_captures_is_bounded(rehearsal):
+    captures = Captures(rehearsal, limit=2)
+    captures.begin(0)
+    for size in (1, 2, 3):
+        assert torch.equal(captures("double", lambda x: 2 * x, torch.ones(size)), torch.full((size,), 2.0))
+    assert len(captures) == 2
+    captures("double", lambda x: 2 * x, torch.ones(3))
+    assert rehearsal.captured == 3
+    captures("double", lambda x: 2 * x, torch.ones(1))
+    assert rehearsal.captured == 4, "the one unused for longest went"
+
+
+def test_results_are_the_callers_own(rehearsal):
+    captures = Captures(rehearsal)
+    captures.begin(0)
+    first = captures(
+        "k", lambda inputs: (inputs["x"] + inputs["more"], inputs["x"] * 2), {"x": torch.ones(2), "more": 1}
+    )
+    second = captures("k", lambda given: None, {"x": torch.zeros(2), "more": 1})
+    other = captures("k", lambda given: given["x"] + given["more"], {"x": torch.zeros(2), "more": 5})
+    assert [t.tolist() for t in first] == [[2, 2], [2, 2]]
+    assert [t.tolist() for t in second] == [[1, 1], [0, 0]]
+    assert other.tolist() == [5, 5], "a constant is part of what was captured"
+
+
+def test_without_a_gpu_graphs_are_refused(wan):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="cuda_graphs=True needs a CUDA device"):
+        vaccel.accelerate(wan, vaccel.Schedule([0], num_steps=12), cuda_graphs=True)
+    with vaccel.accelerate(wan, vaccel.Schedule([0], num_steps=12)):
+        pass
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(skipping_methods):
+    pipe, small = tiny.wan_pipeline().to("cuda"), tiny.wan_small().to("cuda")
+    for method in skipping_methods:
+        given = {"small": small if method.needs_small else None}
+        with vaccel.accelerate(pipe, method, **given) as handle:
+            eager, timeline = tiny.latents(pipe, steps=20), None
+            timeline = handle.trace.timeline()
+        with vaccel.accelerate(pipe, method, cuda_graphs=True, **given) as handle:
+            for _ in range(2):
+                assert torch.allclose(tiny.latents(pipe, steps=20), eager, rtol=1e-5, atol=1e-6), method
+                assert handle.trace.timeline() == timeline
+            assert handle.refused == []

@@ -1,0 +1,107 @@
+"""What lies on the path of a step: no value is asked of the device where the action is known, and no buffer is made."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import tiny
+import torch
+
+import vaccel
+from vaccel.buffers import Buffers
+from vaccel.engine import Run
+
+ASKS = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """(step, method) of every question that is asked while the engine has a call in hand."""
+    found, now = [], []
+    original = Run.call
+
+    def call(self, index, given):
+        now.append(index)
+        try:
+            return original(self, index, given)
+        finally:
+            now.pop()
+
+    def watching(name, method):
+        def ask(tensor, *args, **kwargs):
+            if now:
+                found.append((now[-1], name))
+            return method(tensor, *args, **kwargs)
+
+        return ask
+
+    monkeypatch.setattr(Run, "call", call)
+    for name in ASKS:
+        monkeypatch.setattr(torch.Tensor, name, watching(name, getattr(torch.Tensor, name)))
+    return found
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        vaccel.Schedule([0, 1, 2, 6, 10, 19], num_steps=20),
+        vaccel.Schedule([0, 1, 2, 6, 10, 19], num_steps=20, reuse="output"),
+        vaccel.Schedule.from_timeline("FFFFFFmmmmFmmmmmmsss"),
+        vaccel.TeaCache(threshold=0.6, coefficients=(1.0, 0.0)),
+    ],
+    ids=["blocks", "output", "mixed", "teacache"],
+)
+def test_where_the_action_is_known_nothing_is_asked(method, wan, small, asked):
+    with vaccel.accelerate(wan, method, small=small if method.needs_small else None):
+        tiny.latents(wan, steps=20)
+    assert {step for step, _ in asked} <= {0}, "TeaCache reads its whole table at the first step"
+
+
+def test_an_adaptive_method_asks_once_a_step(wan, small, asked):
+    with vaccel.accelerate(wan, vaccel.DirectionMagnitude(threshold=0.005), small=small) as handle:
+        tiny.latents(wan, steps=20)
+        rescaled = [step.index for step in handle.trace.steps if step.action.letter == "m"]
+    assert [step for step, _ in asked] == rescaled, "E, once after every substituted step"
+
+
+def test_a_second_run_makes_no_buffer(wan, small, skipping_methods, monkeypatch):
+    made = []
+    empty = Buffers.empty
+
+    def counting(self, key, *args):
+        before = self._tensors.get(key)
+        t = empty(self, key, *args)
+        if t is not before:
+            made.append(key)
+        return t
+
+    monkeypatch.setattr(Buffers, "empty", counting)
+    for method in skipping_methods:
+        with vaccel.accelerate(wan, method, small=small if method.needs_small else None):
+            tiny.latents(wan, steps=20)
+            made.clear()
+            tiny.latents(wan, steps=20, seed=1)
+            assert made == [], method
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_no_step_of_known_action_synchronises(skipping_methods):
+    pipe = tiny.wan_pipeline().to("cuda")
+    original = Run.call
+
+    def call(self, index, given):
+        with contextlib.ExitStack() as stack:
+            if index > 0:
+                torch.cuda.set_sync_debug_mode("error")
+                stack.callback(torch.cuda.set_sync_debug_mode, "default")
+            return original(self, index, given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "call", call)
+        for method in skipping_methods:
+            if method.adaptive and method.id != "teacache":
+                continue
+            with vaccel.accelerate(pipe, method):
+                tiny.latents(pipe, steps=20)
+                tiny.latents(pipe, steps=20)

@@ -1,0 +1,45 @@
+"""How many bytes a method's caches will hold, from shapes alone; what the engine then allocates is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .engine import Stage
+from .methods import Method
+
+
+def plan(method: Method, stages: Sequence[Stage], x: torch.Tensor, branches: int, *, batched: bool) -> dict[str, int]:
+    """Bytes by what they are for, and in all under "total".
+
+    Args:
+        stages: the parts of a run, with their models.
+        x: a call's latents [rows, ...] on the meta device, in the models' dtype.
+        branches: 2 with guidance, else 1.
+        batched: whether both branches come in one call, in ``x``'s rows.
+    """
+    calls, rows = (1, branches) if batched else (branches, 1)
+    sample = x[: len(x) // rows]
+    planned = {}
+    for kind in sorted(method.stores):
+        model, level = kind.split(".")
+        for stage in stages:
+            if level == "blocks":
+                described = stage.large if model == "large" else stage.small
+                elements = torch.Size(described.hidden_shape({"hidden_states": x})).numel()
+            else:
+                elements = x.numel()
+            planned[kind] = planned.get(kind, 0) + calls * elements * x.element_size()
+    watched = method.watches & {"prediction", "denoised"}
+    if watched:
+        planned["signal"] = calls * _nbytes(x)
+        planned["signal.latents"] = _nbytes(sample)
+        if branches > 1:
+            planned["signal.guided"] = _nbytes(sample)
+    planned |= {name: _nbytes(kept) for name, kept in method.keeps(sample).items()}
+    return planned | {"total": sum(planned.values())}
+
+
+def _nbytes(t: torch.Tensor) -> int:
+    return t.numel() * t.element_size()

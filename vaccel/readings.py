@@ -1,0 +1,35 @@
+"""Values on their way from the device to the host: copied when they are computed, waited for when they are read."""
+
+from __future__ import annotations
+
+import torch
+
+
+class Reading:
+    """The values of a small tensor as they are now, for the host to read later.
+
+    On a GPU the copy goes to pinned memory behind the work already queued and nobody waits for it; ``tolist`` waits
+    for that copy alone, not for what was queued after it.
+
+    Args:
+        tensor: what to read.
+        pinned: where to, of the same shape and dtype; needed on a GPU, and read before it is used again.
+    """
+
+    __slots__ = ("_copied", "_pinned", "_values")
+
+    def __init__(self, tensor: torch.Tensor, pinned: torch.Tensor | None = None):
+        self._copied = self._values = None
+        if tensor.is_cuda:
+            self._pinned = pinned.copy_(tensor, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        else:
+            self._values = tensor.tolist()
+
+    def tolist(self) -> list[float]:
+        """The values."""
+        if self._values is None:
+            self._copied.synchronize()
+            self._values = self._pinned.tolist()
+        return self._values
