@@ -7,12 +7,12 @@ import kernels
 from vaccel import ops
 
 
-@pytest.mark.parametrize("contender", ["cuda", "triton", "eager"] if kernels.DEVICE == "cuda" else ["cpp", "eager"])
+@pytest.mark.parametrize("contender", [c for c in kernels.contenders() if c != "compiled"])
 @pytest.mark.parametrize("batch", [1, 8])
 def test_accumulate_and_test(benchmark, batch, contender):
     error, change = torch.zeros(batch, device=kernels.DEVICE), torch.full((batch,), 1e-9, device=kernels.DEVICE)
     exceeded = torch.zeros(1, dtype=torch.int32, device=kernels.DEVICE)
-    impl = "torch" if contender == "eager" else contender
+    impl = {"default": None, "eager": "torch"}.get(contender, contender)
     benchmark.group = f"accumulate_and_test {batch}"
     benchmark.extra_info |= {"op": "accumulate_and_test", "shape": f"batch {batch}", "elements": batch,
                              "bytes": 12 * batch, "dtype": "torch.float32", "contender": contender,

@@ -43,12 +43,13 @@ SHAPES = {
     "Wan 14B 720p, hidden states": (1, 75600, 5120),
 }
 SMALL = 100_000
+COMPILED = "Wan 480p, latents"  # the size that torch.compile is measured at on a CPU
 DTYPES = (torch.float32, torch.bfloat16)
 
 
 def contenders() -> list[str]:
-    kernels = ["cuda", "triton"] if DEVICE == "cuda" else ["cpp"]
-    return [*kernels, "default", "eager", "compiled"]
+    """On a CPU the C++ kernel is the default wherever it is not one operation of eager torch."""
+    return [*(["cuda", "triton"] if DEVICE == "cuda" else []), "default", "eager", "compiled"]
 
 
 def shapes() -> list[str]:
@@ -63,6 +64,8 @@ def bench(case: harness.Case, traffic: int) -> Callable:
     @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
     @pytest.mark.parametrize("shape", shapes())
     def test(benchmark: Any, shape: str, dtype: torch.dtype, contender: str) -> None:
+        if contender == "compiled" and DEVICE == "cpu" and shape != COMPILED:
+            pytest.skip("compiled at one size: on a CPU it takes longer than everything else")
         args = case.make(SHAPES[shape], dtype, device=DEVICE)
         call = _call(case, args, contender)
         moved = traffic * args[0].numel() * args[0].element_size()

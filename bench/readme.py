@@ -78,6 +78,25 @@ def overhead() -> str:
     return "\n".join(lines) + "\n\n" + note + _source("cpu/overhead", data)
 
 
+def kernels() -> str:
+    """The ops beside eager torch and torch.compile, on the CPU."""
+    data = _read("cpu/kernels")
+    lines = [
+        "| op | size | dtype | kernel, us | eager, us | times eager | torch.compile, us | of copy bandwidth |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in data["rows"]:
+        if row["shape"] not in ("64 elements", "Wan 480p, latents", "Wan 720p, latents"):
+            continue
+        kernel, eager = row["default"]["median"], row["eager"]["median"]
+        compiled = f"{row['compiled']['median']:.1f}" if "compiled" in row else ""
+        times = f"{eager / kernel:.1f}"
+        cells = [f"`{row['op']}`", row["shape"], row["dtype"], f"{kernel:.1f}", f"{eager:.1f}", times, compiled]
+        lines.append("| " + " | ".join([*cells, f"{100 * row['of_copy']:.0f} %"]) + " |")
+    note = f"Medians on {data['cpu']}, {data['cores']} cores. "
+    return "\n".join(lines) + "\n\n" + note + _source("cpu/kernels", data)
+
+
 def fill(text: str) -> str:
     """The README with every generated part made anew."""
 

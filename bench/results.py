@@ -13,26 +13,33 @@ from pathlib import Path
 from typing import Any
 
 BENCH = Path(__file__).resolve().parent
-PACKAGES = ("vaccel", "torch", "diffusers", "cache-dit")
+PACKAGES = ("vaccel", "torch", "triton", "diffusers", "cache-dit")
 
 
-def write(name: str, payload: dict[str, Any], device: str = "cpu", command: str | None = None) -> Path:
+def write(
+    name: str,
+    payload: dict[str, Any],
+    device: str = "cpu",
+    command: str | None = None,
+    folder: Path | None = None,
+) -> Path:
     """Writes ``bench/results/<device>/<name>.json``: where and when it was measured, then ``payload``.
 
     Args:
         name: stem of the file.
         payload: the figures, plain data; it may not name any of the fields written beside it.
         device: the folder, "cpu" or a GPU's short name such as "h200".
+        folder: where to write instead of ``bench/results/<device>``.
         command: what reproduces the file, run from the repository's root; by default the one that runs now.
 
     Raises ``ValueError`` where a payload's field would hide one of those.
     """
     where = {"command": command or _command(), "device": device, **_measured()}
     if device != "cpu":
-        where["gpu"] = _gpu()
+        where |= {"gpu": _gpu(), "driver": _driver(), "cuda": _cuda()}
     if hidden := sorted(set(where) & set(payload)):
         raise ValueError(f"the payload may not hold {hidden[0]!r}: it is written beside it")
-    path = BENCH / "results" / device / f"{name}.json"
+    path = (folder or BENCH / "results" / device) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**where, **payload}, indent=2) + "\n")
     return path
@@ -79,3 +86,19 @@ def _gpu() -> str | None:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _cuda() -> str | None:
+    import torch
+
+    return torch.version.cuda
+
+
+def _driver() -> str | None:
+    """The GPU driver's version, None without one."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        said = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    except FileNotFoundError:
+        return None
+    return said[0] if said else None
