@@ -31,10 +31,8 @@ import gc
 import os
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,12 +40,10 @@ import torch
 from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
 from diffusers.hooks import HookRegistry, ModelHook
 from results import write
+from tiny import unipc, wan_pipeline, wan_small, wan_transformer
 from torch import nn
 
 import vaccel
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from tiny import unipc, wan_pipeline, wan_small, wan_transformer
 
 cache_dit = pytest.importorskip("cache_dit")
 

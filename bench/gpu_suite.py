@@ -48,6 +48,14 @@ def device(dry: bool) -> str:
     return "cpu" if dry else "cuda"
 
 
+def fresh(name: str) -> Path:
+    """A file under out/ that does not exist yet."""
+    path = ROOT / "out" / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    return path
+
+
 def save(part: str, payload: dict[str, Any], dry: bool, out: Path | None) -> None:
     """Writes the part's JSON and prints it."""
     import results
@@ -76,11 +84,12 @@ def run_tests(
 
     device(dry)
     chosen = ["tests/ops/test_norm.py", "-k", "fp64 and cpp"] if dry else ["tests", "-m", "gpu", "-k", only]
-    report = ROOT / "out" / "gpu_tests.xml"
-    report.parent.mkdir(exist_ok=True)
+    report = fresh("gpu_tests.xml")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *chosen]
     began = time.monotonic()
     code = subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode
+    if not report.exists():  # pytest has said why
+        raise typer.Exit(code)
     suite = next(ElementTree.parse(report).iter("testsuite"))
     counts = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
     failed = [f"{c.get('classname')}::{c.get('name')}" for c in suite.iter("testcase")
@@ -100,11 +109,12 @@ def kernels(
     device(dry)
     files = sorted(str(p) for p in (ROOT / "bench").glob("bench_*.py") if p.stem != "bench_overhead")
     files = [f for f in files if (only or ("norm" if dry else "")) in f]
-    report = ROOT / "out" / "kernels.json"
-    report.parent.mkdir(exist_ok=True)
+    report = fresh("kernels.json")
     quick = {"VACCEL_BENCH_QUICK": "1"} if dry else {}
     command = [sys.executable, "-m", "pytest", "-q", *files, f"--benchmark-json={report}", "--benchmark-columns=median"]
     code = subprocess.run(command, cwd=ROOT, env={**environment(), **quick}, check=False).returncode
+    if not report.exists():  # pytest has said why
+        raise typer.Exit(code)
     measured = json.loads(report.read_text())["benchmarks"]
     save("kernels", {"unit": "us", "exit_code": code, "rows": collect.rows(measured)}, dry, out)
     raise typer.Exit(code)
