@@ -1,7 +1,6 @@
-"""block_reuse: its kernels beside eager torch and torch.compile of the same formula (bench/kernels.py)."""
+"""block_reuse: its kernels beside eager torch and torch.compile of the same formula (bench/op_bench.py)."""
 
+import op_bench
 from test_block_reuse import CASE
 
-import kernels
-
-test_block_reuse = kernels.bench(CASE, traffic=3)
+test_block_reuse = op_bench.bench(CASE, traffic=3)

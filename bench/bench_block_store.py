@@ -1,7 +1,6 @@
-"""block_store: its kernels beside eager torch and torch.compile of the same formula (bench/kernels.py)."""
+"""block_store: its kernels beside eager torch and torch.compile of the same formula (bench/op_bench.py)."""
 
+import op_bench
 from test_block_store import CASE
 
-import kernels
-
-test_block_store = kernels.bench(CASE, traffic=2)
+test_block_store = op_bench.bench(CASE, traffic=2)

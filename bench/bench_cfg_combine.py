@@ -1,7 +1,6 @@
-"""cfg_combine: its kernels beside eager torch and torch.compile of the same formula (bench/kernels.py)."""
+"""cfg_combine: its kernels beside eager torch and torch.compile of the same formula (bench/op_bench.py)."""
 
+import op_bench
 from test_cfg_combine import CASE
 
-import kernels
-
-test_cfg_combine = kernels.bench(CASE, traffic=3)
+test_cfg_combine = op_bench.bench(CASE, traffic=3)

@@ -1,7 +1,6 @@
-"""cosine: its kernels beside eager torch and torch.compile of the same formula (bench/kernels.py)."""
+"""cosine: its kernels beside eager torch and torch.compile of the same formula (bench/op_bench.py)."""
 
+import op_bench
 from test_cosine import CASE
 
-import kernels
-
-test_cosine = kernels.bench(CASE, traffic=2)
+test_cosine = op_bench.bench(CASE, traffic=2)

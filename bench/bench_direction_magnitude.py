@@ -1,8 +1,7 @@
-"""direction_magnitude: its kernels beside eager torch and torch.compile of the same formula (bench/kernels.py)."""
+"""direction_magnitude: its kernels beside eager torch and torch.compile of the same formula (bench/op_bench.py)."""
 
+import op_bench
 from test_direction_magnitude import CASE, GUIDED
 
-import kernels
-
-test_direction_magnitude = kernels.bench(CASE, traffic=3)
-test_direction_magnitude_guided = kernels.bench(GUIDED, traffic=4)
+test_direction_magnitude = op_bench.bench(CASE, traffic=3)
+test_direction_magnitude_guided = op_bench.bench(GUIDED, traffic=4)

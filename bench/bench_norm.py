@@ -1,7 +1,6 @@
-"""norm: its kernels beside eager torch and torch.compile of the same formula (bench/kernels.py)."""
+"""norm: its kernels beside eager torch and torch.compile of the same formula (bench/op_bench.py)."""
 
+import op_bench
 from test_norm import CASE
 
-import kernels
-
-test_norm = kernels.bench(CASE, traffic=1)
+test_norm = op_bench.bench(CASE, traffic=1)

@@ -1,8 +1,7 @@
-"""residual_store: its kernels beside eager torch and torch.compile of the same formula (bench/kernels.py)."""
+"""residual_store: its kernels beside eager torch and torch.compile of the same formula (bench/op_bench.py)."""
 
+import op_bench
 from test_residual_store import CASE, STATS
 
-import kernels
-
-test_residual_store = kernels.bench(CASE, traffic=3)
-test_residual_store_stats = kernels.bench(STATS, traffic=4)
+test_residual_store = op_bench.bench(CASE, traffic=3)
+test_residual_store_stats = op_bench.bench(STATS, traffic=4)

@@ -124,7 +124,7 @@ def kernels(
 def graphs(dry: Dry = False, out: Out = None) -> None:
     """Eager steps beside captured ones, and what the profiler sees of them."""
     import e2e
-    import profiling
+    import launches
 
     on = device(dry)
     size, clip = ("tiny", "tiny") if dry else ("Wan2.1-1.3B", "480p, 17 frames")
@@ -136,9 +136,9 @@ def graphs(dry: Dry = False, out: Out = None) -> None:
             e2e.run(pipe, clip, len(e2e.EVERY_ACTION))  # warm-up and capture
             times = e2e.run(pipe, clip, len(e2e.EVERY_ACTION))
             payload["steps_ms"][mode] = e2e.by_action(e2e.EVERY_ACTION, times)
-            seen = profiling.seen(lambda: e2e.run(pipe, clip, len(e2e.EVERY_ACTION)), on)
+            seen = launches.seen(lambda: e2e.run(pipe, clip, len(e2e.EVERY_ACTION)), on)
             payload["steps_seen"][mode] = {"run": seen, "steps": len(e2e.EVERY_ACTION), "refused": handle.refused}
-    payload["launches"] = profiling.launches(on)
+    payload["launches"] = launches.launches(on)
     save("graphs", payload, dry, out)
 
 
