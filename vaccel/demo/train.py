@@ -4,10 +4,11 @@ Flow matching (Lipman et al., 2023): x_s = (1 - s) x_0 + s noise, the transforme
 small transformer see the same batches; the text encoder learns from the large one alone and is shared.  Matrices are
 trained with Muon, everything else with AdamW; the learning rate is flat and falls linearly over the last part.
 
-What ships grew in five runs, about seven hours on two CPU cores: from scratch, with a large transformer of 6 blocks; on
+What ships grew in six runs, about seven hours on two CPU cores: from scratch, with a large transformer of 6 blocks; on
 with more of the hard clips; the small transformer alone once more on the text encoder that came out of it; the large
 one deepened to its 8 blocks (``--start-from`` adds what is missing); and both together, more in the high noise that
-decides the layout. More than half of clips with two shapes has it draw one of them twice::
+decides the layout (with more than half of the clips of two shapes it begins to draw a lone shape twice).  Shipped is the
+mean of the weights of the last two, E and F::
 
     python -m vaccel.demo.train --out A --steps 4600 --two 0.2
     python -m vaccel.demo.train --out B --steps 2950 --two 0.65 --seed 1 --rate 0.6 --decay 0.85 --start-from A
@@ -15,6 +16,7 @@ decides the layout. More than half of clips with two shapes has it draw one of t
         --only small --start-from B
     python -m vaccel.demo.train --out D --steps 2200 --two 0.65 --seed 3 --rate 0.6 --decay 0.85 --start-from C
     python -m vaccel.demo.train --out E --steps 2600 --two 0.4 --seed 6 --rate 0.6 --decay 0.9 --shift 5 --start-from D
+    python -m vaccel.demo.train --out F --steps 750 --two 0.5 --seed 7 --rate 0.45 --decay 0.95 --shift 5 --start-from E
 
 Every step draws its batch from a generator seeded by (seed, step), so a resumed run goes on exactly where it stopped.
 """
