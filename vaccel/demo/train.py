@@ -7,8 +7,8 @@ trained with Muon, everything else with AdamW; the learning rate is flat and fal
 What ships grew in six runs, about seven hours on two CPU cores: from scratch, with a large transformer of 6 blocks; on
 with more of the hard clips; the small transformer alone once more on the text encoder that came out of it; the large
 one deepened to its 8 blocks (``--start-from`` adds what is missing); and both together, more in the high noise that
-decides the layout (with more than half of the clips of two shapes it begins to draw a lone shape twice).  Shipped is the
-mean of the weights of the last two, E and F::
+decides the layout (with more than half of the clips of two shapes it begins to draw a lone shape twice).  Shipped is
+the mean of the weights of the last two, E and F::
 
     python -m vaccel.demo.train --out A --steps 4600 --two 0.2
     python -m vaccel.demo.train --out B --steps 2950 --two 0.65 --seed 1 --rate 0.6 --decay 0.85 --start-from A
