@@ -188,8 +188,6 @@ def test_errors_come_before_any_forward(wan, small):
         vaccel.accelerate(object(), dmd, small=small)
     with pytest.raises(ValueError, match="must be a vaccel method"):
         vaccel.accelerate(wan, "teacache")
-    with pytest.raises(ValueError, match="not available in this version"):
-        vaccel.accelerate(wan, dmd, small=small, cuda_graphs=True)
     with pytest.warns(UserWarning, match="ignored"):
         vaccel.accelerate(wan, vaccel.Schedule([0], num_steps=4), small=small).remove()
     handle = vaccel.accelerate(wan, dmd, small=small)
