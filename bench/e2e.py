@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
-import vaccel
 from vaccel.actions import Action, Full, Rescale, Residual, Small
 
 WAN = {"attention_head_dim": 128, "freq_dim": 256, "text_dim": 4096}
@@ -157,16 +156,3 @@ def _name(action: Action) -> str:
 def spread_of(times: list[float]) -> dict[str, float]:
     low, middle, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
     return {"q1": round(low, 3), "median": round(middle, 3), "q3": round(high, 3), "n": len(times)}
-
-
-def modes(graphs: bool, attentions: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, options of ``accelerate``)."""
-    yield "eager", {}
-    if graphs:
-        yield "cuda graphs", {"cuda_graphs": True}
-    for name in attentions:
-        yield f"attention {name}", {"attention": name}
-
-
-def schedule(actions: list[Action]) -> vaccel.Schedule:
-    return vaccel.Schedule.from_actions(actions)

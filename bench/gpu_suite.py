@@ -8,7 +8,7 @@
     python bench/gpu_suite.py runs --size Wan2.1-14B --only DirectionMagnitude      # 50-step runs and their ratios
 
 Every part writes ``bench/results/<gpu>/<part>.json`` (or under ``--out``) with device, driver, versions and commit, and
-prints it.  ``--dry`` runs the same lines at tiny sizes without a GPU: what CI can check of it.
+prints it.  ``--dry`` runs the same lines at tiny sizes without a GPU, into out/dry: what CI can check of it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import torch
 import typer
 
 ROOT = Path(__file__).resolve().parent.parent
-# The package from here, whether or not it is installed.
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
+# The package from here, whether or not it is installed, and the ops' cases from their tests.
+sys.path[:0] = [str(ROOT / folder) for folder in (".", "kernels", "bench", "tests/ops", "tests")]
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 Dry = Annotated[bool, typer.Option(help="Tiny sizes, without a GPU.")]
@@ -60,9 +60,9 @@ def save(part: str, payload: dict[str, Any], dry: bool, out: Path | None) -> Non
     """Writes the part's JSON and prints it."""
     import results
 
-    where = "dry" if dry else torch.cuda.get_device_name().split()[-1].lower()
-    command = "python bench/gpu_suite.py " + " ".join(a for a in sys.argv[1:] if a != "--dry")
-    path = results.write(part, payload, where, command, folder=out)
+    where = "cpu" if dry else torch.cuda.get_device_name().split()[-1].lower()
+    command = "python bench/gpu_suite.py " + " ".join(sys.argv[1:])
+    path = results.write(part, payload, where, command, folder=out or (ROOT / "out" / "dry" if dry else None))
     print(json.dumps(payload, indent=1)[-6000:])
     print(f"written to {path}")
 
@@ -120,32 +120,44 @@ def kernels(
     raise typer.Exit(code)
 
 
+def models(dry: bool, size: str, small: str, clip: str) -> tuple[Any, Any, dict[str, Any]]:
+    """A pipeline, a small model, and what to say of them in the JSON; tiny ones in a dry run."""
+    import e2e
+
+    on = device(dry)
+    if dry:
+        size = small = clip = "tiny"
+    pipe, small_model = e2e.pipeline(size, on, torch.bfloat16), e2e.transformer(small, on, torch.bfloat16)
+    return pipe, small_model, {"size": size, "small": small, "clip": clip}
+
+
+def accelerated(pipe: Any, actions: list[Any], small: Any, **options: Any) -> Any:
+    """The handle of a pipeline that does ``actions``."""
+    import vaccel
+
+    method = vaccel.Schedule.from_actions(actions)
+    return vaccel.accelerate(pipe, method, small=small if method.needs_small else None, **options)
+
+
 @app.command()
 def graphs(dry: Dry = False, out: Out = None) -> None:
     """Eager steps beside captured ones, and what the profiler sees of them."""
     import e2e
     import launches
 
-    on = device(dry)
-    size, clip = ("tiny", "tiny") if dry else ("Wan2.1-1.3B", "480p, 17 frames")
-    pipe, small = e2e.pipeline(size, on, torch.bfloat16), e2e.transformer("tiny" if dry else size, on, torch.bfloat16)
-    payload: dict[str, Any] = {"size": size, "clip": clip, "steps_ms": {}, "steps_seen": {}}
-    for mode, options in e2e.modes(not dry, []):
-        method = e2e.schedule(e2e.EVERY_ACTION)
-        with vaccel_accelerated(pipe, method, small, options) as handle:
-            e2e.run(pipe, clip, len(e2e.EVERY_ACTION))  # warm-up and capture
-            times = e2e.run(pipe, clip, len(e2e.EVERY_ACTION))
+    pipe, small, about = models(dry, "Wan2.1-1.3B", "Wan2.1-1.3B", "480p, 17 frames")
+    payload: dict[str, Any] = {**about, "steps_ms": {}, "steps_seen": {}}
+    modes = {"eager": {}} if dry else {"eager": {}, "cuda graphs": {"cuda_graphs": True}}
+    steps = len(e2e.EVERY_ACTION)
+    for mode, options in modes.items():
+        with accelerated(pipe, e2e.EVERY_ACTION, small, **options) as handle:
+            e2e.run(pipe, about["clip"], steps)  # warm-up and capture
+            times = e2e.run(pipe, about["clip"], steps)
             payload["steps_ms"][mode] = e2e.by_action(e2e.EVERY_ACTION, times)
-            seen = launches.seen(lambda: e2e.run(pipe, clip, len(e2e.EVERY_ACTION)), on)
-            payload["steps_seen"][mode] = {"run": seen, "steps": len(e2e.EVERY_ACTION), "refused": handle.refused}
-    payload["launches"] = launches.launches(on)
+            seen = launches.seen(lambda: e2e.run(pipe, about["clip"], steps), device(dry))
+            payload["steps_seen"][mode] = {"run": seen, "steps": steps, "refused": handle.refused}
+    payload["launches"] = launches.launches(device(dry))
     save("graphs", payload, dry, out)
-
-
-def vaccel_accelerated(pipe: Any, method: Any, small: Any, options: dict[str, Any]) -> Any:
-    import vaccel
-
-    return vaccel.accelerate(pipe, method, small=small if method.needs_small else None, **options)
 
 
 @app.command()
@@ -153,31 +165,32 @@ def actions(size: Size = "Wan2.1-14B", seconds: Seconds = 420, dry: Dry = False,
     """Time each action's step: eager, captured, every attention backend, and with the blocks compiled."""
     import e2e
 
-    on, began = device(dry), time.monotonic()
-    size, clip, small_size = ("tiny", "tiny", "tiny") if dry else (size, "480p", "Wan2.1-1.3B")
-    pipe, small = e2e.pipeline(size, on, torch.bfloat16), e2e.transformer(small_size, on, torch.bfloat16)
-    payload: dict[str, Any] = {"size": size, "small": small_size, "clip": clip, "steps_ms": {}, "not_run": {}}
-    attentions = ["_native_math"] if dry else ["sdpa", "cudnn", "flash2", "flash3", "sageattention"]
+    began = time.monotonic()
+    pipe, small, about = models(dry, size, "Wan2.1-1.3B", "480p")
+    payload: dict[str, Any] = {**about, "steps_ms": {}, "not_run": {}}
 
-    def measure(mode: str, options: dict[str, Any]) -> None:
+    def measure(mode: str, **options: Any) -> None:
         if time.monotonic() - began > seconds:
             payload["not_run"][mode] = "out of time"
             return
         try:
-            with vaccel_accelerated(pipe, e2e.schedule(e2e.EVERY_ACTION), small, options):
-                times = e2e.run(pipe, clip, len(e2e.EVERY_ACTION))
+            with accelerated(pipe, e2e.EVERY_ACTION, small, **options):
+                times = e2e.run(pipe, about["clip"], len(e2e.EVERY_ACTION))
                 payload["steps_ms"][mode] = e2e.by_action(e2e.EVERY_ACTION, times)
         except ValueError as error:  # a backend that is not installed
             payload["not_run"][mode] = str(error)
 
-    for mode, options in e2e.modes(not dry, attentions):
-        measure(mode, options)
+    measure("eager")
+    if not dry:
+        measure("cuda graphs", cuda_graphs=True)
+    for name in ["_native_math"] if dry else ["sdpa", "cudnn", "flash2", "flash3", "sageattention"]:
+        measure(f"attention {name}", attention=name)
     if not dry:
         for model in (pipe.transformer, small):
             model.compile_repeated_blocks(fullgraph=True)
-        measure("blocks compiled", {})
-        measure("blocks compiled, cuda graphs", {"cuda_graphs": True})
-    save(f"actions_{size}", payload, dry, out)
+        measure("blocks compiled")
+        measure("blocks compiled, cuda graphs", cuda_graphs=True)
+    save(f"actions_{about['size']}", payload, dry, out)
 
 
 @app.command()
@@ -193,27 +206,26 @@ def runs(
     """Replay 50-step schedules; their ratio to the full model, whose steps are timed in the same runs."""
     import e2e
 
-    on, began = device(dry), time.monotonic()
-    size, clip, small_size = ("tiny", "tiny", "tiny") if dry else (size, "480p", "Wan2.1-1.3B")
-    pipe, small = e2e.pipeline(size, on, torch.bfloat16), e2e.transformer(small_size, on, torch.bfloat16)
+    began = time.monotonic()
+    pipe, small, about = models(dry, size, "Wan2.1-1.3B", "480p")
     options = {"attention": attention, "cuda_graphs": cuda_graphs and not dry}
-    payload: dict[str, Any] = {"size": size, "small": small_size, "clip": clip, **options, "runs": {}, "not_run": []}
+    payload: dict[str, Any] = {**about, **options, "runs": {}, "not_run": []}
     for name, (steps, published, source) in e2e.SCHEDULES.items():
         if only not in name or (dry and "B=" in name):
             continue
         if time.monotonic() - began > seconds:
             payload["not_run"].append(name)
             continue
-        with vaccel_accelerated(pipe, e2e.schedule(steps), small, options) as handle:
-            times = e2e.run(pipe, clip, e2e.STEPS)
-            full = e2e.by_action(steps, times)["Full"]
+        with accelerated(pipe, steps, small, **options) as handle:
+            times = e2e.run(pipe, about["clip"], e2e.STEPS)
+        full = e2e.by_action(steps, times)["Full"]
         total = sum(times[1:]) + full["median"]  # the first step's capture and warm-up counted as a usual step
         payload["runs"][name] = {
             "timeline": handle.trace.timeline(), "full_step_ms": full, "seconds": round(sum(times) / 1000, 3),
             "seconds_without_capture": round(total / 1000, 3), "speedup": round(e2e.STEPS * full["median"] / total, 3),
             "published": published, "source": source,
         }  # fmt: skip
-    save(f"runs_{size}", payload, dry, out)
+    save(f"runs_{about['size']}", payload, dry, out)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +10,16 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "ops"))
+from vaccel import ops
 
-LAUNCHES = (
-    "cudaLaunchKernel",
-    "cudaLaunchKernelExC",
-    "cudaLaunchCooperativeKernel",
-    "cuLaunchKernel",
-    "cuLaunchKernelEx",
-)
 WATCHED = {
-    "launches": LAUNCHES,
+    "launches": (
+        "cudaLaunchKernel",
+        "cudaLaunchKernelExC",
+        "cudaLaunchCooperativeKernel",
+        "cuLaunchKernel",
+        "cuLaunchKernelEx",
+    ),
     "graph launches": ("cudaGraphLaunch",),
     "synchronisations": ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"),
     "allocations": ("cudaMalloc", "cudaMallocAsync", "cudaHostAlloc", "cuMemCreate"),
@@ -38,8 +37,6 @@ def seen(function: Callable[[], object], device: str) -> Counter:
 
 def launches(device: str) -> dict[str, dict[str, int]]:
     """Kernel launches of one call of each op, by implementation."""
-    import importlib
-
     found: dict[str, dict[str, int]] = {}
     for path in sorted((Path(__file__).resolve().parent.parent / "tests" / "ops").glob("test_*.py")):
         module = importlib.import_module(path.stem)
@@ -56,6 +53,4 @@ def launches(device: str) -> dict[str, dict[str, int]]:
 
 
 def _call(case: object, args: tuple, impl: str, out: torch.Tensor) -> None:
-    from vaccel import ops
-
     getattr(ops, case.op)(*args, *((out,) if case.writes else ()), impl=impl)

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <stdexcept>
 
+#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>

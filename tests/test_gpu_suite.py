@@ -84,11 +84,8 @@ def test_parts_that_start_others(part, tmp_path):
         assert {"norm"} == {row["op"] for row in data["rows"]}
 
 
-def test_without_a_gpu_it_says_so(suite):
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+def test_without_a_gpu_it_says_so(suite, monkeypatch):
+    monkeypatch.setattr(suite.torch.cuda, "is_available", lambda: False)
     result = CliRunner().invoke(suite.app, ["graphs"])
     assert result.exit_code == 2
     assert "no GPU here" in result.output

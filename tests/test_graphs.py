@@ -84,7 +84,7 @@ def test_other_weights_are_captured_anew(wan, rehearsal):
 
 
 def test_what_cannot_be_captured_runs_without_and_says_so_once(wan, rehearsal):
-    from accelerate.hooks import ModelHook, add_hook_to_module
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
     plain = tiny.latents(wan)
     add_hook_to_module(wan.transformer.blocks[0], ModelHook())
@@ -96,7 +96,10 @@ def test_what_cannot_be_captured_runs_without_and_says_so_once(wan, rehearsal):
             assert torch.equal(tiny.latents(wan), first)
         assert torch.equal(first, plain)
         assert handle.refused == ["accelerate's offload moves its weights"]
-    assert rehearsal.captured == 0
+        assert rehearsal.captured == 0
+        remove_hook_from_module(wan.transformer.blocks[0])
+        assert torch.equal(tiny.latents(wan), plain)
+        assert rehearsal.captured > 0, "the reason is gone"
 
 
 def test_a_failed_capture_leaves_the_eager_path(wan, rehearsal, monkeypatch):
@@ -140,9 +143,8 @@ def test_results_are_the_callers_own(rehearsal):
     assert other.tolist() == [5, 5], "a constant is part of what was captured"
 
 
-def test_without_a_gpu_graphs_are_refused(wan):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+def test_without_a_gpu_graphs_are_refused(wan, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="cuda_graphs=True needs a CUDA device"):
         vaccel.accelerate(wan, vaccel.Schedule([0], num_steps=12), cuda_graphs=True)
     with vaccel.accelerate(wan, vaccel.Schedule([0], num_steps=12)):

@@ -102,9 +102,10 @@ class Run:
         self.trace = Trace(method.to_json(), num_steps)
         self.stores, self.watches = method.stores, method.watches & {"prediction", "denoised", "latents"}
         self.modulations = Modulations(buffers, timesteps)
-        self._observes = type(self.policy).observe is not Policy.observe
+        observes = type(self.policy).observe is not Policy.observe
         # What only the next step shows (the latents, a guidance scale that changes) has to wait for it.
-        self._waits = bool(self.watches)
+        self._observes_late = observes and bool(self.watches)
+        self._observes_early = observes and not self.watches
         self.action: Action = Full()
         self.reused: str | None = None  # the stored residual that the current step's action reuses
         self.index = -1
@@ -124,7 +125,7 @@ class Run:
             self._begin(index, call)
         self.calls += 1
         output = self._carry_out[type(self.action)](call)
-        if self._observes and not self._waits and self.calls == 1 and index < self.num_steps - 1:
+        if self._observes_early and self.calls == 1 and index < self.num_steps - 1:
             self.policy.observe(self._step, Observation(self.action, small=self._small))
         record = self.record
         record.seconds = time.perf_counter() - self._began
@@ -135,7 +136,7 @@ class Run:
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def _begin(self, index: int, call: Call) -> None:
-        if self._waits and self._observes and self._step is not None:
+        if self._observes_late and self._step is not None:
             self._observe(call)
         self._began = time.perf_counter()
         self.expected = max(self.expected, self.calls)

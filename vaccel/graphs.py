@@ -68,6 +68,7 @@ class Captures:
         self.refused: list[str] = []
         self._captured: OrderedDict[Hashable, Captured] = OrderedDict()
         self._state: Hashable = None
+        self._failed = False  # to capture in this state
         self._eager = False
 
     def __len__(self) -> int:
@@ -82,7 +83,8 @@ class Captures:
         """
         if state != self._state:  # what failed may work now
             self.clear()
-            self._state, self._eager = state, False
+            self._state, self._failed = state, False
+        self._eager = self._failed
         if refusal is not None:
             self._refuse(refusal)
 
@@ -117,7 +119,7 @@ class Captures:
         """None where it cannot be captured; this run then goes on without graphs."""
         elsewhere = {leaves[i].device.type for i in at} - {self.backend.device}
         if elsewhere:
-            self._refuse(f"an argument of the model lies on {elsewhere.pop()}")
+            self._fail(f"an argument of the model lies on {elsewhere.pop()}")
             return None
         static = list(leaves)
         for i in at:
@@ -126,14 +128,20 @@ class Captures:
         try:
             replay, outputs = self.backend.capture(lambda: function(arguments))
         except RuntimeError as error:
-            self._refuse(f"capturing failed: {str(error).splitlines()[0]}")
+            self._fail(f"capturing failed: {str(error).splitlines()[0]}")
             return None
         self._captured[signature] = captured = Captured([static[i] for i in at], replay, outputs)
         while len(self._captured) > self.limit:
             self._captured.popitem(last=False)
         return captured
 
+    def _fail(self, reason: str) -> None:
+        """Refuses until models or buffers change."""
+        self._failed = True
+        self._refuse(reason)
+
     def _refuse(self, reason: str) -> None:
+        """Runs eagerly until the next ``begin``."""
         self._eager = True
         if reason not in self.refused:
             self.refused.append(reason)

@@ -1,6 +1,4 @@
 // accumulate_and_test(E, c): E <- E + offset + factor c; the flag says whether any sample is past the threshold.
-#include <torch/csrc/stable/library.h>
-
 #include "vector.h"
 
 using namespace vaccel;

@@ -1,11 +1,3 @@
-// block_reuse(x, r) = x + r.
-#include <torch/csrc/stable/library.h>
-
 #include "vector.h"
 
-using namespace vaccel;
-
-// x, residual: one dtype and shape; out: contiguous, the same.
-void block_reuse_cpu(Tensor x, Tensor residual, Tensor out) { mapped(out, Sum{}, x, residual); }
-
-STABLE_TORCH_LIBRARY_IMPL(vaccel, CPU, m) { m.impl("block_reuse", TORCH_BOX(&block_reuse_cpu)); }
+#include "../ops/block_reuse.h"

@@ -1,13 +1,3 @@
-// cfg_combine(c, u, w) = u + w (c - u), each operation rounded on its own: in fp32 the bits of eager torch.
-#include <torch/csrc/stable/library.h>
-
 #include "vector.h"
 
-using namespace vaccel;
-
-// cond, uncond: one dtype and shape; out: contiguous, the same.
-void cfg_combine_cpu(Tensor cond, Tensor uncond, double scale, Tensor out) {
-  mapped(out, Guided{static_cast<float>(scale)}, cond, uncond);
-}
-
-STABLE_TORCH_LIBRARY_IMPL(vaccel, CPU, m) { m.impl("cfg_combine", TORCH_BOX(&cfg_combine_cpu)); }
+#include "../ops/cfg_combine.h"

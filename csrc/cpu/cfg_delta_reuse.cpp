@@ -1,13 +1,3 @@
-// cfg_delta_reuse(c, d, w) = c + (1 - w) d: guidance from the conditional branch and the cached delta.
-#include <torch/csrc/stable/library.h>
-
 #include "vector.h"
 
-using namespace vaccel;
-
-// cond, delta: one dtype and shape; out: contiguous, the same.
-void cfg_delta_reuse_cpu(Tensor cond, Tensor delta, double scale, Tensor out) {
-  mapped(out, GuidedByDelta{static_cast<float>(1 - scale)}, cond, delta);
-}
-
-STABLE_TORCH_LIBRARY_IMPL(vaccel, CPU, m) { m.impl("cfg_delta_reuse", TORCH_BOX(&cfg_delta_reuse_cpu)); }
+#include "../ops/cfg_delta_reuse.h"

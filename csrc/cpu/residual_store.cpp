@@ -1,19 +1,3 @@
-// residual_store(v, x): r <- v - x; with statistics also norm(v) and relative_l1(v, last), in the same pass.
-#include <torch/csrc/stable/library.h>
-
 #include "vector.h"
 
-using namespace vaccel;
-
-// v, x: one dtype and shape; out: contiguous, the same.
-void residual_store_cpu(Tensor v, Tensor x, Tensor out) { mapped(out, Difference{}, v, x); }
-
-// last: as v, the v of the step before; returns [2, B] in fp32: norms, changes.
-Tensor residual_store_stats_cpu(Tensor v, Tensor x, Tensor last, Tensor out) {
-  return reduced(DifferenceStats{}, &out, v, x, last);
-}
-
-STABLE_TORCH_LIBRARY_IMPL(vaccel, CPU, m) {
-  m.impl("residual_store", TORCH_BOX(&residual_store_cpu));
-  m.impl("residual_store_stats", TORCH_BOX(&residual_store_stats_cpu));
-}
+#include "../ops/residual_store.h"

@@ -15,6 +15,7 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 #include <vaccel/formulas.h>
 
+#define VACCEL_DEVICE CPU  // what ../ops/*.h registers their functions for
 #define VACCEL_INLINE inline __attribute__((always_inline))
 #define VACCEL_INLINED __attribute__((always_inline))  // of a lambda
 

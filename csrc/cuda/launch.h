@@ -6,11 +6,12 @@
 #include <type_traits>
 
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 #include <vaccel/rows.cuh>
 
 #include "../tensors.h"
+
+#define VACCEL_DEVICE CUDA  // what ../ops/*.h registers their functions for
 
 namespace vaccel {
 
