@@ -58,6 +58,21 @@ def test_no_graph_breaks(name, counting, skipping_methods):
         assert graphs == ([1, 2] if two_sizes else [1] * len(graphs)), method
 
 
+def test_with_a_lora_and_with_blocks_compiled(wan, counting):
+    from test_graphs import lora
+
+    lora(wan)
+    method = vaccel.Schedule([0, 1, 4, 8], num_steps=12)
+    with vaccel.accelerate(wan, method):
+        eager = tiny.latents(wan)
+    with vaccel.accelerate(wan, method, compile=True):
+        assert close(tiny.latents(wan), eager)
+    assert all(c.frame_count == 1 for c in counting.counters)
+    wan.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    with vaccel.accelerate(wan, method):
+        assert close(tiny.latents(wan), eager)
+
+
 def test_with_the_real_compiler(wan):
     method = vaccel.TeaCache(threshold=0.6, coefficients=(1.0, 0.0))
     with vaccel.accelerate(wan, method) as handle:

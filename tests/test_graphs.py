@@ -83,6 +83,40 @@ def test_other_weights_are_captured_anew(wan, rehearsal):
     assert torch.equal(tiny.latents(wan), other)
 
 
+def lora(pipe, seed=0):
+    """A LoRA on every attention of the transformer, its weights random."""
+    from peft import LoraConfig
+
+    torch.manual_seed(seed)
+    pipe.transformer.add_adapter(
+        LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_k"], init_lora_weights=False)
+    )
+
+
+def test_with_a_lora(wan, rehearsal):
+    plain = tiny.latents(wan)
+    lora(wan)
+    method = vaccel.Schedule([0, 1, 4, 8], num_steps=12)
+    with vaccel.accelerate(wan, method):
+        eager = tiny.latents(wan)
+    with vaccel.accelerate(wan, method, cuda_graphs=True) as handle:
+        assert torch.equal(tiny.latents(wan), eager)
+        captured = rehearsal.captured
+        wan.transformer.set_adapters(["default"], [0.5])
+        weaker = tiny.latents(wan)
+        assert rehearsal.captured == 2 * captured > 0, "a scale is a constant of what was captured"
+        wan.transformer.disable_adapters()
+        without = tiny.latents(wan)
+        assert handle.refused == []
+    assert not torch.equal(eager, weaker)
+    with vaccel.accelerate(wan, method):
+        assert torch.equal(tiny.latents(wan), without)
+        wan.transformer.enable_adapters()
+        assert torch.equal(tiny.latents(wan), weaker)
+    wan.transformer.delete_adapters("default")
+    assert torch.equal(tiny.latents(wan), plain)
+
+
 def test_what_cannot_be_captured_runs_without_and_says_so_once(wan, rehearsal):
     from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 

@@ -15,6 +15,8 @@ from .views import View, plain_view, reusing_view, storing_view
 
 #: The name that our own hook on a transformer's root is registered under.
 HOOK = "vaccel"
+#: What peft's layers decide by when they are called.
+ADAPTER_STATE = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
 
 
 class Model(Protocol):
@@ -102,9 +104,10 @@ class Transformer:
             return self.original(**inputs)[0]
 
     def state(self) -> Hashable:
-        """Equal as long as every weight stands where it stood and every adapter is scaled as it was."""
-        scales = [m.scaling for m in self.model.modules() if isinstance(getattr(m, "scaling", None), dict)]
-        return tuple(p.data_ptr() for p in self.model.parameters()), repr(scales)
+        """Equal as long as every weight stands where it stood and every adapter is used and scaled as it was."""
+        adapted = [m for m in self.model.modules() if isinstance(getattr(m, "scaling", None), dict)]
+        adapters = [[getattr(m, name, None) for name in ADAPTER_STATE] for m in adapted]
+        return tuple(p.data_ptr() for p in self.model.parameters()), repr(adapters)
 
     def uncapturable(self) -> str | None:
         """Why no CUDA graph of it can be captured, as far as can be told before trying."""

@@ -3,7 +3,9 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
 #include <type_traits>
+#include <utility>
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
@@ -53,10 +55,15 @@ class Launcher {
   // With as many blocks as fit on the device at a time, `blocks` at the most, so that they can wait for one another.
   template <class... Parameters, class... Arguments>
   void together(void (*kernel)(Parameters...), int64_t blocks, Arguments... arguments) const {
-    int per_processor = 0, processors = 0;
-    STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, kThreads, 0));
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device_));
-    const int64_t fit = int64_t{per_processor} * processors;
+    // Asked for once: the answer takes longer than a launch.
+    static thread_local std::map<std::pair<const void*, int>, int64_t> known;
+    int64_t& fit = known[{reinterpret_cast<const void*>(kernel), device_}];
+    if (fit == 0) {
+      int per_processor = 0, processors = 0;
+      STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, kThreads, 0));
+      STD_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device_));
+      fit = int64_t{per_processor} * processors;
+    }
     launch(kernel, blocks < 1 ? 1 : blocks < fit ? blocks : fit, true, arguments...);
   }
 
