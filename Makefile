@@ -34,9 +34,9 @@ doctor: $(STAMP)
 $(STAMP): pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "setuptools>=77" wheel ninja
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "setuptools>=77" wheel ninja "pybind11>=2.12"
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[test,lint]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build out vaccel/_native*.so *.egg-info
+	rm -rf $(VENV) build out vaccel/_native*.so vaccel/_solver*.so *.egg-info

@@ -8,13 +8,14 @@ import os
 import shutil
 import sys
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "csrc"))
 from flags import ARCHITECTURES, CUDA_FLAGS, FLAGS
 
 SOURCES = ["csrc/schemas.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))]
 CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))
+SOLVER_SOURCES = sorted(glob.glob("csrc/solver/*.cpp"))
 
 
 def extensions():
@@ -34,7 +35,7 @@ def extensions():
             try:
                 super().build_extension(ext)
             except Exception as error:  # compilers fail in many ways; the package works without
-                print(f"vaccel: native kernels left out: {error}", file=sys.stderr)
+                print(f"vaccel: {ext.name} left out: {error}", file=sys.stderr)
 
         def build_extensions(self):
             try:
@@ -60,13 +61,25 @@ def extensions():
         made.optional = True
         return made
 
-    found = [extension(CppExtension, "vaccel._native", SOURCES, FLAGS)]
+    found = [extension(CppExtension, "vaccel._native", SOURCES, FLAGS), *solver()]
     if without := no_cuda():
         print(f"vaccel: building without CUDA kernels: {without}", file=sys.stderr)
     else:
         flags = {"cxx": FLAGS, "nvcc": [*CUDA_FLAGS, *architectures()]}
         found.append(extension(CUDAExtension, "vaccel._native_cuda", CUDA_SOURCES, flags))
     return found, {"build_ext": OptionalBuild.with_options(use_ninja=bool(shutil.which("ninja")))}
+
+
+def solver():
+    """The schedule solver's compiled core: one build a Python version, since pybind11 has no limited API."""
+    try:
+        import pybind11
+    except ImportError:
+        print("vaccel: pybind11 is not installed, building without the compiled schedule solver", file=sys.stderr)
+        return []
+    include, headers = [pybind11.get_include()], glob.glob("csrc/solver/*.h")
+    options = {"include_dirs": include, "depends": headers, "extra_compile_args": FLAGS, "language": "c++"}
+    return [Extension("vaccel._solver", SOLVER_SOURCES, optional=True, **options)]
 
 
 def no_cuda():

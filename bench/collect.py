@@ -10,7 +10,8 @@ from typing import Any
 from results import write
 
 COMMAND = (
-    "pytest bench/bench_*.py --ignore=bench/bench_overhead.py --benchmark-json=FILE && python bench/collect.py FILE"
+    "pytest bench/bench_*.py --ignore=bench/bench_overhead.py --ignore=bench/bench_schedules.py "
+    "--benchmark-json=FILE && python bench/collect.py FILE"
 )
 
 

@@ -107,7 +107,8 @@ def kernels(
     import collect
 
     device(dry)
-    files = sorted(str(p) for p in (ROOT / "bench").glob("bench_*.py") if p.stem != "bench_overhead")
+    others = ("bench_overhead", "bench_schedules")  # no ops
+    files = sorted(str(p) for p in (ROOT / "bench").glob("bench_*.py") if p.stem not in others)
     files = [f for f in files if (only or ("norm" if dry else "")) in f]
     report = fresh("kernels.json")
     quick = {"VACCEL_BENCH_QUICK": "1"} if dry else {}

@@ -11,12 +11,12 @@ import vaccel
 
 ROOT = Path(vaccel.__file__).parent
 FLOORS = [
-    ("reference", "ops"),
-    ("actions", "trace", "readings", "buffers"),
+    ("reference", "ops", "schedules"),
+    ("actions", "trace", "readings", "buffers", "artifacts"),
     ("methods", "families"),
-    ("views", "models", "modulations", "engine", "memory", "graphs", "attention"),
+    ("views", "models", "modulations", "engine", "memory", "graphs", "attention", "fingerprints", "states"),
     ("integrations", "api", "denoiser"),
-    ("artifacts", "calibrate", "evaluate", "demo", "doctor", "cli"),
+    ("calibrate", "evaluate", "demo", "doctor", "cli"),
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # The trace turns into a schedule on request, by an import inside the function.

@@ -8,6 +8,7 @@ import json
 import pytest
 
 import vaccel
+from vaccel import artifacts
 from vaccel.buffers import Buffers
 from vaccel.methods import RunInfo
 
@@ -87,10 +88,11 @@ def test_bad_values_are_refused():
 
 def test_artifacts_are_loaded_by_method(tmp_path):
     path = tmp_path / "teacache.json"
-    path.write_text(json.dumps({"method": "teacache", "fields": {"coefficients": [1.0, 0.0], "retention": True}}))
+    fields = {"coefficients": [1.0, 0.0], "retention": True}
+    artifacts.write(path, {"schema": artifacts.SCHEMA, "method": "teacache", "fields": fields})
     method = vaccel.TeaCache.load(path, threshold=0.3)
     assert (method.coefficients, method.retention, method.threshold) == ((1.0, 0.0), True, 0.3)
-    with pytest.raises(ValueError, match="not a calibration artifact of SRDiffusion"):
+    with pytest.raises(ValueError, match="not a srdiffusion artifact but one of teacache"):
         vaccel.SRDiffusion.load(path)
     path.write_text("{")
     with pytest.raises(ValueError, match="not a calibration artifact"):

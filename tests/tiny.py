@@ -5,22 +5,35 @@ from __future__ import annotations
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
+    AutoencoderKLQwenImage,
     AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
     ModelMixin,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "blue", "cat", "dog", "runs", "sleeps"]
 WAN_CALL = {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 8, "output_type": "latent"}
 COG_CALL = {"height": 64, "width": 64, "num_frames": 9, "max_sequence_length": 16, "output_type": "latent"}
+QWEN_CALL = {"height": 32, "width": 48, "max_sequence_length": 16, "output_type": "latent"}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -131,17 +144,99 @@ def cog_pipeline(scheduler=None, transformer=None) -> CogVideoXPipeline:
     return pipe
 
 
+def qwen_transformer(seed: int = 0, *, layers: int = 4, heads: int = 2, **config) -> QwenImageTransformer2DModel:
+    torch.manual_seed(seed)
+    return QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=layers,
+        num_attention_heads=heads,
+        attention_head_dim=16,
+        joint_attention_dim=16,
+        axes_dims_rope=(8, 4, 4),
+        **config,
+    ).eval()
+
+
+def qwen_small(seed: int = 7) -> QwenImageTransformer2DModel:
+    return qwen_transformer(seed, layers=2, heads=1)
+
+
+def qwen_text_encoder() -> Qwen2_5_VLForConditionalGeneration:
+    torch.manual_seed(4)
+    text = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+        "bos_token_id": None,
+        "eos_token_id": 1,
+    }
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
+
+
+def qwen_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """As the released models have it: shifted by the number of tokens, the last sigma stretched to 0.02."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=0.9,
+        base_image_seq_len=256,
+        max_image_seq_len=8192,
+        shift_terminal=0.02,
+    )
+
+
+def qwen_vae() -> AutoencoderKLQwenImage:
+    torch.manual_seed(5)
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    ).eval()
+
+
+def qwen_pipeline(transformer=None) -> QwenImagePipeline:
+    """A Qwen-Image text-to-image pipeline; call it with ``**QWEN_CALL`` for latents."""
+    pipe = QwenImagePipeline(
+        tokenizer=tokenizer(),
+        text_encoder=qwen_text_encoder(),
+        vae=qwen_vae(),
+        transformer=transformer if transformer is not None else qwen_transformer(),
+        scheduler=qwen_scheduler(),
+    )
+    pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx = "{}", 0  # its words are none of ours
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def family(name: str) -> tuple[DiffusionPipeline, ModelMixin]:
     """A pipeline and the small model beside it, by the family's name."""
+    if name == "qwen-image":
+        return qwen_pipeline(), qwen_small()
     return (cog_pipeline(), cog_small()) if name == "cogvideox" else (wan_pipeline(), wan_small())
 
 
 def latents(pipe, prompt="a red cat runs", *, steps: int = 12, seed: int = 0, guidance: float = 5.0, **kwargs):
     """Final latents of a run."""
-    call = COG_CALL if isinstance(pipe, CogVideoXPipeline) else WAN_CALL
+    qwen = isinstance(pipe, QwenImagePipeline)
+    call = QWEN_CALL if qwen else COG_CALL if isinstance(pipe, CogVideoXPipeline) else WAN_CALL
     generator = torch.Generator().manual_seed(seed)
     if isinstance(prompt, list):
         generator = [torch.Generator().manual_seed(seed + i) for i in range(len(prompt))]
-    return pipe(
-        prompt, num_inference_steps=steps, guidance_scale=guidance, generator=generator, **{**call, **kwargs}
-    ).frames
+    if qwen:
+        negative = [""] * len(prompt) if isinstance(prompt, list) else ""
+        scale = {"true_cfg_scale": guidance, "negative_prompt": negative if guidance > 1 else None}
+    else:
+        scale = {"guidance_scale": guidance}
+    arguments = {**call, **scale, **kwargs}
+    result = pipe(prompt, num_inference_steps=steps, generator=generator, **arguments)
+    return result.images if qwen else result.frames

@@ -9,7 +9,7 @@ print(handle.trace)
 from __future__ import annotations
 
 from . import actions, ops
-from .methods import DirectionMagnitude, Method, Schedule, SRDiffusion, TeaCache, method_from_json
+from .methods import DirectionMagnitude, LeMiCa, Method, MixCache, Schedule, SRDiffusion, TeaCache, method_from_json
 from .trace import Trace
 
 __version__ = "0.1.0"
@@ -18,7 +18,9 @@ __all__ = [
     "Denoiser",
     "DirectionMagnitude",
     "Handle",
+    "LeMiCa",
     "Method",
+    "MixCache",
     "SRDiffusion",
     "Schedule",
     "TeaCache",

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 ReuseLevel = Literal["blocks", "output"]
 Model = Literal["large", "small"]
+Branches = Literal["cond", "both"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,36 @@ class Residual(Action):
     model: Model = "large"
 
 
-ACTIONS: dict[str, type[Action]] = {cls.letter: cls for cls in (Full, Small, Rescale, Residual)}
+@dataclasses.dataclass(frozen=True)
+class Output(Action):
+    """The last output again, of every branch."""
+
+    letter: ClassVar[str] = "o"
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance(Action):
+    """The conditional branch alone; the unconditional one is it plus the cached delta u - c (seed 002)."""
+
+    letter: ClassVar[str] = "g"
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume(Action):
+    """The cached state after block ``block`` goes through the blocks behind it and the head (seed 002).
+
+    With ``branches="cond"`` that is the conditional branch, and the other is it plus the cached delta; with "both"
+    each branch goes on from its own state.
+    """
+
+    letter: ClassVar[str] = "b"
+    block: int = 0
+    branches: Branches = "cond"
+
+
+ACTIONS: dict[str, type[Action]] = {
+    cls.letter: cls for cls in (Full, Small, Rescale, Residual, Output, Guidance, Resume)
+}
 
 
 def from_json(data: dict[str, Any] | str) -> Action:

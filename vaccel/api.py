@@ -11,6 +11,7 @@ from torch import nn
 from . import graphs
 from .attention import Attention
 from .families import Family, find
+from .fingerprints import differences
 from .graphs import Captures
 from .integrations.diffusers import Session
 from .methods import Method
@@ -55,7 +56,7 @@ class Handle:
         return self._session.buffers.nbytes if self._session is not None else 0
 
     def memory_plan(
-        self, *, height: int, width: int, num_frames: int, batch: int = 1, guidance: bool = True
+        self, *, height: int, width: int, num_frames: int = 1, batch: int = 1, guidance: bool = True
     ) -> dict[str, int]:
         """Bytes that a run of this size will hold for its caches, by what they are for, and under "total" in all.
 
@@ -116,8 +117,9 @@ def accelerate(
     Returns the ``Handle``: ``handle.trace`` after a run, ``handle.remove()`` to undo.
 
     Raises ``ValueError`` for a pipeline or transformer it does not know, a missing or mismatched small model, a
-    pipeline that is accelerated already, CUDA graphs without a GPU, or an attention backend that cannot run here.  A
-    method that does not fit the number of steps raises at the first step of the run, before any forward.
+    pipeline that is accelerated already, a method calibrated with another model or scheduler, CUDA graphs without a
+    GPU, or an attention backend that cannot run here.  A method that does not fit the number of steps raises at the
+    first step of the run, before any forward.
     """
     if not isinstance(method, Method):
         raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
@@ -129,6 +131,7 @@ def accelerate(
     described = find(_unwrapped(transformers[0]), family)
     transformers = [_unwrapped(t) for t in transformers]
     smalls = _smalls(method, small, transformers, described)
+    notes = _mismatches(method, transformers[0], pipe.scheduler)
     compiled = []
     for transformer in transformers:
         if getattr(transformer, "_compiled_call_impl", None) is not None:  # module.compile() was called on it
@@ -136,8 +139,9 @@ def accelerate(
             transformer._compiled_call_impl = None
     stages = [TRANSFORMERS.index(n) for n in names]  # Wan 2.2 may hold its second transformer alone
     session = Session(
-        pipe, method, transformers, smalls, stages, described, compile=compile or bool(compiled), captures=captures
-    )
+        pipe, method, transformers, smalls, stages, described, compile=compile or bool(compiled), captures=captures,
+        notes=notes,
+    )  # fmt: skip
     session.attach()
     try:
         used = [*transformers, *(small for small in smalls if small is not None)]
@@ -155,6 +159,17 @@ def _unwrapped(transformer: nn.Module) -> nn.Module:
             "compile=True to accelerate instead (or compile in place with transformer.compile())"
         )
     return transformer
+
+
+def _mismatches(method: Method, transformer: nn.Module, scheduler: Any) -> list[str]:
+    """What the traces are to say where a calibrated method runs on what it was not calibrated with."""
+    different = differences(method.fitted, transformer, scheduler) if method.fitted else []
+    if different and not method.allow_mismatch:
+        raise ValueError(
+            f"this {type(method).__name__} was calibrated with another pipeline: {'; '.join(different)}. Calibrate it "
+            f"for this one (`vaccel calibrate {method.id}`), or pass allow_mismatch=True to the method"
+        )
+    return [f"calibrated with another pipeline: {phrase}" for phrase in different]
 
 
 def _smalls(

@@ -1,4 +1,4 @@
-"""Calibration artifacts: JSON that says what was measured, on which model, and how."""
+"""Calibration artifacts: JSON that says what was measured, on which model, and how; sealed against edits."""
 
 from __future__ import annotations
 
@@ -7,37 +7,47 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-SCHEMA = 1
-
-
-def fingerprint(model: nn.Module) -> dict[str, str]:
-    """Class and configuration hash of a diffusers model: what a calibration is bound to."""
-    config = {k: v for k, v in dict(model.config).items() if not k.startswith("_")}
-    text = json.dumps(config, sort_keys=True, default=str)
-    return {"class": type(model).__name__, "config": hashlib.sha256(text.encode()).hexdigest()[:16]}
+SCHEMA = 2
+#: (name, value) pairs, plain data: the model and scheduler of a calibration, as a calibrated method carries them.
+Fitted = tuple[tuple[str, Any], ...]
 
 
-def scheduler_description(scheduler: Any) -> dict[str, Any]:
-    config = {k: v for k, v in dict(scheduler.config).items() if not k.startswith("_")}
-    return {"class": type(scheduler).__name__, "config": json.loads(json.dumps(config, default=str))}
+def read(path: str | Path, method: str) -> dict[str, Any]:
+    """An artifact of ``method``.
 
-
-def read(path: Path, method: str) -> dict[str, Any]:
-    """An artifact of ``method``.  Raises ``ValueError`` for a file that is not one, and says why."""
+    Raises ``ValueError`` that says why for a file that is none, was cut short or was edited, ``FileNotFoundError`` for
+    none at all.
+    """
     try:
-        data = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not a calibration artifact: {error}") from None
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("method") != method:
-        raise ValueError(f"{path} is not a {method} artifact of schema {SCHEMA}")
+        data = json.loads(Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a calibration artifact, or was cut short: {error}") from None
+    if not isinstance(data, dict) or data.get("method") != method:
+        found = data.get("method") if isinstance(data, dict) else None
+        raise ValueError(f"{path} is not a {method} artifact" + (f" but one of {found}" if found else ""))
+    if data.get("schema") != SCHEMA:
+        raise ValueError(f"{path} is of schema {data.get('schema')}, this vaccel reads schema {SCHEMA}: calibrate anew")
+    if data.pop("digest", None) != _digest(data):
+        raise ValueError(f"{path} was changed after the calibration wrote it: what it says was not measured")
     return data
 
 
-def write(path: Path, data: dict[str, Any]) -> None:
-    """Replaces the artifact in one move: an interrupted write leaves the last one whole."""
+def write(path: str | Path, data: dict[str, Any]) -> None:
+    """Seals the artifact and replaces the file in one move: an interrupted write leaves the last one whole."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=1))
+    partial.write_text(json.dumps({**data, "digest": _digest(data)}, indent=1))
     partial.replace(path)
+
+
+def fitted(artifact: dict[str, Any]) -> Fitted:
+    """What an artifact's method is bound to."""
+    scheduler = artifact["scheduler"]
+    settings = ((f"scheduler's {k}", json.dumps(v)) for k, v in sorted(scheduler["config"].items()))
+    model = (("model", artifact["model"]["class"]), ("model's configuration", artifact["model"]["config"]))
+    return (*model, ("scheduler", scheduler["class"]), *settings)
+
+
+def _digest(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -280,10 +281,40 @@ def _summary_table(result: Any) -> Table:
     return table
 
 
+Artifact = Annotated[Path, typer.Option(help="Artifact to write or go on with.")]
+
+
+def _calibrated(
+    pipeline: str, small: str | None, call: list[str] | None, dtype: str, steps: int, out: Path,
+    prompt: list[str] | None, prompts: Path | None, measure: Callable[..., dict[str, Any]], *, of_small: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """What ``measure(loaded, prompts, path, call=..., progress=...)`` returns, with progress and clear refusals."""
+    from vaccel.demo import family
+
+    try:
+        loaded = _Loaded(pipeline, small, call, dtype)
+        if of_small:
+            if loaded.small is None:
+                raise typer.BadParameter("there is no small model: pass --small", param_hint="--of-small")
+            loaded.pipe.transformer = loaded.small
+        chosen = _prompts(prompt, prompts, family.calibration_captions(8) if pipeline == "demo" else None)
+        with _bar() as bar:
+            task = bar.add_task("starting", total=1)
+            return measure(
+                loaded, chosen, out, call={"num_inference_steps": steps, **loaded.call},
+                progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what[:70]),
+            )  # fmt: skip
+    except (ValueError, OSError) as error:
+        _refuse(error)
+    except KeyboardInterrupt:
+        console.print(f"stopped; {out} keeps what was measured, the same command goes on")
+        raise typer.Exit(130) from None
+
+
 @calibrate_app.command("teacache")
 def calibrate_teacache(
     pipeline: Pipeline = "demo",
-    out: Annotated[Path, typer.Option(help="Artifact to write or go on with.")] = Path("teacache.json"),
+    out: Artifact = Path("teacache.json"),
     prompt: Prompts = None,
     prompts: PromptFile = None,
     seed: Seeds = [0],  # noqa: B006
@@ -296,28 +327,54 @@ def calibrate_teacache(
 ) -> None:
     """Fit TeaCache's coefficients by full runs of a model. Resumable: run it again after Ctrl-C."""
     from vaccel.calibrate import calibrate_teacache as run
-    from vaccel.demo import family
 
-    try:
-        loaded = _Loaded(pipeline, small, call, dtype)
-        if of_small:
-            if loaded.small is None:
-                raise typer.BadParameter("there is no small model: pass --small", param_hint="--of-small")
-            loaded.pipe.transformer = loaded.small
-        chosen = _prompts(prompt, prompts, family.calibration_captions(8) if pipeline == "demo" else None)
-        with _bar() as bar:
-            task = bar.add_task("starting", total=1)
-            data = run(
-                loaded.pipe, chosen, out, seeds=seed, call={"num_inference_steps": steps, **loaded.call},
-                retention=retention,
-                progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what[:70]),
-            )  # fmt: skip
-    except (ValueError, OSError) as error:
-        _refuse(error)
-    except KeyboardInterrupt:
-        console.print(f"stopped; {out} keeps what was measured, the same command goes on")
-        raise typer.Exit(130) from None
+    def measure(loaded: _Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
+        return run(loaded.pipe, chosen, path, seeds=seed, retention=retention, **options)
+
+    data = _calibrated(pipeline, small, call, dtype, steps, out, prompt, prompts, measure, of_small=of_small)
     console.print(f"{out}: {len(data['samples'])} samples, coefficients {data['fields']['coefficients']}")
+
+
+@calibrate_app.command("lemica")
+def calibrate_lemica(
+    pipeline: Pipeline = "demo",
+    out: Artifact = Path("lemica.json"),
+    prompt: Prompts = None,
+    prompts: PromptFile = None,
+    seed: Seeds = [0],  # noqa: B006
+    steps: Steps = 50,
+    call: Call = None,
+    reuse: Annotated[str, typer.Option(help="What skipped steps reuse: 'blocks' or 'output'.")] = "blocks",
+    max_gap: Annotated[int, typer.Option(help="Longest stretch from one computed step to the next.")] = 7,
+    compare_in: Annotated[str, typer.Option("--compare", help="Compare 'latents' or 'pixels'.")] = "latents",
+    tails: Annotated[str, typer.Option(help="After a stretch: 'exact', 'coarse', 'small' or 'none'.")] = "exact",
+    stride: Annotated[int, typer.Option(help="With coarse tails: compute every so many steps.")] = 2,
+    batch: Annotated[int, typer.Option(help="Stretches measured in one forward, where memory allows.")] = 1,
+    hopeless: Annotated[
+        int | None, typer.Option(help="Smallest budget that will be asked for: stretches too bad for it are left out.")
+    ] = None,
+    small: Small = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Measure what every skipped stretch costs at the end. Resumable: run it again after Ctrl-C, or by torchrun."""
+    from vaccel.calibrate import calibrate_lemica as run
+
+    def measure(loaded: _Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
+        return run(
+            loaded.pipe, chosen, path, seeds=seed, small=loaded.small, reuse=reuse, max_gap=max_gap,
+            compare=compare_in, tails=tails, stride=stride, batch=batch, hopeless=hopeless, **options,
+        )  # fmt: skip
+
+    for name, value, known in [
+        ("--reuse", reuse, ("blocks", "output")), ("--compare", compare_in, ("latents", "pixels")),
+        ("--tails", tails, ("exact", "coarse", "small", "none")),
+    ]:  # fmt: skip
+        if value not in known:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}", param_hint=name)
+    data = _calibrated(pipeline, small, call, dtype, steps, out, prompt, prompts, measure)
+    measured = next(iter(data["samples"].values()))["errors"]
+    forwards = sum(s["forwards"] for s in data["samples"].values())
+    console.print(f"{out}: {len(data['samples'])} samples, {len(measured)} edges each, {forwards} forwards")
 
 
 if __name__ == "__main__":

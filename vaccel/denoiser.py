@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import ops
 from .buffers import Buffers
 from .engine import Call, Run, Stage
 from .families import Family, find
@@ -55,10 +54,10 @@ class Denoiser:
             raise ValueError(f"{type(method).__name__} watches the x_0 estimate: pass denoise=...")
         self.method, self.guidance, self._denoise = method, guidance, denoise
         models = [_model(m, family, is_small) for m, is_small in ((large, False), (small, True)) if m is not None]
-        inside = [s for s in method.stores if s.endswith(".blocks")]
+        inside = [s for s in method.stores if s.endswith((".blocks", ".states"))]
         if inside and not all(m.described for m in models):
             raise ValueError(
-                f"{type(method).__name__} reuses the residual of the block stack, which no plain callable shows: "
+                f"{type(method).__name__} reuses what is inside the transformer, which no plain callable shows: "
                 'pass diffusers transformers, or reuse="output" where the method has it'
             )
         if len(models) == 2 and models[0].described != models[1].described:
@@ -82,6 +81,7 @@ class DenoiserRun:
             denoiser._buffers,
             guidance=lambda stage: denoiser.guidance,
             denoise=denoiser._denoise,
+            depth=getattr(denoiser._stage.large, "depth", 0),
         )
 
     @property
@@ -102,15 +102,15 @@ class DenoiserRun:
         run = self._run
         if i != run.index + 1 or not 0 <= i < run.num_steps:
             raise ValueError(f"step {i} of {run.num_steps} after step {run.index}: steps come once each, in order")
-        outputs = []
+        outputs, stage = [], self._denoiser._stage
         run.expected = 1 if uncond is None else 2
         for branch, condition in enumerate((cond,) if uncond is None else (cond, uncond)):
-            stage = self._denoiser._stage
             inputs = _inputs(stage.large, x, t, condition)
             outputs.append(run.call(i, Call(stage, branch, inputs, stage.large.latents(inputs))))
         if uncond is None:
             return outputs[0]
-        return ops.cfg_combine(outputs[0], outputs[1], self._denoiser.guidance)
+        cond, uncond = outputs
+        return stage.large.guided(cond, uncond, self._denoiser.guidance, torch.empty_like(cond))
 
     def __enter__(self) -> DenoiserRun:
         return self

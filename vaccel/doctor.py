@@ -16,7 +16,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "triton", "flash
 
 def diagnose() -> dict[str, Any]:
     """Versions, what was built, GPUs and attention backends; plain data."""
-    from . import __version__
+    from . import __version__, schedules
     from .evaluate.metrics import lpips_missing
     from .ops._dispatch import TRITON
     from .ops._native import CUDA_DETAIL, CUDA_LOADED, DETAIL, LOADED
@@ -32,6 +32,8 @@ def diagnose() -> dict[str, Any]:
             "cuda_kernels": CUDA_LOADED,
             "cuda_detail": CUDA_DETAIL,
             "triton_kernels": TRITON,
+            "schedule_solver": schedules.LOADED,
+            "solver_detail": schedules.DETAIL,
         },
         "compilers": {name: _first_line(name) for name in ("g++", "nvcc")},
         "cpu": {"threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()},

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from . import ops
-from .actions import Action, Full, Rescale, Residual, Small
+from .actions import Action, Full, Guidance, Output, Rescale, Residual, Resume, Small
 from .buffers import Buffers
 from .methods import Method, Observation, Policy, RunInfo
 from .models import Model
 from .modulations import Modulations
+from .states import States, contents
 from .trace import StepRecord, Trace
 
 
@@ -80,8 +81,11 @@ class Run:
         buffers: storage; it may be shared between runs, contents are never trusted across them.
         guidance: stage index -> the guidance scale w of the current step.
         denoise: (prediction, x, step index) -> estimate of x_0, for methods that watch it.
-        timesteps: [T], where every call takes its step's one as it stands here, for all rows.
-        execute: (key, step function, arguments) -> what the function returns; the place for captured graphs.
+        timesteps: [T], where every call takes its step's one as it stands here (or as the family converts it), for
+            all rows.
+        execute: (key, step function, arguments, tensors it reads and overwrites) -> what the function returns; the
+            place for captured graphs.
+        depth: how many blocks the large model has, 0 where nobody knows.
     """
 
     def __init__(
@@ -93,14 +97,18 @@ class Run:
         guidance: Callable[[int], float] = lambda stage: 1.0,
         denoise: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] | None = None,
         timesteps: torch.Tensor | None = None,
-        execute: Callable[[Hashable, Callable[[Any], Any], Any], Any] | None = None,
+        execute: Callable[..., Any] | None = None,
+        depth: int = 0,
     ):
         self.method, self.num_steps, self.buffers = method, num_steps, buffers
         self.guidance, self.denoise = guidance, denoise
         self.execute = _eagerly if execute is None else execute
-        self.policy = method.start(RunInfo(num_steps, buffers))
+        self.policy = method.start(RunInfo(num_steps, buffers, depth))
         self.trace = Trace(method.to_json(), num_steps)
-        self.stores, self.watches = method.stores, method.watches & {"prediction", "denoised", "latents"}
+        self.stores, self.watches = method.stores, method.watches - {"small"}
+        self.signals = bool(self.watches & {"prediction", "denoised", "branches"})
+        kept = method.keeps_states(depth) if "large.states" in self.stores else ()
+        self.states = States(buffers, kept, method.state_branches)
         self.modulations = Modulations(buffers, timesteps)
         observes = type(self.policy).observe is not Policy.observe
         # What only the next step shows (the latents, a guidance scale that changes) has to wait for it.
@@ -115,9 +123,12 @@ class Run:
         self._magnitude: torch.Tensor | None = None
         self._small: torch.Tensor | None = None
         self._batched = False
-        self._entered: tuple[int, torch.Tensor] | None = None
+        self._entered: tuple[Stage, torch.Tensor] | None = None
         self._step: _Step | None = None
-        self._carry_out = {Full: self._full, Small: self._small_step, Rescale: self._rescale, Residual: self._residual}
+        self._carry_out = {
+            Full: self._full, Small: self._small_step, Rescale: self._rescale, Residual: self._residual,
+            Output: self._output, Guidance: self._guidance, Resume: self._resume,
+        }  # fmt: skip
 
     def call(self, index: int, call: Call) -> torch.Tensor:
         """The model output of one call of step ``index``, [rows, ...], computed or substituted."""
@@ -143,41 +154,58 @@ class Run:
         self.index, self.calls = index, 0
         self._magnitude = self._small = None
         self._step = step = _Step(index, self.num_steps, call, self.modulations)
-        action = self.policy.decide(step)
-        reason, reused = "", _residual_of(action)
-        if reused is not None and (reused, call.stage.index, call.branch) not in self._valid:
-            action = Small() if reused.startswith("small.") else Full()
-            reason, reused = f"computed in full: no {reused} cached for this model yet", None
-        self.action, self.reused = action, reused
+        action, reason = self.policy.decide(step), ""
+        if missing := self._missing(action, call):
+            action = Small() if missing.startswith("small.") else Full()
+            reason = f"computed in full: no {missing} cached for this model yet"
+        self.action, self.reused = action, _residual_of(action)
+        self.states.changes.clear()
         self.record = StepRecord(index, action, step.metrics, reason)
         self.trace.steps.append(self.record)
 
+    def _missing(self, action: Action, call: Call) -> str | None:
+        """What an action reuses that nothing has left behind for this model; None if all is there."""
+        stage, guided = call.stage.index, call.batched or self.expected > 1
+        if isinstance(action, Resume) and not self.states.ready(call, action.block):
+            return f"state after block {action.block}"
+        delta = isinstance(action, Guidance) or (isinstance(action, Resume) and guided and action.branches == "cond")
+        if delta and ("large.delta", stage) not in self._valid:
+            return "large.delta"
+        reused = "large.last" if isinstance(action, Output) else _residual_of(action)
+        return reused if reused is not None and (reused, stage, call.branch) not in self._valid else None
+
     def _observe(self, following: Call) -> None:
         """Tells the policy about the step that is over; its signals are whole only when the next one begins."""
-        seen = Observation(self.action, small=self._small)
-        if self.watches and isinstance(self.action, Full):
+        seen = Observation(self.action, small=self._small, states=dict(self.states.changes))
+        if isinstance(self.action, Full):
             if "latents" in self.watches:
                 seen.latents = following.x[following.half :]
+            if self.signals:
+                seen.branches = self._both()
             if self.watches & {"prediction", "denoised"}:
                 stage, entered = self._entered
-                seen.prediction = self._guided(stage)
+                seen.prediction = self._guided(stage, *seen.branches)
                 if "denoised" in self.watches:
                     seen.denoised = self.denoise(seen.prediction, entered, self.index)
         self.policy.observe(self._step, seen)
 
-    def _guided(self, stage: int) -> torch.Tensor:
+    def _both(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The last step's conditional output and, with guidance, the other."""
         kept = [self.buffers.of(("signal", branch)) for branch in range(self.calls)]
         if len(kept) == 1 and self._batched:
             uncond, cond = kept[0].chunk(2)
-        elif len(kept) == 1:
-            return kept[0]
-        else:
-            cond, uncond = kept[:2]
-        return ops.cfg_combine(cond, uncond, self.guidance(stage), out=self.buffers.like("signal.guided", cond))
+            return cond, uncond
+        return (kept[0], kept[1]) if len(kept) > 1 else (kept[0], None)
+
+    def _guided(self, stage: Stage, cond: torch.Tensor, uncond: torch.Tensor | None) -> torch.Tensor:
+        if uncond is None:
+            return cond
+        out = self.buffers.like("signal.guided", cond)
+        return stage.large.guided(cond, uncond, self.guidance(stage.index), out)
 
     def _finish(self) -> None:
         self.trace.finished = True
-        if self.method.adaptive and not any(isinstance(s.action, (Rescale, Residual, Small)) for s in self.trace.steps):
+        if self.method.adaptive and all(isinstance(s.action, Full) for s in self.trace.steps):
             note = (
                 f"vaccel: {type(self.method).__name__} computed all {self.num_steps} steps in full and saved nothing; "
                 "its threshold is too small to matter here (the trace has the values it was compared with)"
@@ -192,24 +220,26 @@ class Run:
 
     def _full(self, call: Call) -> torch.Tensor:
         large = call.stage.large
-        blocks = self._blocks(large, "large.blocks", call)
+        blocks, states = self._blocks(large, "large.blocks", call), self.states.kept(self.index, call)
         output, last = self._stored("large.output", call), self._stored("large.last", call)
 
         def step(inputs: Any) -> torch.Tensor:
-            v = _forward(large, inputs, blocks)
+            v = large.keeping(inputs, states) if states else _forward(large, inputs, blocks)
             if output is not None:
                 ops.residual_store(v, large.latents(inputs), self.buffers.like(output, v))
             if last is not None:
                 self.buffers.keep(last, v)
             return v
 
-        v = self.execute(("large", call.stage.index, call.branch), step, call.inputs)
+        v = self.execute(("large", call.stage.index, call.branch), step, call.inputs, contents(states))
         self.record.large += 2 if call.batched else 1
-        if self.watches & {"prediction", "denoised"}:
+        if "large.delta" in self.stores:
+            self._keep_delta(call, v)
+        if self.signals:
             self.buffers.keep(("signal", call.branch), v)
             if call.branch == 0:
                 self._batched = call.batched
-                self._entered = call.stage.index, self.buffers.keep("signal.latents", call.x[call.half :])
+                self._entered = call.stage, self.buffers.keep("signal.latents", call.x[call.half :])
         return v
 
     def _stored(self, kind: str, call: Call) -> tuple | None:
@@ -278,13 +308,67 @@ class Run:
             self._small = output[call.half :] if call.batched and both else output
         self._magnitude = magnitude.repeat(2) if split else magnitude
 
+    def _output(self, call: Call) -> torch.Tensor:
+        key = self._buffer_key("large.last", call)
+        return self.buffers.of(key).clone() if key in self._valid else self._fall_back(call, "large.last")
+
+    def _guidance(self, call: Call) -> torch.Tensor:
+        large = call.stage.large
+        return self._with_delta(
+            call, "cond", lambda inputs, states: large.keeping(inputs, states) if states else large.full(inputs)
+        )
+
+    def _resume(self, call: Call) -> torch.Tensor:
+        large, block = call.stage.large, self.action.block
+        if self.action.branches == "cond":
+            return self._with_delta(call, block, lambda inputs, states: large.resuming(inputs, block, states), block)
+        if not self.states.ready(call, block):
+            return self._fall_back(call, f"state after block {block}")
+        states = self.states.kept(self.index, call, after=block)
+        key = ("resume", block, call.stage.index, call.branch)
+        v = self.execute(key, lambda inputs: large.resuming(inputs, block, states), call.inputs, contents(states))
+        self.record.large += 2 if call.batched else 1
+        return self._keep_last(call, v)
+
+    def _with_delta(self, call: Call, name: Hashable, forward: Callable[..., torch.Tensor], after: int = -1) -> Any:
+        """The conditional branch by ``forward(inputs, states)``, the other as it plus the cached delta."""
+        delta = ("large.delta", call.stage.index)
+        if call.branch == 1:
+            if delta not in self._valid:
+                return self._fall_back(call, "large.delta")
+            cond = self.buffers.of(("large.last", call.stage.index, 0))
+            return self._keep_last(call, ops.block_reuse(cond, self.buffers.of(delta)))
+        inputs = call.stage.large.rows(call.inputs, call.half) if call.batched else call.inputs
+        states = self.states.kept(self.index, call, after=after, cond_only=True)
+        key = ("conditional", name, call.stage.index)
+        cond = self.execute(key, lambda inputs: forward(inputs, states), inputs, contents(states))
+        self.record.large += 1
+        v = torch.cat([ops.block_reuse(cond, self.buffers.of(delta)), cond]) if call.batched else cond
+        return self._keep_last(call, v)
+
+    def _keep_last(self, call: Call, v: torch.Tensor) -> torch.Tensor:
+        self.buffers.keep(self._stored("large.last", call), v)
+        return v
+
+    def _keep_delta(self, call: Call, v: torch.Tensor) -> None:
+        """u - c, once both branches of a step are there."""
+        if call.batched:
+            uncond, cond = v.chunk(2)
+        elif call.branch == 1:
+            cond, uncond = self.buffers.of(("large.last", call.stage.index, 0)), v
+        else:
+            return
+        key = ("large.delta", call.stage.index)
+        ops.cfg_delta_store(cond, uncond, out=self.buffers.like(key, cond))
+        self._valid.add(key)
+
     def _fall_back(self, call: Call, kind: str) -> torch.Tensor:
         """A branch that appears in the middle of a run has nothing cached: compute it, and say so."""
         self.record.reason = f"branch {call.branch} computed in full: no {kind} cached for it yet"
         return self._small_step(call) if kind.startswith("small.") else self._full(call)
 
 
-def _eagerly(key: Hashable, function: Callable[[Any], Any], inputs: Any) -> Any:
+def _eagerly(key: Hashable, function: Callable[[Any], Any], inputs: Any, overwritten: Any = ()) -> Any:
     return function(inputs)
 
 

@@ -1,15 +1,16 @@
 """Step functions captured as CUDA graphs: recorded once for every kind of call, replayed with one launch after that.
 
 A *step function* takes a call's arguments, runs a model and the ops of its action, and returns tensors.  It may write
-to buffers, but only what follows from its arguments: to run it twice is to run it once.  Captured, its Python never
-runs again; so whatever Python decides with (shapes, flags, which buffer) is part of the key it is captured under.
+to buffers; those whose contents it also reads are named, so that warming up leaves them as they were.  Captured, its
+Python never runs again; so whatever Python decides with (shapes, flags, which buffer) is part of the key it is
+captured under.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -91,8 +92,12 @@ class Captures:
     def clear(self) -> None:
         self._captured.clear()
 
-    def __call__(self, key: Hashable, function: StepFunction, inputs: Any) -> Any:
+    def __call__(
+        self, key: Hashable, function: StepFunction, inputs: Any, overwritten: Sequence[torch.Tensor] = ()
+    ) -> Any:
         """``function(inputs)``, replayed where it has been captured under ``key`` for such inputs.
+
+        ``overwritten`` are the buffers that it reads before it writes to them.
 
         The tensors returned are the caller's own: no replay writes to them.
         """
@@ -104,7 +109,7 @@ class Captures:
         signature = (key, structure, tuple(_signature(leaf) for leaf in leaves))
         captured = self._captured.get(signature)
         if captured is None:
-            captured = self._capture(signature, function, leaves, at, structure)
+            captured = self._capture(signature, function, leaves, at, structure, overwritten)
             if captured is None:
                 return function(inputs)
         self._captured.move_to_end(signature)
@@ -114,7 +119,13 @@ class Captures:
         return pytree.tree_map(torch.clone, captured.outputs)
 
     def _capture(
-        self, signature: Hashable, function: StepFunction, leaves: list[Any], at: list[int], structure: Any
+        self,
+        signature: Hashable,
+        function: StepFunction,
+        leaves: list[Any],
+        at: list[int],
+        structure: Any,
+        overwritten: Sequence[torch.Tensor],
     ) -> Captured | None:
         """None where it cannot be captured; this run then goes on without graphs."""
         elsewhere = {leaves[i].device.type for i in at} - {self.backend.device}
@@ -125,11 +136,15 @@ class Captures:
         for i in at:
             static[i] = leaves[i].clone()
         arguments = pytree.tree_unflatten(static, structure)
+        before = [t.clone() for t in overwritten]
         try:
             replay, outputs = self.backend.capture(lambda: function(arguments))
         except RuntimeError as error:
             self._fail(f"capturing failed: {str(error).splitlines()[0]}")
             return None
+        finally:
+            for t, contents in zip(overwritten, before, strict=True):
+                t.copy_(contents)
         self._captured[signature] = captured = Captured([static[i] for i in at], replay, outputs)
         while len(self._captured) > self.limit:
             self._captured.popitem(last=False)

@@ -25,20 +25,33 @@ def plan(method: Method, stages: Sequence[Stage], x: torch.Tensor, branches: int
     for kind in sorted(method.stores):
         model, level = kind.split(".")
         for stage in stages:
+            if level == "states":
+                planned[kind] = planned.get(kind, 0) + _states(method, stage, x, sample, calls, rows)
+                continue
+            if level == "delta":
+                planned[kind] = planned.get(kind, 0) + (_nbytes(sample) if branches > 1 else 0)
+                continue
             if level == "blocks":
                 described = stage.large if model == "large" else stage.small
                 elements = torch.Size(described.hidden_shape({"hidden_states": x})).numel()
             else:
                 elements = x.numel()
             planned[kind] = planned.get(kind, 0) + calls * elements * x.element_size()
-    watched = method.watches & {"prediction", "denoised"}
-    if watched:
+    if method.watches & {"prediction", "denoised", "branches"}:
         planned["signal"] = calls * _nbytes(x)
         planned["signal.latents"] = _nbytes(sample)
         if branches > 1:
             planned["signal.guided"] = _nbytes(sample)
     planned |= {name: _nbytes(kept) for name, kept in method.keeps(sample).items()}
     return planned | {"total": sum(planned.values())}
+
+
+def _states(method: Method, stage: Stage, x: torch.Tensor, sample: torch.Tensor, calls: int, rows: int) -> int:
+    """Of the states after blocks and their changes; text that blocks carry along is not known, and not counted."""
+    both = method.state_branches == "both"
+    shape = list(stage.large.hidden_shape({"hidden_states": x if both else sample}))
+    each = torch.Size(shape).numel() * x.element_size() + 4 * shape[0]
+    return len(method.keeps_states(stage.large.depth)) * each * (calls if both else 1)
 
 
 def _nbytes(t: torch.Tensor) -> int:

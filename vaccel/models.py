@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from . import ops
 from .families import Family
 from .families.base import Inputs
-from .views import View, plain_view, reusing_view, storing_view
+from .views import BlockState, View, keeping_view, plain_view, resuming_view, reusing_view, storing_view
 
 #: The name that our own hook on a transformer's root is registered under.
 HOOK = "vaccel"
@@ -29,7 +30,11 @@ class Model(Protocol):
     def full(self, inputs: Any) -> torch.Tensor: ...
     def storing(self, inputs: Any, buffer: torch.Tensor) -> torch.Tensor: ...
     def reusing(self, inputs: Any, buffer: torch.Tensor) -> torch.Tensor: ...
+    def keeping(self, inputs: Any, states: dict[int, BlockState]) -> torch.Tensor: ...
+    def resuming(self, inputs: Any, after: int, states: dict[int, BlockState]) -> torch.Tensor: ...
+    def guided(self, cond: torch.Tensor, uncond: torch.Tensor, scale: float, out: torch.Tensor) -> torch.Tensor: ...
     def hidden_shape(self, inputs: Any) -> tuple[int, ...]: ...
+    def encoder_shape(self, inputs: Any) -> tuple[int, ...] | None: ...
     def modulation(self, inputs: Any, projected: bool) -> torch.Tensor: ...
     def modulations(self, inputs: Any, timesteps: torch.Tensor, projected: bool) -> torch.Tensor | None: ...
 
@@ -45,7 +50,7 @@ class Transformer:
     def __init__(self, model: nn.Module, family: Family, *, small: bool = False, compile: bool = False):
         self.model, self.family, self.is_small, self.compile = model, family, small, compile
         self.original: Callable[..., Any] = model if small else model.forward
-        self._views: dict[str, View] = {}
+        self._views: dict[Hashable, View] = {}
         self._warned = False
 
     def latents(self, inputs: Inputs) -> torch.Tensor:
@@ -57,6 +62,9 @@ class Transformer:
     def hidden_shape(self, inputs: Inputs) -> tuple[int, ...]:
         return self.family.hidden_shape(self.model, inputs)
 
+    def encoder_shape(self, inputs: Inputs) -> tuple[int, ...] | None:
+        return self.family.encoder_shape(self.model, inputs)
+
     def modulation(self, inputs: Inputs, projected: bool) -> torch.Tensor:
         self._onload()
         return self.family.modulation(self.model, inputs, projected)
@@ -64,6 +72,9 @@ class Transformer:
     def modulations(self, inputs: Inputs, timesteps: torch.Tensor, projected: bool) -> torch.Tensor | None:
         self._onload()
         return self.family.modulations(self.model, inputs, timesteps, projected)
+
+    def guided(self, cond: torch.Tensor, uncond: torch.Tensor, scale: float, out: torch.Tensor) -> torch.Tensor:
+        return self.family.guided(cond, uncond, scale, out)
 
     def _onload(self) -> None:
         """Brings offloaded weights to where the inputs are, as the model's own call will."""
@@ -74,18 +85,49 @@ class Transformer:
     def full(self, inputs: Inputs) -> torch.Tensor:
         if self.compile:
             return self._call("plain", plain_view, inputs)
-        return self.original(**(self._mapped(inputs) if self.is_small else inputs))[0]
+        return self._prediction(inputs, self.original(**(self._mapped(inputs) if self.is_small else inputs)))
 
     def storing(self, inputs: Inputs, buffer: torch.Tensor) -> torch.Tensor:
         return self._call("storing", storing_view, inputs, buffer)
 
     def reusing(self, inputs: Inputs, buffer: torch.Tensor) -> torch.Tensor:
-        return self._call("reusing", reusing_view, inputs, buffer)
+        return self._call("reusing", reusing_view, self.family.reusing_inputs(self.model, inputs), buffer)
+
+    def keeping(self, inputs: Inputs, states: dict[int, BlockState]) -> torch.Tensor:
+        """A forward that keeps the states after some blocks."""
+        numbers = tuple(states)
+        return self._call(
+            ("keeping", numbers), lambda m, family: keeping_view(m, family, numbers), inputs, None, states
+        )
+
+    def resuming(self, inputs: Inputs, after: int, states: dict[int, BlockState]) -> torch.Tensor:
+        """What the blocks behind ``after`` and the head make of the state kept there."""
+        numbers = tuple(states)
+
+        def make(model: nn.Module, family: Family) -> View:
+            return resuming_view(model, family, after, numbers)
+
+        return self._call(("resuming", after, numbers), make, inputs, None, states)
+
+    @property
+    def depth(self) -> int:
+        """How many blocks it has."""
+        return len(getattr(self.model, self.family.blocks))
 
     def _mapped(self, inputs: Inputs) -> Inputs:
         return self.family.small_inputs(self.model, inputs)
 
-    def _call(self, name: str, make: Callable, inputs: Inputs, buffer: torch.Tensor | None = None) -> torch.Tensor:
+    def _prediction(self, inputs: Inputs, outputs: tuple) -> torch.Tensor:
+        return self.family.prediction(self.model, inputs, outputs[0])
+
+    def _call(
+        self,
+        name: Hashable,
+        make: Callable,
+        inputs: Inputs,
+        buffer: torch.Tensor | None = None,
+        states: dict[int, BlockState] | None = None,
+    ) -> torch.Tensor:
         view = self._views.get(name)
         if view is None:
             view = self._views[name] = make(self.model, self.family)
@@ -93,15 +135,17 @@ class Transformer:
                 view.compile()
         if buffer is not None:
             view.set_buffer(buffer)
+        if states is not None:
+            view.set_states(states)
         if self.is_small:
             inputs = self._mapped(inputs)
         if self._bare():
-            return view.call(**inputs)[0]
+            return self._prediction(inputs, view.call(**inputs))
         if self.compile and not self._warned:
             self._warned = True
             warnings.warn("vaccel: other hooks sit on the transformer (offload?): running it uncompiled", stacklevel=3)
         with view.swapped_in():
-            return self.original(**inputs)[0]
+            return self._prediction(inputs, self.original(**inputs))
 
     def state(self) -> Hashable:
         """Equal as long as every weight stands where it stood and every adapter is used and scaled as it was."""
@@ -141,3 +185,6 @@ class PlainCallable:
 
     def full(self, inputs: tuple) -> torch.Tensor:
         return self.function(*inputs)
+
+    def guided(self, cond: torch.Tensor, uncond: torch.Tensor, scale: float, out: torch.Tensor) -> torch.Tensor:
+        return ops.cfg_combine(cond, uncond, scale, out)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from . import ops
 from .families import Family
 
 _HOOK_ATTRIBUTES = ("forward", "_diffusers_hook", "_hf_hook", "_old_forward", "_compiled_call_impl")
@@ -27,20 +28,22 @@ class _Replacement(nn.Module):
         super().__init__()
         self.returns = returns
 
-    def hidden(self, args: tuple, kwargs: dict) -> torch.Tensor:
+    @staticmethod
+    def entering(args: tuple, kwargs: dict) -> torch.Tensor:
         return args[0] if args else kwargs["hidden_states"]
 
     def result(self, hidden: torch.Tensor, args: tuple, kwargs: dict) -> Any:
         if self.returns == "hidden":
             return hidden
-        return hidden, (args[1] if len(args) > 1 else kwargs["encoder_hidden_states"])
+        encoder = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
+        return (hidden, encoder) if self.returns == "hidden_encoder" else (encoder, hidden)
 
 
 class _PassThrough(_Replacement):
     """The identity."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.result(self.hidden(args, kwargs), args, kwargs)
+        return self.result(self.entering(args, kwargs), args, kwargs)
 
 
 class _AddResidual(_Replacement):
@@ -51,7 +54,7 @@ class _AddResidual(_Replacement):
         self.register_buffer("buffer", None, persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.result(self.hidden(args, kwargs) + self.buffer, args, kwargs)
+        return self.result(self.entering(args, kwargs) + self.buffer, args, kwargs)
 
 
 class _StoreEntry(_Replacement):
@@ -63,7 +66,7 @@ class _StoreEntry(_Replacement):
         self.register_buffer("buffer", None, persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.buffer.copy_(self.hidden(args, kwargs))
+        self.buffer.copy_(self.entering(args, kwargs))
         return self.block(*args, **kwargs)
 
 
@@ -77,8 +80,55 @@ class _StoreExit(_Replacement):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = self.block(*args, **kwargs)
-        torch.sub(out if self.returns == "hidden" else out[0], self.buffer, out=self.buffer)
+        hidden = out if self.returns == "hidden" else out[0 if self.returns == "hidden_encoder" else 1]
+        torch.sub(hidden, self.buffer, out=self.buffer)
         return out
+
+
+class BlockState(NamedTuple):
+    """Where the state after a block is kept: hidden [rows, tokens, width], text likewise where blocks carry it along.
+
+    ``change`` [rows], fp32, is its relative L1 from what was there before.  Rows of a call from ``start`` on are kept.
+    """
+
+    hidden: torch.Tensor
+    encoder: torch.Tensor | None
+    change: torch.Tensor
+    start: int = 0
+
+
+class _KeepState(_Replacement):
+    """A block whose state is kept on the way."""
+
+    def __init__(self, block: nn.Module, returns: str):
+        super().__init__(returns)
+        self.block, self.start = block, 0
+        for name in BlockState._fields[:3]:
+            self.register_buffer(name, None, persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.block(*args, **kwargs)
+        hidden = out if self.returns == "hidden" else out[self.returns.split("_").index("hidden")]
+        kept = hidden[self.start :]
+        self.change.copy_(ops.relative_l1(kept, self.hidden))
+        self.hidden.copy_(kept)
+        if self.encoder is not None:
+            self.encoder.copy_(out[self.returns.split("_").index("encoder")][self.start :])
+        return out
+
+
+class _Resumption(_Replacement):
+    """The kept state in a block's place."""
+
+    def __init__(self, returns: str):
+        super().__init__(returns)
+        for name in BlockState._fields[:3]:
+            self.register_buffer(name, None, persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.returns == "hidden":
+            return self.hidden
+        return (self.hidden, self.encoder) if self.returns == "hidden_encoder" else (self.encoder, self.hidden)
 
 
 class View:
@@ -90,6 +140,7 @@ class View:
         self._buffered = [b for b in blocks or () if isinstance(b, (_AddResidual, _StoreEntry, _StoreExit))]
         if len(blocks or ()) == 1 and isinstance(blocks[0], _StoreExit):
             self._buffered.append(blocks[0].block)  # one block alone is first and last
+        self._kept: dict[int, _KeepState | _Resumption] = {}
         self.module = copy.copy(model)
         self.module.__dict__["_modules"] = dict(model._modules)
         for name in _HOOK_ATTRIBUTES:
@@ -101,6 +152,14 @@ class View:
     def compile(self, **options: Any) -> None:
         """Compiles the view as one full graph; raises at the first call where the model's forward breaks it."""
         self.call = torch.compile(self.module, fullgraph=True, **options)
+
+    def set_states(self, states: dict[int, BlockState]) -> None:
+        """Names where the next call keeps the states after blocks, and which one it resumes from."""
+        for number, block in self._kept.items():
+            state = states[number]
+            block._buffers.update(zip(BlockState._fields[:3], state[:3], strict=True))
+            if isinstance(block, _KeepState):
+                block.start = state.start
 
     def set_buffer(self, buffer: torch.Tensor) -> None:
         for block in self._buffered:
@@ -137,3 +196,24 @@ def reusing_view(model: nn.Module, family: Family) -> View:
     blocks: list[nn.Module] = [_AddResidual(family.returns)]
     blocks += [_PassThrough(family.returns) for _ in range(count - 1)]
     return View(model, family.blocks, blocks)
+
+
+def keeping_view(model: nn.Module, family: Family, numbers: tuple[int, ...]) -> View:
+    """Computes everything and keeps the states after the blocks ``numbers``."""
+    blocks = list(getattr(model, family.blocks))
+    kept = {number: _KeepState(blocks[number], family.returns) for number in numbers}
+    view = View(model, family.blocks, [kept.get(number, block) for number, block in enumerate(blocks)])
+    view._kept = kept
+    return view
+
+
+def resuming_view(model: nn.Module, family: Family, after: int, numbers: tuple[int, ...]) -> View:
+    """Goes on from the state kept after block ``after``, and keeps those after later ones of ``numbers``."""
+    blocks = list(getattr(model, family.blocks))
+    resumption = _Resumption(family.returns)
+    kept = {number: _KeepState(blocks[number], family.returns) for number in numbers if number > after}
+    skipped = [_PassThrough(family.returns) for _ in range(after)] if family.indexes_blocks else []
+    behind = [kept.get(number, blocks[number]) for number in range(after + 1, len(blocks))]
+    view = View(model, family.blocks, [*skipped, resumption, *behind])
+    view._kept = {after: resumption, **kept}
+    return view

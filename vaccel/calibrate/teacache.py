@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from .. import artifacts, ops
+from .. import ops
 from ..families import find
+from .samples import Progress, Samples, header, silent
 
 DEGREE = 4
 
@@ -24,7 +23,7 @@ def calibrate_teacache(
     seeds: list[int] = (0,),
     call: dict[str, Any],
     retention: bool = False,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Runs the full model and fits the coefficients; writes the artifact ``path`` and returns its data.
 
@@ -33,30 +32,15 @@ def calibrate_teacache(
     after each sample: run again with the same arguments, it goes on where it stopped.  Raises ``ValueError`` when
     ``path`` holds a calibration of something else.
     """
-    header = {
-        "schema": artifacts.SCHEMA,
-        "method": "teacache",
-        "retention": retention,
-        "model": artifacts.fingerprint(pipe.transformer),
-        "scheduler": artifacts.scheduler_description(pipe.scheduler),
-        "call": {k: v for k, v in call.items() if isinstance(v, (int, float, str, bool))},
-    }
-    samples: dict[str, dict[str, list[float]]] = {}
-    if path.exists():
-        old = artifacts.read(path, "teacache")
-        different = [k for k, v in header.items() if old.get(k) != v]
-        if different:
-            raise ValueError(f"{path} is a calibration with another {', '.join(different)}; choose another file")
-        samples = old["samples"]
-    jobs = [(p, s) for p in prompts for s in seeds]
-    for done, (prompt, seed) in enumerate(jobs):
+    samples = Samples(Path(path), header(pipe, "teacache", call, retention=retention))
+    jobs = samples.jobs(prompts, list(seeds))
+    for done, (key, prompt, seed) in enumerate(jobs):
         progress(done, len(jobs), prompt)
-        key = f"{hashlib.sha256(prompt.encode()).hexdigest()[:12]}-{seed}"
-        if key not in samples:
-            samples[key] = _sample(pipe, prompt, seed, call, retention)
-            artifacts.write(path, {**header, "samples": samples, "fields": _fit(samples, retention)})
+        if key not in samples.data:
+            samples.data[key] = _sample(pipe, prompt, seed, call, retention)
+            samples.save(fields=_fit(samples.data, retention))
     progress(len(jobs), len(jobs), "done")
-    return artifacts.read(path, "teacache")
+    return samples.merge(lambda all_samples: {"fields": _fit(all_samples, retention)})
 
 
 @torch.no_grad()

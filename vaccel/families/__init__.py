@@ -6,11 +6,12 @@ from torch import nn
 
 from .base import Family
 from .cogvideox import CogVideoX
+from .qwen_image import QwenImage
 from .wan import Wan
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (Wan(), CogVideoX())}
+FAMILIES: dict[str, Family] = {family.name: family for family in (Wan(), CogVideoX(), QwenImage())}
 
-__all__ = ["FAMILIES", "CogVideoX", "Family", "Wan", "find"]
+__all__ = ["FAMILIES", "CogVideoX", "Family", "QwenImage", "Wan", "find"]
 
 
 def find(transformer: nn.Module, family: str | Family | None = None) -> Family:

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from .. import ops
+
 Inputs = dict[str, Any]  # a transformer call's arguments, by name
 
 
@@ -19,12 +21,15 @@ class Family:
     transformers: ClassVar[tuple[str, ...]]
     #: Attribute that holds the list of blocks.
     blocks: ClassVar[str] = "blocks"
-    #: What a block returns: "hidden" or "hidden_encoder" (a tuple).
+    #: What a block returns: "hidden", or both in a tuple, "hidden_encoder" or "encoder_hidden".
     returns: ClassVar[str] = "hidden"
     #: Whether the forward looks blocks up by number; where it only loops over them, a view may hold fewer.
     indexes_blocks: ClassVar[bool] = True
     #: Whether guidance comes as one batched call, rows [unconditional; conditional], instead of two calls.
     batched_guidance: ClassVar[bool] = False
+    #: Whether the pipelines convert a step's timestep before a call gets it, for all rows alike; ``modulations`` then
+    #: converts the scheduler's as they do.
+    converts_timesteps: ClassVar[bool] = False
     #: Arguments with one row a sample.
     row_arguments: ClassVar[tuple[str, ...]] = ("hidden_states", "encoder_hidden_states", "timestep")
     #: Configuration a small model must share with the large one, for latents and conditions to fit both.
@@ -38,8 +43,12 @@ class Family:
         return dict(zip(names, args, strict=False)) | kwargs
 
     def latents(self, model: nn.Module, inputs: Inputs) -> torch.Tensor:
-        """The noisy part of the call's input, in the output's shape."""
+        """The noisy part of the call's input, in the shape of ``prediction``."""
         raise NotImplementedError
+
+    def prediction(self, model: nn.Module, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
+        """The part of the call's output that is about ``latents``."""
+        return output
 
     def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
         """Shape of ``latents`` for so many latent frames, rows and columns."""
@@ -49,6 +58,13 @@ class Family:
         """Shape of the hidden states between blocks, [rows, tokens, width]."""
         raise NotImplementedError
 
+    def encoder_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...] | None:
+        """Shape of the text that blocks carry along, [rows, tokens, width]; None where they do not."""
+        if self.returns == "hidden":
+            return None
+        text = inputs["encoder_hidden_states"]
+        return len(text), text.shape[1], model.config.num_attention_heads * model.config.attention_head_dim
+
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
         """The embedding of the timestep, [rows, ...]; ``projected`` as the blocks' modulation sees it."""
         raise NotImplementedError
@@ -56,8 +72,15 @@ class Family:
     def modulations(
         self, model: nn.Module, inputs: Inputs, timesteps: torch.Tensor, projected: bool
     ) -> torch.Tensor | None:
-        """``modulation`` of every one of ``timesteps`` [T], in one batch; None where it needs more than a timestep."""
+        """``modulation`` at every one of the scheduler's ``timesteps`` [T], in one batch.
+
+        None where it needs more than a timestep.
+        """
         return self.modulation(model, {**inputs, "timestep": timesteps}, projected)
+
+    def reusing_inputs(self, model: nn.Module, inputs: Inputs) -> Inputs:
+        """The call's arguments for a forward in which the residual of all blocks stands in for them."""
+        return inputs
 
     def small_inputs(self, small: nn.Module, inputs: Inputs) -> Inputs:
         """The large model's arguments as the small model takes them."""
@@ -81,3 +104,9 @@ class Family:
     def guidance(self, pipe: Any, stage: int) -> float:
         """The guidance scale w of the pipeline's current step; ``stage`` counts its transformers."""
         return float(pipe.guidance_scale)
+
+    def guided(
+        self, cond: torch.Tensor, uncond: torch.Tensor, scale: float, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The prediction the pipelines make of both branches' [B, ...]; in ``out``, which is neither, if given."""
+        return ops.cfg_combine(cond, uncond, scale, out=out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,10 +78,11 @@ class Session:
         *,
         compile: bool,
         captures: Captures | None = None,
+        notes: Sequence[str] = (),
         keep_traces: int = 16,
     ):
         self._pipe, self.method, self.family = weakref.ref(pipe), method, family
-        self.buffers, self.captures = Buffers(), captures
+        self.buffers, self.captures, self.notes = Buffers(), captures, tuple(notes)
         self.run: Run | None = None
         self.traces: deque[Trace] = deque(maxlen=keep_traces)
         self._timesteps: Any = None
@@ -165,6 +166,7 @@ class Session:
             if t is None:
                 return None
             position = _position(timesteps, t)
+            own = position is not None and self.family.converts_timesteps
             if position is None:  # a scheduler whose timesteps are iterated as copies: by value, at the cost of a sync
                 found = (torch.as_tensor(timesteps) == torch.as_tensor(t)).nonzero()
                 if not len(found):
@@ -178,6 +180,16 @@ class Session:
         self._timesteps = self.run = None  # nothing stays of the last run if the next cannot start
         pipe = self._pipe()
         self._two = self.family.batched_guidance and float(pipe.guidance_scale) > 1
+        run = self._new_run(timesteps, begin, own)
+        self.run, self._timesteps, self._begin = run, timesteps, begin
+        if isinstance(timesteps, torch.Tensor):
+            self._address, self._size = timesteps.data_ptr(), timesteps.element_size()
+            self._next, self._span = begin * self._size, len(timesteps) * self._size
+        else:
+            self._address, self._size, self._next, self._span = 0, 1, 0, 0
+
+    def _new_run(self, timesteps: Any, begin: int, own: bool) -> Run:
+        pipe = self._pipe()
         run = Run(
             self.method,
             len(timesteps) - begin,
@@ -186,19 +198,17 @@ class Session:
             denoise=lambda v, x, index: denoised(pipe.scheduler, v, x, begin + index),
             timesteps=timesteps[begin:] if own else None,
             execute=self._executor(),
+            depth=self.stages[0].large.depth,
         )
+        run.trace.notes.extend(self.notes)
         self.traces.append(run.trace)
-        self.run, self._timesteps, self._begin = run, timesteps, begin
-        if isinstance(timesteps, torch.Tensor):
-            self._address, self._size = timesteps.data_ptr(), timesteps.element_size()
-            self._next, self._span = begin * self._size, len(timesteps) * self._size
-        else:
-            self._address, self._size, self._next, self._span = 0, 1, 0, 0
+        return run
 
     def memory_plan(self, height: int, width: int, num_frames: int, batch: int, guidance: bool) -> dict[str, int]:
         """Bytes of the buffers that a run of this size holds; see ``vaccel.memory.plan``."""
         pipe, model = self._pipe(), self.stages[0].large.model
-        time, space = pipe.vae_scale_factor_temporal, pipe.vae_scale_factor_spatial
+        time = getattr(pipe, "vae_scale_factor_temporal", 1)  # an image pipeline has no time
+        space = getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor
         branches, batched = 1 + guidance, self.family.batched_guidance
         rows = batch * (branches if batched else 1)
         shape = self.family.latents_shape(model, rows, (num_frames - 1) // time + 1, height // space, width // space)

@@ -8,28 +8,31 @@ see (``watches``) and whether it needs a small model; it never learns which mode
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 
-from ..actions import Action, Model
+from .. import artifacts
+from ..actions import Action, Branches, Model
 from ..buffers import Buffers
 
 #: What ``Observation`` can carry; a method names what it watches.
-SIGNALS = ("prediction", "denoised", "latents", "small")
-#: What a computed step can leave behind for later ones: residuals by model and level, and the large output itself.
-STORES = ("large.output", "large.blocks", "small.blocks", "large.last")
+SIGNALS = ("prediction", "denoised", "latents", "small", "branches", "states")
+#: What a computed step can leave behind for later ones: residuals by model and level, the large output itself, its
+#: guidance delta u - c, the states after some blocks.
+STORES = ("large.output", "large.blocks", "small.blocks", "large.last", "large.delta", "large.states")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """What a policy may know when a run starts: the number of steps, and storage for what it wants to keep."""
+    """What a policy may know when a run starts: the number of steps, storage for what it wants to keep, and how many
+    blocks the large model has (0 where nobody knows)."""
 
     num_steps: int
     buffers: Buffers
+    depth: int = 0
 
 
 class Step(Protocol):
@@ -55,7 +58,9 @@ class Observation:
 
     At a step that the large model computed: ``prediction`` is the guided output (the only one where a loop has no
     guidance), ``denoised`` the estimate of x_0 made from it, ``latents`` what the solver made of it.  ``small`` is the
-    small model's conditional output at a rescaled step.  All [B, ...] and valid until the next step.
+    small model's conditional output at a rescaled step.  ``branches`` are the two outputs, conditional first and the
+    other None without guidance.  All [B, ...] and valid until the next step.  ``states``: for every kept block that
+    was run at this step and at the last one, the relative L1 [B] of its conditional state from then.
     """
 
     action: Action
@@ -63,6 +68,8 @@ class Observation:
     denoised: torch.Tensor | None = None
     latents: torch.Tensor | None = None
     small: torch.Tensor | None = None
+    branches: tuple[torch.Tensor, torch.Tensor | None] | None = None
+    states: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
 
 
 class Policy:
@@ -88,6 +95,10 @@ class Method:
     id: ClassVar[str] = ""
     #: Presets by model name; see ``preset``.
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    #: The model and scheduler it was calibrated with; empty for a method that fits every pipeline.
+    fitted: ClassVar[artifacts.Fitted] = ()
+    #: Whether it may run on others all the same.
+    allow_mismatch: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -101,6 +112,15 @@ class Method:
     def stores(self) -> frozenset[str]:
         """Which residuals computed steps must leave behind (members of ``STORES``)."""
         return frozenset()
+
+    def keeps_states(self, depth: int) -> tuple[int, ...]:
+        """After which of ``depth`` blocks the state is kept, where it stores "large.states"."""
+        return ()
+
+    @property
+    def state_branches(self) -> Branches:
+        """Whether states are kept of the conditional branch alone ("cond") or of both."""
+        return "cond"
 
     @property
     def watches(self) -> frozenset[str]:
@@ -154,16 +174,9 @@ class Method:
     def load(cls, artifact: str | Path, *args: Any, **overrides: Any) -> Method:
         """The method with what a calibration artifact measured; further arguments as for the class itself.
 
-        Raises ``ValueError`` for a file that is no artifact of this method, ``FileNotFoundError`` for none at all.
+        Raises ``ValueError`` for a file that is no whole artifact of this method, ``FileNotFoundError`` for none.
         """
-        text = Path(artifact).read_text()
-        try:
-            data = json.loads(text)
-            fields = data["fields"] if data["method"] == cls.id else None
-        except (json.JSONDecodeError, KeyError, TypeError):
-            fields = None
-        if fields is None:
-            raise ValueError(f"{artifact} is not a calibration artifact of {cls.__name__}")
+        fields = artifacts.read(artifact, cls.id)["fields"]
         return cls(*args, **{**{k: _unplain(v) for k, v in fields.items()}, **overrides})
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from ..actions import Action, Full, Rescale, Residual, ReuseLevel, Small, from_json
+from ..actions import Action, Branches, Full, Guidance, Output, Rescale, Residual, Resume, ReuseLevel, Small, from_json
 from .base import Method, Policy, RunInfo, Step, require
 
 
@@ -56,7 +56,10 @@ class Schedule(Method):
 
     @classmethod
     def from_timeline(cls, letters: str, *, reuse: ReuseLevel = "blocks") -> Schedule:
-        """From a timeline's letters (F, s, m, r).  Raises ``ValueError`` for an unknown letter."""
+        """From a timeline's letters (``vaccel.actions``); "b" resumes after block 0.
+
+        Raises ``ValueError`` for an unknown letter, or a step with nothing to reuse.
+        """
         require(reuse in ("blocks", "output"), f"reuse must be 'blocks' or 'output', got {reuse!r}")
         actions = (from_json(letter) for letter in letters)
         return cls.from_actions(Residual(reuse=reuse) if isinstance(a, Residual) else a for a in actions)
@@ -82,8 +85,22 @@ class Schedule(Method):
         residuals = {f"{a.model}.{a.reuse}" for a in self.actions if isinstance(a, Residual)}
         rescales = {a.magnitude for a in self.actions if isinstance(a, Rescale)}
         outputs = {"large.output"} if rescales else set()
-        last = {"large.last"} if "projection" in rescales else set()
-        return frozenset(residuals | outputs | last)
+        reuses = {type(a) for a in self.actions}
+        last = {"large.last"} if "projection" in rescales or reuses & {Output, Guidance, Resume} else set()
+        delta = {"large.delta"} if reuses & {Guidance, Resume} else set()
+        states = {"large.states"} if Resume in reuses else set()
+        return frozenset(residuals | outputs | last | delta | states)
+
+    def keeps_states(self, depth: int) -> tuple[int, ...]:
+        """Raises ``ValueError`` for a block that the model does not have."""
+        blocks = sorted({a.block for a in self.actions if isinstance(a, Resume)})
+        outside = [b for b in blocks if not 0 <= b < depth]
+        require(not outside, f"this schedule resumes after blocks {outside}, the model has {depth}")
+        return tuple(blocks)
+
+    @property
+    def state_branches(self) -> Branches:
+        return "both" if any(getattr(a, "branches", "") == "both" for a in self.actions) else "cond"
 
     @property
     def adaptive(self) -> bool:
@@ -100,7 +117,7 @@ class Schedule(Method):
 def _needs(action: Action) -> set[str]:
     if isinstance(action, Residual):
         return {action.model}
-    return {"large"} if isinstance(action, Rescale) else set()
+    return {"large"} if isinstance(action, (Rescale, Output, Guidance, Resume)) else set()
 
 
 class _Policy(Policy):

@@ -1,0 +1,153 @@
+"""Measures what LeMiCa solves: the error that every skipped stretch leaves at the end of the run (seed 001)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..actions import ReuseLevel
+from ..methods.lemica import LeMiCa
+from .replay import Record, Replayer, Stretch, Tails
+from .samples import Progress, Samples, header, silent
+
+
+def calibrate_lemica(
+    pipe: Any,
+    prompts: list[str],
+    path: Path,
+    *,
+    seeds: list[int] = (0,),
+    call: dict[str, Any],
+    small: nn.Module | None = None,
+    reuse: ReuseLevel = "blocks",
+    max_gap: int = 7,
+    compare: Literal["latents", "pixels"] = "latents",
+    tails: Tails = "exact",
+    stride: int = 2,
+    batch: int = 1,
+    hopeless: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Measures the edge errors of every sample; writes the artifact ``path`` after each batch and returns its data.
+
+    The error of an edge (i, j) is the mean |x_0 - x_0 in full| of a run computed up to step i, reusing step i's
+    residual up to step j, and computed again from j on.  Interrupted, the same call goes on where it stopped.
+
+    Args:
+        call: arguments of the pipeline's call, ``num_inference_steps`` among them.
+        small: the small transformer, for ``tails="small"``.
+        reuse: what a stretch reuses, "blocks" or "output".
+        max_gap: longest edge, in steps.
+        compare: final latents, or decoded pixels (the paper's; a VAE decode an edge).
+        tails, stride: how a replay goes on after its stretch; all but "exact" are surrogates (``calibrate.replay``).
+        batch: edges measured in one forward; they share the step they end at.
+        hopeless: a budget.  Edges that no schedule of so many full steps can need are left out: longer than one whose
+            error is past the worst of the evenly spaced schedule (this takes errors to grow with an edge's length).
+
+    Raises ``ValueError`` when ``path`` holds a calibration of something else, or a setting does not fit.
+    """
+    if max_gap < 2 or batch < 1:
+        raise ValueError(f"max_gap must be >= 2 and batch >= 1, got {max_gap} and {batch}")
+    settings = {"reuse": reuse, "max_gap": max_gap, "compare": compare, "tails": tails, "stride": stride,
+                "hopeless": hopeless, "num_steps": int(call["num_inference_steps"])}  # fmt: skip
+    samples = Samples(Path(path), header(pipe, LeMiCa.id, call, **settings))
+    output = "latent" if compare == "latents" else "pt"
+    jobs = samples.jobs(prompts, list(seeds))
+    with Replayer(pipe, call, small=small, reuse=reuse, tails=tails, stride=stride, output=output,
+                  max_gap=max_gap) as replayer:  # fmt: skip
+        for number, (key, prompt, seed) in enumerate(jobs):
+            sample = samples.data.setdefault(key, {"errors": {}, "forwards": 0, "small_forwards": 0})
+            if sample.get("done"):
+                continue
+            kept = samples.own.with_name(f"{samples.own.name}.{key}.safetensors")
+            for done, total in _measure(replayer, sample, kept, prompt, seed, max_gap, batch, hopeless):
+                samples.save()
+                progress(number * total + done, len(jobs) * total, prompt)
+            sample["done"] = True
+            samples.save()
+            kept.unlink(missing_ok=True)
+    return samples.merge()
+
+
+def _measure(
+    replayer: Replayer,
+    sample: dict[str, Any],
+    kept: Path,
+    prompt: str,
+    seed: int,
+    max_gap: int,
+    batch: int,
+    hopeless: int | None,
+) -> Iterator[tuple[int, int]]:
+    """The edges of one sample that are still missing; yields (steps of replay done, in all) after every batch."""
+    record = _recorded(replayer, kept, prompt, seed)
+    errors, last = sample["errors"], len(record.outputs) - 1
+    even = _evenly_spaced(last, hopeless, max_gap)
+    groups = [[s] for s in even] + list(_groups(last, max_gap, batch))
+    work = [sum(last + 1 - s.end for s in group) for group in groups]
+    for number, group in enumerate(groups):
+        # The worst error of the evenly spaced schedule, once it is known.
+        bound = max(errors[_name(s)] for s in even) if even and number >= len(even) else None
+        missing = [s for s in group if _name(s) not in errors and not _past(errors, s, bound)]
+        if not missing:
+            continue
+        before = replayer.forwards, replayer.small_forwards
+        errors |= {_name(s): e for s, e in zip(missing, replayer.errors(record, missing, prompt, seed), strict=True)}
+        sample["forwards"] += replayer.forwards - before[0]
+        sample["small_forwards"] += replayer.small_forwards - before[1]
+        yield sum(work[: number + 1]), sum(work)
+
+
+def _groups(last: int, max_gap: int, batch: int) -> Iterator[list[Stretch]]:
+    """All edges, those measured together in a list: they end at the same step."""
+    for end in range(2, last + 1):
+        edges = [Stretch(start, end) for start in range(max(0, end - max_gap), end - 1)]
+        yield from (edges[k : k + batch] for k in range(0, len(edges), batch))
+
+
+def _evenly_spaced(last: int, budget: int | None, max_gap: int) -> list[Stretch]:
+    """The edges that skip something in the evenly spaced schedule of ``budget`` full steps."""
+    if budget is None:
+        return []
+    if budget < 2 or last > max_gap * (budget - 1):
+        raise ValueError(f"hopeless={budget}: gaps of {max_gap} make no schedule of {budget} full steps in {last + 1}")
+    stops = [round(k * last / (budget - 1)) for k in range(budget)]
+    return [Stretch(a, b) for a, b in itertools.pairwise(stops) if b - a > 1]
+
+
+def _past(errors: dict[str, float], stretch: Stretch, bound: float | None) -> bool:
+    """Whether a shorter edge from the same step has an error past the bound."""
+    if bound is None:
+        return False
+    shorter = (_name(Stretch(stretch.start, end)) for end in range(stretch.start + 2, stretch.end))
+    return any(errors.get(name, 0.0) > bound for name in shorter)
+
+
+def _name(stretch: Stretch) -> str:
+    return f"{stretch.start}-{stretch.end}"
+
+
+def _recorded(replayer: Replayer, kept: Path, prompt: str, seed: int) -> Record:
+    """The full run, from the file an interrupted calibration left behind if there is one."""
+    if kept.exists():
+        tensors = load_file(kept)
+        final = tensors.pop("final")
+        outputs: list[list[torch.Tensor]] = []
+        for name in sorted(tensors):
+            if name.endswith(".0"):
+                outputs.append([])
+            outputs[-1].append(tensors[name].to(replayer.pipe.transformer.device))
+        replayer.residuals.clear()
+        return Record(outputs, final.to(replayer.pipe.transformer.device))
+    record = replayer.record(prompt, seed)
+    named = {f"{i:05d}.{b}": v for i, step in enumerate(record.outputs) for b, v in enumerate(step)}
+    partial = kept.with_name(kept.name + ".partial")
+    save_file({**{k: v.contiguous() for k, v in named.items()}, "final": record.final.contiguous()}, partial)
+    partial.replace(kept)
+    return record

@@ -1,0 +1,241 @@
+"""Replays of a recorded run: up to some step as it was, then with residuals reused, then computed again to the end.
+
+The pipeline itself is run, with the recorded outputs in place of the model's as long as nothing has changed.  So a
+replay is exact with any scheduler, its history, noise and guidance included, and costs forwards only where it departs
+from the record.  Several replays that compute again from the same step on are one batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from ..actions import ReuseLevel
+from ..engine import Call
+from ..families import find
+from ..integrations.diffusers import Session
+from ..methods import Schedule
+from . import samples
+
+Tails = Literal["exact", "coarse", "small", "none"]
+
+
+class Stretch(NamedTuple):
+    """Full at ``start`` and from ``end`` on, reused between."""
+
+    start: int
+    end: int
+
+
+class Record(NamedTuple):
+    """A run computed in full: outputs [T][calls a step] of [rows, ...], and what came of it [1, ...]."""
+
+    outputs: list[list[torch.Tensor]]
+    final: torch.Tensor
+
+
+class _Recording:
+    """Stands in for an engine's run: computes every step and keeps what the model said."""
+
+    def __init__(self) -> None:
+        self.index, self.calls, self.outputs = -1, 0, []
+
+    def call(self, index: int, call: Call) -> torch.Tensor:
+        if index != self.index:
+            self.index, self.calls = index, 0
+            self.outputs.append([])
+        self.calls += 1
+        output = call.stage.large.full(call.inputs)
+        self.outputs[-1].append(output.clone())
+        return output
+
+
+class _Enough(Exception):  # noqa: N818 (it is no error)
+    """Ends a pipeline's run where nothing more is wanted of it."""
+
+
+class _Replaying:
+    """Stands in for an engine's run: row m of the batch follows stretch m; all stretches end at the same step."""
+
+    def __init__(self, replayer: Replayer, record: Record, stretches: Sequence[Stretch]):
+        self.replayer, self.record, self.stretches = replayer, record, stretches
+        self.end = stretches[0].end
+        self.index, self.calls = -1, 0
+        self.entered: torch.Tensor | None = None  # the latents that enter step ``end``, [rows, ...]
+        self._tail: dict[int, torch.Tensor] = {}  # residuals of a coarse tail, by branch
+
+    def call(self, index: int, call: Call) -> torch.Tensor:
+        if index != self.index:
+            self.index, self.calls = index, 0
+        self.calls += 1
+        if index >= self.end:
+            return self._tail_call(index, call)
+        rows, copies = len(call.x), len(self.stretches)
+        self._keep_residuals(index, call)
+        output = self.record.outputs[index][call.branch].repeat_interleave(copies, dim=0)
+        reusing = [r for r in range(rows) if self.stretches[r % copies].start < index]
+        if reusing:
+            output[reusing] = self._reused(call, reusing)
+        return output
+
+    def _keep_residuals(self, index: int, call: Call) -> None:
+        """Of the step where a stretch begins: there its row is still on the recorded path."""
+        copies, residuals = len(self.stretches), self.replayer.residuals
+        for m, stretch in enumerate(self.stretches):
+            key = (index, call.branch)
+            if stretch.start != index or stretch.end - index < 2 or key in residuals:
+                continue
+            rows = list(range(m, len(call.x), copies))
+            if self.replayer.reuse == "output":
+                residuals[key] = self.record.outputs[index][call.branch] - call.x[rows]
+            else:
+                inputs = self.replayer.rows(call, rows)
+                residuals[key] = torch.empty(call.stage.large.hidden_shape(inputs), dtype=call.x.dtype).to(
+                    call.x.device
+                )
+                call.stage.large.storing(inputs, residuals[key])
+                self.replayer.stored += len(rows)
+        while len(residuals) > self.replayer.window:
+            residuals.popitem(last=False)
+
+    def _reused(self, call: Call, rows: list[int]) -> torch.Tensor:
+        """The output of some rows, each from the residual of its stretch's start."""
+        copies = len(self.stretches)
+        kept = [self.replayer.residuals[self.stretches[r % copies].start, call.branch] for r in rows]
+        # With batched guidance a residual has the rows of both branches.
+        residual = torch.stack([k[r // copies] for r, k in zip(rows, kept, strict=True)])
+        if self.replayer.reuse == "output":
+            return call.x[rows] + residual
+        return call.stage.large.reusing(self.replayer.rows(call, rows), residual)
+
+    def _tail_call(self, index: int, call: Call) -> torch.Tensor:
+        tails, stage = self.replayer.tails, call.stage
+        if index == self.end and call.branch == 0:
+            self.entered = call.x[call.half :].clone()
+            if tails == "none":
+                raise _Enough
+        if tails == "small":
+            self.replayer.small_forwards += len(call.x)
+            return stage.small.full(call.inputs)
+        computed = (index - self.end) % self.replayer.stride == 0 or index == len(self.record.outputs) - 1
+        if tails == "coarse" and not computed:
+            return stage.large.reusing(call.inputs, self._tail[call.branch])
+        self.replayer.forwards += len(call.x)
+        if tails == "coarse":
+            shape = stage.large.hidden_shape(call.inputs)
+            self._tail[call.branch] = torch.empty(shape, dtype=call.x.dtype, device=call.x.device)
+            return stage.large.storing(call.inputs, self._tail[call.branch])
+        return stage.large.full(call.inputs)
+
+
+class _Session(Session):
+    """Hands the pipeline's calls to a recording or a replay."""
+
+    standing_in: Any = None
+
+    def _new_run(self, timesteps: Any, begin: int, own: bool) -> Any:
+        return self.standing_in
+
+
+class Replayer:
+    """A pipeline under replay; a context manager that leaves it as it was.
+
+    Args:
+        pipe: a pipeline with one transformer of a known family.
+        call: the arguments of its call, prompt and generator left out.
+        small: the small transformer, for ``tails="small"``.
+        reuse: what a stretch reuses: "blocks" or "output".
+        tails: how a replay goes on after its stretch: computed in full ("exact"), only every ``stride``-th step
+            ("coarse"), by the small model ("small"), or not at all ("none").
+        output: what is compared: "latent", or "pt" for pixels.
+        max_gap: longest stretch that will be replayed; residuals of as many steps are kept.
+
+    Attributes:
+        forwards, small_forwards: branches that replays have computed so far.
+        stored: branches computed for a residual or a record.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        call: dict[str, Any],
+        *,
+        small: nn.Module | None = None,
+        reuse: ReuseLevel = "blocks",
+        tails: Tails = "exact",
+        stride: int = 2,
+        output: str = "latent",
+        max_gap: int = 7,
+    ):
+        if getattr(pipe, "transformer_2", None) is not None:
+            raise ValueError("replays of pipelines with two transformers are not supported yet")
+        if tails == "small" and small is None:
+            raise ValueError("tails='small' needs the small model")
+        if tails == "none" and output != "latent":
+            raise ValueError("without tails there are no pixels to compare: use the latents")
+        self.pipe, self.sampling, self.reuse, self.tails, self.stride = pipe, call, reuse, tails, stride
+        self.output, self.window = output, 2 * (max_gap + 1)
+        self.forwards = self.small_forwards = self.stored = 0
+        self.residuals: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()  # by (step, branch)
+        self.family = find(pipe.transformer)
+        never = Schedule([0], num_steps=1)  # a session wants a method; a recording or replay decides by itself
+        self._session = _Session(pipe, never, [pipe.transformer], [small], [0], self.family, compile=False)
+
+    def __enter__(self) -> Replayer:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(samples.prompts_encoded_once(self.pipe))
+            self._session.attach()
+            stack.callback(self._session.detach)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def record(self, prompt: str, seed: int) -> Record:
+        """A run in full."""
+        self.residuals.clear()
+        recording = _Recording()
+        with self._as(recording):
+            final = samples.sample(self.pipe, prompt, seed, self.sampling, output=self.output)
+        self.stored += sum(len(output) for step in recording.outputs for output in step)
+        return Record(recording.outputs, final)
+
+    def errors(self, record: Record, stretches: Sequence[Stretch], prompt: str, seed: int) -> list[float]:
+        """mean |x_0 after the stretch - x_0 in full| of each (seed 001, eq. 7), all of which end at the same step.
+
+        With other than exact tails both ends are made with the same tail.
+        """
+        if len({s.end for s in stretches}) != 1:
+            raise ValueError("stretches of one batch end at the same step")
+        reference = [] if self.tails == "exact" else [Stretch(stretches[0].end - 1, stretches[0].end)]
+        replaying = _Replaying(self, record, [*stretches, *reference])
+        copies = len(replaying.stretches)
+        with self._as(replaying), contextlib.suppress(_Enough):
+            final = samples.sample(self.pipe, prompt, seed, self.sampling, copies, self.output)
+        if self.tails == "none":
+            final = replaying.entered
+        expected = final[-1:] if reference else record.final
+        difference = (final[: len(stretches)].double() - expected.double()).abs()
+        return difference.flatten(1).mean(dim=1).tolist()
+
+    def rows(self, call: Call, rows: list[int]) -> dict[str, Any]:
+        """A call's arguments for some of its rows."""
+        names = [n for n in self.family.row_arguments if isinstance(call.inputs.get(n), torch.Tensor)]
+        return {**call.inputs, **{n: call.inputs[n][rows] for n in names}}
+
+    @contextlib.contextmanager
+    def _as(self, run: Any) -> Iterator[None]:
+        self._session.standing_in, self._session._timesteps = run, None
+        try:
+            yield
+        finally:
+            self._session.standing_in = self._session.run = None
+
+
+__all__ = ["Record", "Replayer", "Stretch", "Tails"]

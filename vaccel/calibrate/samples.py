@@ -1,0 +1,132 @@
+"""What every calibration shares: jobs of a prompt and a seed, an artifact that grows with them, several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import artifacts, fingerprints
+
+#: (units of work done, in all, what is being done)
+Progress = Callable[[int, int, str], None]
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """A progress that nobody watches."""
+
+
+def header(pipe: Any, method: str, call: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """What all samples of an artifact share: the model, the scheduler, the plain arguments of the call."""
+    return {
+        "schema": artifacts.SCHEMA,
+        "method": method,
+        **settings,
+        "model": fingerprints.of_model(pipe.transformer),
+        "scheduler": fingerprints.of_scheduler(pipe.scheduler),
+        "call": {k: v for k, v in call.items() if isinstance(v, (int, float, str, bool))},
+    }
+
+
+class Samples:
+    """The samples of an artifact, those of an earlier calibration of the same thing among them.
+
+    Started by ``torchrun``, every process measures its share and writes a part of its own; ``merge`` joins them.
+
+    Raises ``ValueError`` when ``path`` holds a calibration of something else.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any]):
+        self.path, self.header = path, header
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.own = path if self.world == 1 else self._part(self.rank)
+        self.data: dict[str, dict[str, Any]] = {}
+        for file in {path, self.own}:
+            if file.exists():
+                self.data |= self._checked(file)
+
+    def jobs(self, prompts: list[str], seeds: list[int]) -> list[tuple[str, str, int]]:
+        """(key, prompt, seed) of the samples that are this process's."""
+        jobs = [(f"{hash_of(p)[:12]}-{s}", p, s) for p in prompts for s in seeds]
+        return jobs[self.rank :: self.world]
+
+    def save(self, **fields: Any) -> None:
+        """Writes all samples so far, and what was made of them."""
+        artifacts.write(self.own, self._artifact(self.data, fields))
+
+    def merge(self, make: Callable[[dict[str, Any]], dict[str, Any]] = lambda samples: {}) -> dict[str, Any]:
+        """The whole artifact once every process is done; ``make`` gives the fields that come from all samples."""
+        if self.world > 1:
+            self._barrier()
+            parts = [self._part(r) for r in range(self.world)]
+            if self.rank == 0:
+                for part in parts:
+                    self.data |= self._checked(part) if part.exists() else {}
+                artifacts.write(self.path, self._artifact(self.data, make(self.data)))
+                for part in parts:
+                    part.unlink(missing_ok=True)
+            self._barrier()
+        else:
+            self.save(**make(self.data))
+        return artifacts.read(self.path, self.header["method"])
+
+    def _artifact(self, samples: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+        ordered = {key: samples[key] for key in sorted(samples)}
+        return {**self.header, "prompts": hash_of("\n".join(ordered)), "samples": ordered, **fields}
+
+    def _checked(self, file: Path) -> dict[str, Any]:
+        old = artifacts.read(file, self.header["method"])
+        plain = json.loads(json.dumps(self.header))
+        if different := [k for k, v in plain.items() if old.get(k) != v]:
+            raise ValueError(f"{file} is a calibration with another {', '.join(different)}; choose another file")
+        return old["samples"]
+
+    def _part(self, rank: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.part{rank}")
+
+    @staticmethod
+    def _barrier() -> None:
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")
+        dist.barrier()
+
+
+def hash_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sample(pipe: Any, prompt: str, seed: int, call: dict[str, Any], copies: int = 1, output: str = "latent") -> Any:
+    """What the pipeline makes of a prompt, ``copies`` times from the same noise in one batch."""
+    generators = [torch.Generator().manual_seed(seed) for _ in range(copies)]
+    arguments = {**call, "generator": generators if copies > 1 else generators[0]}
+    with torch.no_grad():
+        asked = [prompt] * copies if copies > 1 else prompt  # not every pipeline makes several clips of one prompt
+        return pipe(asked, **{**arguments, "output_type": output, "return_dict": False})[0]
+
+
+@contextlib.contextmanager
+def prompts_encoded_once(pipe: Any) -> Iterator[None]:
+    """The pipeline keeps what its text encoder said of a prompt while the context lasts."""
+    encode, kept = pipe.encode_prompt, {}
+
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        key = repr((args, sorted(kwargs.items())))
+        if any(isinstance(a, torch.Tensor) for a in (*args, *kwargs.values())):
+            return encode(*args, **kwargs)
+        if key not in kept:
+            kept[key] = encode(*args, **kwargs)
+        return kept[key]
+
+    pipe.encode_prompt = remembered
+    try:
+        yield
+    finally:
+        del pipe.encode_prompt

@@ -1,0 +1,34 @@
+"""What a calibration is bound to: the model and the scheduler it was made with, and how they differ from others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from torch import nn
+
+from .artifacts import Fitted, fitted
+
+
+def of_model(model: nn.Module) -> dict[str, str]:
+    """Class of a diffusers model and the hash of its configuration."""
+    text = json.dumps(_config(model), sort_keys=True, default=str)
+    return {"class": type(model).__name__, "config": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def of_scheduler(scheduler: Any) -> dict[str, Any]:
+    """Class and configuration of a scheduler."""
+    return {"class": type(scheduler).__name__, "config": json.loads(json.dumps(_config(scheduler), default=str))}
+
+
+def differences(made_with: Fitted, transformer: nn.Module, scheduler: Any) -> list[str]:
+    """How a pipeline differs from what a calibration was made with, a phrase each; empty where it does not."""
+    here = dict(fitted({"model": of_model(transformer), "scheduler": of_scheduler(scheduler)}))
+    there = dict(made_with)
+    names = list(there) if here["scheduler"] == there["scheduler"] else [n for n in there if "'s" not in n]
+    return [f"{n} {there[n]}, here {here.get(n)}" for n in names if here.get(n) != there[n]]
+
+
+def _config(thing: Any) -> dict[str, Any]:
+    return {k: v for k, v in dict(thing.config).items() if not k.startswith("_")}

@@ -1,0 +1,152 @@
+"""LeMiCa: which steps to compute, from the error that every skipped stretch leaves at the end (seed 001)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+from .. import artifacts
+from ..actions import ReuseLevel
+from ..schedules import Edge, solve
+from .base import Method, Policy, RunInfo, require
+from .schedule import Schedule
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    """The steps of a list such as "0-3,5"."""
+    spans = [part.partition("-") for part in text.split(",")]
+    return tuple(i for first, _, last in spans for i in range(int(first), int(last or first) + 1))
+
+
+#: model -> (T, budget -> full steps): what the paper's authors published.
+PUBLISHED: dict[str, tuple[int, dict[int, str]]] = {
+    "wan2.1-t2v-14b": (50, {
+        25: "0-11,13,15,18,21,25,29,34,38,42,45,47-49",
+        20: "0-9,11,14,18,23,29,36,42,46,48,49",
+        17: "0-7,9,12,16,22,29,36,43,47,49",
+        14: "0-5,7,10,17,24,31,38,45,49",
+    }),
+    "wan2.1-t2v-1.3b": (50, {
+        25: "0-12,14,16,18,21,24,29,35,40,44,47-49",
+        20: "0-9,11,13,16,20,26,33,40,45,48,49",
+        17: "0-8,10,13,18,25,32,39,46,49",
+        14: "0-5,7,10,16,23,30,37,44,49",
+    }),
+    "wan2.1-i2v": (40, {
+        25: "0-10,12,14,16,18,21,24,27,30,32,34,36-39",
+        20: "0-6,8,10,12,15,18,21,25,29,32,35,37-39",
+        17: "0-5,7,9,12,15,19,24,29,33,36,38,39",
+        14: "0-4,6,8,11,15,22,29,34,37,39",
+    }),
+    "hunyuanvideo-1.5": (50, {
+        25: "0-13,15,17,19,21,24,28,33,39,45,48,49",
+        20: "0-11,13,15,18,22,28,36,44,49",
+        15: "0-6,8,10,13,17,25,33,41,49",
+        10: "0,1,3,5,9,17,25,33,41,49",
+    }),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class LeMiCa(Method):
+    """Lexicographic minimax path caching: a fixed schedule whose worst stretch is as harmless as can be.
+
+    Full at ``full_steps``, the residual of the last full step elsewhere.  The steps come from a calibration, as in
+    ``LeMiCa.load("lemica.json", budget=20)``, or are published: ``LeMiCa.preset("wan2.1-t2v-14b", budget=20)``.
+
+    Args:
+        full_steps: steps computed in full, the first and the last among them (seed 001, section 3.3).
+        num_steps: T of the runs it is for; a run with another number of steps is refused.
+        reuse: the residual that is reused: "blocks" (of the block stack, head recomputed) or "output".
+        fitted: the model and scheduler of the calibration; another pipeline is refused, unless ``allow_mismatch``.
+
+    Raises ``ValueError`` for steps out of range, or without the first and last.
+    """
+
+    id: ClassVar[str] = "lemica"
+    presets: ClassVar = {
+        f"{model}-{budget}": {"full_steps": _steps(text), "num_steps": steps}
+        for model, (steps, budgets) in PUBLISHED.items()
+        for budget, text in budgets.items()
+    }
+
+    full_steps: tuple[int, ...]
+    num_steps: int
+    reuse: ReuseLevel = "blocks"
+    fitted: artifacts.Fitted = ()
+    allow_mismatch: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "full_steps", tuple(sorted(set(self.full_steps))))
+        object.__setattr__(self, "fitted", tuple((name, value) for name, value in self.fitted))
+        schedule = self.schedule  # checks the range
+        ends = {0, self.num_steps - 1} <= set(self.full_steps)
+        require(ends, f"the first and the last step are computed: {schedule.timeline} leaves one of them out")
+
+    @classmethod
+    def preset(cls, model: str, *, budget: int | None = None, **overrides: Any) -> LeMiCa:
+        """The published full steps for a model and a budget (how many of them), such as "wan2.1-t2v-14b", 20.
+
+        Raises ``ValueError`` for a model or a budget nothing is published for.
+        """
+        if budget is None and model in PUBLISHED:
+            known = ", ".join(map(str, PUBLISHED[model][1]))
+            raise ValueError(f"LeMiCa.preset({model!r}) needs a budget: published are {known} full steps")
+        return super().preset(model if budget is None else f"{model}-{budget}", **overrides)
+
+    @classmethod
+    def load(
+        cls, artifact: str | Path, budget: int | None = None, *, objective: str = "leximax", **overrides: Any
+    ) -> LeMiCa:
+        """The best schedule with exactly ``budget`` full steps, from the errors that a calibration measured.
+
+        Args:
+            objective: "leximax" (the paper's: errors in descending order, compared one by one) or "sum".
+
+        Raises ``ValueError`` for a file that is no whole LeMiCa artifact, or a budget that its edges cannot make.
+        """
+        data = artifacts.read(artifact, cls.id)
+        steps = data["num_steps"]
+        paths = solve(steps, edges(data), objective=objective)
+        possible = sorted(cost + 1 for cost in paths)
+        if budget is None or budget - 1 not in paths:
+            raise ValueError(
+                f"LeMiCa.load needs a budget, how many of {steps} steps are computed: "
+                f"{artifact} can make {possible[0]} to {possible[-1]}, got {budget}"
+            )
+        chosen = edges(data)
+        full = (0, *(chosen[i].end for i in paths[budget - 1].edges))
+        return cls(full, steps, **{"reuse": data["reuse"], "fitted": artifacts.fitted(data), **overrides})
+
+    @property
+    def schedule(self) -> Schedule:
+        """The same as a plain schedule."""
+        return Schedule(self.full_steps, num_steps=self.num_steps, reuse=self.reuse)
+
+    @property
+    def stores(self) -> frozenset[str]:
+        return self.schedule.stores
+
+    @property
+    def adaptive(self) -> bool:
+        return False
+
+    def start(self, run: RunInfo) -> Policy:
+        return self.schedule.start(run)
+
+
+def edges(artifact: dict[str, Any]) -> list[Edge]:
+    """The graph of an artifact: an edge's error is the mean over the samples; those not measured in all are left out.
+
+    Between neighbours nothing is skipped: their edges have error 0.
+    """
+    samples = [s["errors"] for s in artifact["samples"].values()]
+    found = [Edge(i, i + 1, 1, 0.0) for i in range(artifact["num_steps"] - 1)]
+    for name in samples[0] if samples else ():
+        measured = [s[name] for s in samples if name in s]
+        if len(measured) == len(samples):
+            start, end = map(int, name.split("-"))
+            found.append(Edge(start, end, 1, math.fsum(measured) / len(samples)))
+    return sorted(found)
