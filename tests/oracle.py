@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers import CogVideoXDPMScheduler, CogVideoXTransformer3DModel
+from diffusers import CogVideoXDPMScheduler, CogVideoXTransformer3DModel, QwenImageTransformer2DModel
 from torch import Tensor, nn
 
 Generators = torch.Generator | list[torch.Generator] | None
 Branches = dict[str, Tensor]
+Text = Tensor | tuple[Tensor, Tensor | None]  # prompt embeddings; Qwen-Image's with the mask of their padding, if any
 
 
 @dataclass
@@ -34,13 +36,15 @@ class Task:
         batched: guidance by one forward with rows [uncond; cond] instead of two forwards (CogVideoX's loop).
         dynamic: CogVideoX's guidance that changes with the timestep.
         rotary: the pipeline's rotary embedding (CogVideoX).
+        rescaled: the guided output gets each token's norm back from the conditional one (Qwen-Image).
+        image: frames, rows and columns of the tokens (Qwen-Image).
     """
 
     large: nn.Module
     scheduler: Any
     latents: Tensor
-    cond: Tensor
-    uncond: Tensor | None
+    cond: Text
+    uncond: Text | None
     guidance: float
     steps: int
     small: nn.Module | None = None
@@ -48,13 +52,15 @@ class Task:
     batched: bool = False
     dynamic: bool = False
     rotary: tuple[Tensor, Tensor] | None = None
+    rescaled: bool = False
+    image: tuple[int, int, int] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The branches of a full evaluation, in the order of the rows of the batched form."""
         return ("cond",) if self.uncond is None else ("uncond", "cond")
 
-    def text(self, name: str) -> Tensor:
+    def text(self, name: str) -> Text:
         return self.cond if name == "cond" else self.uncond
 
     def guide(self, out: Branches, t: Tensor) -> Tensor:
@@ -63,7 +69,10 @@ class Task:
         scale = self.guidance
         if self.dynamic:
             scale = 1 + scale * (1 - math.cos(math.pi * ((self.steps - t.item()) / self.steps) ** 5.0)) / 2
-        return out["uncond"] + scale * (out["cond"] - out["uncond"])
+        guided = out["uncond"] + scale * (out["cond"] - out["uncond"])
+        if self.rescaled:
+            guided = guided * out["cond"].norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+        return guided
 
 
 @dataclass
@@ -81,6 +90,30 @@ class Run:
     @property
     def timeline(self) -> str:
         return "".join(self.letters)
+
+
+class QwenEuler:
+    """Qwen-Image's scheduler, written out: Euler steps along sigmas that depend on the number of tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.config = tokens, {}
+
+    def set_timesteps(self, steps: int) -> None:
+        """Shifted by e^mu, mu on a line in the number of tokens; stretched to end at 0.02; and 0."""
+        mu = 0.5 + (0.9 - 0.5) * (self.tokens - 256) / (8192 - 256)
+        s = np.linspace(1, 1 / steps, steps)
+        s = math.exp(mu) / (math.exp(mu) + 1 / s - 1)
+        s = 1 - (1 - s) * (1 - 0.02) / (1 - s[-1])
+        self.sigmas = torch.tensor([*s, 0.0], dtype=torch.float32)
+        self.timesteps = 1000 * self.sigmas[:-1]
+
+    def set_begin_index(self, index: int) -> None:
+        self.index = index
+
+    def step(self, v: Tensor, t: Tensor, x: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        i, self.index = self.index, self.index + 1
+        assert t == self.timesteps[i]
+        return (x + (self.sigmas[i + 1] - self.sigmas[i]) * v,)
 
 
 class Solver:
@@ -151,13 +184,21 @@ def is_cog(model: nn.Module) -> bool:
     return isinstance(model, CogVideoXTransformer3DModel)
 
 
+def is_qwen(model: nn.Module) -> bool:
+    return isinstance(model, QwenImageTransformer2DModel)
+
+
 def rotary_for(model: nn.Module, task: Task) -> tuple[Tensor, Tensor] | None:
     """A model with added positions was never meant to see rotated ones, whatever its pipeline's other model needs."""
     return task.rotary if model.config.use_rotary_positional_embeddings else None
 
 
-def forward(model: nn.Module, task: Task, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+def forward(model: nn.Module, task: Task, x: Tensor, t: Tensor, text: Text) -> Tensor:
     """The transformer as diffusers runs it."""
+    if is_qwen(model):
+        inputs = {"hidden_states": x, "timestep": t.expand(x.shape[0]) / 1000, "img_shapes": [[task.image]] * len(x)}
+        inputs["encoder_hidden_states"], inputs["encoder_hidden_states_mask"] = text
+        return model(**inputs, return_dict=False)[0]
     inputs = {"hidden_states": x, "timestep": t.expand(x.shape[0]), "encoder_hidden_states": text}
     if is_cog(model):
         inputs["image_rotary_emb"] = rotary_for(model, task)
@@ -219,9 +260,30 @@ def cog_forward(
     return hidden.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, frames, -1, height, width), residual
 
 
-def stack_forward(
-    model: nn.Module, task: Task, x: Tensor, t: Tensor, text: Tensor, residual: Tensor | None = None
+def qwen_forward(
+    model: nn.Module, x: Tensor, t: Tensor, text: Text, image: tuple[int, int, int], residual: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    """Qwen-Image's forward with the blocks replaced by adding ``residual`` where one is given; also returns it."""
+    words, mask = text
+    tokens = model.img_in(x)
+    words = model.txt_in(model.txt_norm(words))
+    emb = model.time_text_embed(t.expand(x.shape[0]) / 1000, tokens)
+    rotary = model.pos_embed([[image]], max_txt_seq_len=words.shape[1], device=x.device)
+    if residual is None:
+        hidden, mask = tokens, None if mask is None else mask.bool()
+        for block in model.transformer_blocks:
+            words, hidden = block(hidden, words, mask, emb, rotary)
+        residual = hidden - tokens
+    else:
+        hidden = tokens + residual
+    return model.proj_out(model.norm_out(hidden, emb)), residual
+
+
+def stack_forward(
+    model: nn.Module, task: Task, x: Tensor, t: Tensor, text: Text, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    if is_qwen(model):
+        return qwen_forward(model, x, t, text, task.image, residual)
     if is_cog(model):
         return cog_forward(model, x, t, text, rotary_for(model, task), residual)
     return wan_forward(model, x, t, text, residual)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from oracle import Branches, Run, Solver, Task, evaluate, evaluate_stack, is_cog, margin, rel_l1
+from oracle import Branches, Run, Solver, Task, evaluate, evaluate_stack, is_qwen, margin, rel_l1
 from torch import Tensor, nn
 
 Key = str | int  # what a step may reuse: "step", "cfg" or the index of a block
@@ -127,19 +127,33 @@ def again(task: Task) -> Task:
 
 
 def block_list(model: nn.Module) -> nn.ModuleList:
-    return model.transformer_blocks if is_cog(model) else model.blocks
+    return model.blocks if hasattr(model, "blocks") else model.transformer_blocks
+
+
+def state_of(model: nn.Module, returned: Tensor | tuple[Tensor, Tensor]) -> State:
+    """The state in what a block returned: Wan's blocks know no text state, Qwen-Image's return it first."""
+    if isinstance(returned, Tensor):
+        return returned, None
+    return returned[::-1] if is_qwen(model) else returned
+
+
+def returned_as(model: nn.Module, state: State) -> Tensor | tuple[Tensor, Tensor]:
+    """What a block returns that leaves this state."""
+    hidden, text = state
+    if text is None:
+        return hidden
+    return (text, hidden) if is_qwen(model) else (hidden, text)
 
 
 class Given(nn.Module):
     """Stands for a block and everything before it: returns what the block would."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, returned: Tensor | tuple[Tensor, Tensor]) -> None:
         super().__init__()
-        self.state = state
+        self.returned = returned
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor | State:
-        hidden, text = self.state
-        return hidden if text is None else (hidden, text)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, Tensor]:
+        return self.returned
 
 
 @contextmanager
@@ -150,14 +164,15 @@ def observed(model: nn.Module, candidates: Iterable[int], begin: int | None, giv
     first = 0 if begin is None else begin + 1
 
     def watch(k: int) -> None:
-        def hook(module: nn.Module, args: Any, out: Tensor | State) -> None:
-            seen[k] = (out.clone(), None) if isinstance(out, Tensor) else (out[0].clone(), out[1].clone())
+        def hook(module: nn.Module, args: Any, out: Tensor | tuple[Tensor, Tensor]) -> None:
+            hidden, text = state_of(model, out)
+            seen[k] = hidden.clone(), None if text is None else text.clone()
 
         hooks.append(blocks[k].register_forward_hook(hook))
 
     try:
         for k in range(first):
-            blocks[k] = Given(given)
+            blocks[k] = Given(returned_as(model, given))
         for k in candidates:
             if k >= first:
                 watch(k)

@@ -17,7 +17,15 @@ def run(*arguments: str):
 
 
 def test_help_helps():
-    for arguments in ([], ["generate"], ["compare"], ["calibrate", "teacache"], ["doctor"]):
+    for arguments in (
+        [],
+        ["generate"],
+        ["compare"],
+        ["calibrate", "teacache"],
+        ["calibrate", "lemica"],
+        ["calibrate", "mixcache"],
+        ["doctor"],
+    ):
         result = run(*arguments, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.output
@@ -70,6 +78,28 @@ def test_compare_writes_page_and_json(tmp_path):
     assert [e["contender"] for e in data["summary"]] == ["DirectionMagnitude(0.01)", "steps(5)"]
     assert "caption" in data["summary"][0]["checks"]
     assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_calibrations_of_what_caching_harms_and_their_report(tmp_path):
+    lemica, mixcache = tmp_path / "lemica.json", tmp_path / "mixcache.json"
+    common = ["-p", PROMPT, "--steps", "6"]
+    made = run("calibrate", "lemica", *common, "--max-gap", "3", "--batch", "2", "--out", str(lemica))
+    assert made.exit_code == 0, made.output
+    assert "1 samples, 7 edges each" in " ".join(made.output.split())
+    made = run("calibrate", "mixcache", *common, "--candidate", "3", "--out", str(mixcache))
+    assert made.exit_code == 0, made.output
+    assert "blocks [3]" in " ".join(made.output.split())
+    compared = run(
+        "compare", *common, "-m", f"LeMiCa(artifact='{lemica}', budget=4)", "-m", f"MixCache(artifact='{mixcache}')",
+        "--out", str(tmp_path / "report"), "--no-observe",
+    )  # fmt: skip
+    assert compared.exit_code == 0, compared.output
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "error graph" in page
+    assert run("calibrate", "lemica", *common, "--tails", "long").exit_code == 2
+    refused = run("compare", *common, "-m", f"LeMiCa(artifact='{lemica}', budget=2)", "--out", str(tmp_path / "none"))
+    assert refused.exit_code == 2
+    assert "can make 3 to 6" in " ".join(refused.output.split())
 
 
 def test_calibration_goes_on_where_it_stopped(tmp_path):

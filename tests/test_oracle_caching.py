@@ -11,13 +11,14 @@ import pytest
 import tiny
 import torch
 from oracle_caching import Mix, block_list, compute, lemica_edge, mixcache, scheduled
+from test_qwen_image import qwen_task
 
 ONE = "a red cat runs"
 TWO = ["a red cat runs", "a blue dog sleeps"]
 STEPS = 10
 ALWAYS = {"theta": math.inf}  # the warm-up ends as soon as there is anything to compare: steps 0 and 1
 
-families = pytest.mark.parametrize("family", ["wan", "cog"])
+families = pytest.mark.parametrize("family", ["wan", "cog", "qwen"])
 both_reuses = pytest.mark.parametrize("reuse", ["blocks", "output"])
 
 
@@ -28,6 +29,8 @@ def pipeline(family: str) -> Any:
 
 @torch.no_grad()
 def make(family: str, prompt: str | list[str] = ONE, *, guidance: float = 5.0, steps: int = STEPS) -> oracle.Task:
+    if family == "qwen":
+        return qwen_task(prompt, guidance, steps)
     cog, pipe = family == "cog", pipeline(family)
     call = tiny.COG_CALL if cog else tiny.WAN_CALL
     size, frames, channels = (call["height"], call["width"]), call["num_frames"], pipe.transformer.config.in_channels
@@ -115,12 +118,15 @@ def test_blocks_cached_at_the_last_leave_the_head(family: str) -> None:
     out, _ = compute(task, x, late, ("cond",), [3], 3, cache)
     # The head alone: no residual on tokens that are the cached state less those of x.
     entered = {}
-    hook = task.large.patch_embed if family == "cog" else task.large.patch_embedding
-    hook = hook.register_forward_hook(lambda module, args, result: entered.update(tokens=result))
+    embed = getattr(task.large, {"wan": "patch_embedding", "cog": "patch_embed", "qwen": "img_in"}[family])
+    hook = embed.register_forward_hook(lambda module, args, result: entered.update(tokens=result))
     oracle.evaluate(task.large, task, x, late, ("cond",))
     hook.remove()
     tokens = entered["tokens"]
-    tokens = tokens[:, task.cond.shape[1] :] if family == "cog" else tokens.flatten(2).transpose(1, 2)
+    if family == "cog":
+        tokens = tokens[:, task.cond.shape[1] :]
+    elif family == "wan":
+        tokens = tokens.flatten(2).transpose(1, 2)
     expected, _ = oracle.stack_forward(task.large, task, x, late, task.cond, cache["cond"][3][0] - tokens)
     torch.testing.assert_close(out["cond"], expected, rtol=1e-5, atol=1e-5)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
+import oracle
+import oracle_caching
 import pytest
 import tiny
 import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 import vaccel
 from vaccel.families import QwenImage
@@ -30,64 +31,34 @@ reuses = pytest.mark.parametrize("reuse", ["blocks", "output"])
 # --- the loop, from the pipeline's description ----------------------------------------------------------------------
 
 
-def forward(
-    model: nn.Module, x: Tensor, t: Tensor, text: Tensor, mask: Tensor | None, image: tuple, residual: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The transformer with its blocks replaced by adding ``residual`` where one is given; also returns the residual."""
-    entering = model.img_in(x)
-    text = model.txt_in(model.txt_norm(text))
-    embedding = model.time_text_embed(t, entering)
-    rotary = model.pos_embed([[image]], max_txt_seq_len=text.shape[1], device=x.device)
-    if residual is None:
-        hidden, mask = entering, None if mask is None else mask.bool()
-        for block in model.transformer_blocks:
-            text, hidden = block(hidden, text, mask, embedding, rotary)
-        residual = hidden - entering
-    else:
-        hidden = entering + residual
-    return model.proj_out(model.norm_out(hidden, embedding)), residual
-
-
-def sigmas(steps: int, tokens: int) -> Tensor:
-    """Shifted by e^mu, mu on a line in the number of tokens; stretched to end at 0.02; and 0."""
-    mu = 0.5 + (0.9 - 0.5) * (tokens - 256) / (8192 - 256)
-    s = np.linspace(1, 1 / steps, steps)
-    s = math.exp(mu) / (math.exp(mu) + 1 / s - 1)
-    s = 1 - (1 - s) * (1 - 0.02) / (1 - s[-1])
-    return torch.tensor([*s, 0.0], dtype=torch.float32)
-
-
 @torch.no_grad()
+def qwen_task(prompt: str | list[str], guidance: float, steps: int, negative: str | list[str] = "") -> oracle.Task:
+    """The run that ``tiny.latents`` starts, up to its loop, on modules of its own."""
+    pipe = tiny.qwen_pipeline()
+    size = (tiny.QWEN_CALL["height"] // 4, tiny.QWEN_CALL["width"] // 4)
+    batch = len(prompt) if isinstance(prompt, list) else 1
+    image = (1, size[0] // 2, size[1] // 2)
+    x = torch.cat([torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(SEED + i)) for i in range(batch)])
+    x = x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 2, 4, 1, 3, 5).reshape(batch, image[1] * image[2], 16)
+    return oracle.Task(
+        large=pipe.transformer,
+        scheduler=oracle.QwenEuler(x.shape[1]),
+        latents=x,
+        cond=pipe.encode_prompt(prompt),
+        uncond=pipe.encode_prompt(negative or [""] * batch) if guidance > 1 else None,
+        guidance=guidance,
+        steps=steps,
+        rescaled=True,
+        image=image,
+    )
+
+
 def loop(prompt: str | list[str], guidance: float, timeline: str = "F" * STEPS, reuse: str = "blocks") -> Tensor:
     """The latents of the run that ``tiny.latents`` starts; on steps "r" the last computed residual is reused."""
-    pipe = tiny.qwen_pipeline()
-    model, size = pipe.transformer, (tiny.QWEN_CALL["height"] // 4, tiny.QWEN_CALL["width"] // 4)
-    batch = len(prompt) if isinstance(prompt, list) else 1
-    texts = [pipe.encode_prompt(prompt)]
-    if guidance > 1:
-        texts.append(pipe.encode_prompt([""] * batch))
-    x = torch.cat([torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(SEED + i)) for i in range(batch)])
-    image = (1, size[0] // 2, size[1] // 2)
-    x = x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 2, 4, 1, 3, 5).reshape(batch, image[1] * image[2], 16)
-    s = sigmas(len(timeline), x.shape[1])
-    kept: list[Tensor | None] = [None] * len(texts)
-    for i, letter in enumerate(timeline):
-        outputs = []
-        for branch, (text, mask) in enumerate(texts):
-            residual = kept[branch] if letter == "r" else None
-            if reuse == "output" and residual is not None:
-                v = x + residual
-            else:
-                v, residual = forward(model, x, s[i].expand(batch), text, mask, image, residual)
-            if letter == "F":
-                kept[branch] = residual if reuse == "blocks" else v - x
-            outputs.append(v)
-        v = outputs[0]
-        if guidance > 1:
-            v = outputs[1] + guidance * (outputs[0] - outputs[1])
-            v = v * outputs[0].norm(dim=-1, keepdim=True) / v.norm(dim=-1, keepdim=True)
-        x = x + (s[i + 1] - s[i]) * v
-    return x
+    task = qwen_task(prompt, guidance, len(timeline))
+    made = oracle_caching.scheduled(task, [i for i, letter in enumerate(timeline) if letter == "F"], reuse)
+    assert made.timeline == timeline
+    return made.latents
 
 
 def run(pipe, prompt: str | list[str], guidance: float = 4.0, **kwargs) -> Tensor:
@@ -156,13 +127,13 @@ def test_views_are_the_forward():
     transformer, buffer = Transformer(model, QwenImage()), torch.empty(2, 6, 32)
     assert transformer.hidden_shape(inputs) == buffer.shape
     x, text, mask, t = (inputs[k] for k in list(inputs)[:4])
-    plain, residual = forward(model, x, t, text, mask, (1, 2, 3), None)
+    plain, residual = oracle.qwen_forward(model, x, torch.tensor(700.0), (text, mask), (1, 2, 3), None)
     assert torch.equal(model(**inputs)[0], plain)
     assert torch.equal(transformer.full(inputs), plain)
     assert torch.equal(transformer.storing(inputs, buffer), plain)
     assert torch.equal(buffer, residual)
     later = {**inputs, "hidden_states": x.flip(1), "timestep": t / 2}
-    expected, _ = forward(model, x.flip(1), t / 2, text, mask, (1, 2, 3), residual)
+    expected, _ = oracle.qwen_forward(model, x.flip(1), torch.tensor(350.0), (text, mask), (1, 2, 3), residual)
     assert torch.equal(transformer.reusing(later, buffer), expected)
 
 

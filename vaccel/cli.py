@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -234,7 +235,8 @@ def compare(
 def _default_methods(folder: Path) -> list[str]:
     from vaccel.demo import family
 
-    return [m for m in family.METHODS if "artifact" not in m or (folder / "teacache.json").is_file()]
+    named = {m: re.findall(r"artifact='([^']+)'", m) for m in family.METHODS}
+    return [m for m, files in named.items() if all((folder / f).is_file() for f in files)]
 
 
 def _in_grammar(prompt: str) -> bool:
@@ -375,6 +377,33 @@ def calibrate_lemica(
     measured = next(iter(data["samples"].values()))["errors"]
     forwards = sum(s["forwards"] for s in data["samples"].values())
     console.print(f"{out}: {len(data['samples'])} samples, {len(measured)} edges each, {forwards} forwards")
+
+
+@calibrate_app.command("mixcache")
+def calibrate_mixcache(
+    pipeline: Pipeline = "demo",
+    out: Artifact = Path("mixcache.json"),
+    prompt: Prompts = None,
+    prompts: PromptFile = None,
+    seed: Seeds = [0],  # noqa: B006
+    steps: Steps = 50,
+    call: Call = None,
+    candidate: Annotated[
+        list[int] | None,
+        typer.Option(help="Block to resume after. Repeat for more; quarters of the depth if left out."),
+    ] = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Profile how much each level of caching harms. Resumable: run it again after Ctrl-C, or by torchrun."""
+    from vaccel.calibrate import calibrate_mixcache as run
+
+    def measure(loaded: _Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
+        return run(loaded.pipe, chosen, path, seeds=seed, candidates=tuple(candidate) if candidate else None, **options)
+
+    found = _calibrated(pipeline, None, call, dtype, steps, out, prompt, prompts, measure)["fields"]
+    console.print(f"{out}: theta {found['theta']:.3g}, d1 {found['d1']:.3g}, d2 {found['d2']:.3g}, blocks "
+                  f"{found['candidates']}, impacts of step {found['step_impact']:.3g}, cfg "
+                  f"{found.get('cfg_impact', 0):.3g}")  # fmt: skip
 
 
 if __name__ == "__main__":

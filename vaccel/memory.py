@@ -47,10 +47,12 @@ def plan(method: Method, stages: Sequence[Stage], x: torch.Tensor, branches: int
 
 
 def _states(method: Method, stage: Stage, x: torch.Tensor, sample: torch.Tensor, calls: int, rows: int) -> int:
-    """Of the states after blocks and their changes; text that blocks carry along is not known, and not counted."""
+    """Of the states after blocks and their changes; of text that blocks carry along where its length is fixed."""
     both = method.state_branches == "both"
-    shape = list(stage.large.hidden_shape({"hidden_states": x if both else sample}))
-    each = torch.Size(shape).numel() * x.element_size() + 4 * shape[0]
+    inputs = {"hidden_states": x if both else sample}
+    hidden, text = stage.large.hidden_shape(inputs), stage.large.encoder_shape(inputs)
+    elements = torch.Size(hidden).numel() + (torch.Size(text).numel() if text is not None else 0)
+    each = elements * x.element_size() + 4 * hidden[0]
     return len(method.keeps_states(stage.large.depth)) * each * (calls if both else 1)
 
 

@@ -1,6 +1,7 @@
 """Calibrations: what a method needs to know of a model, measured by running it and kept as an artifact."""
 
 from .lemica import calibrate_lemica
+from .mixcache import calibrate_mixcache
 from .teacache import calibrate_teacache
 
-__all__ = ["calibrate_lemica", "calibrate_teacache"]
+__all__ = ["calibrate_lemica", "calibrate_mixcache", "calibrate_teacache"]

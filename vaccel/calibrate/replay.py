@@ -133,13 +133,33 @@ class _Replaying:
         return stage.large.full(call.inputs)
 
 
-class _Session(Session):
-    """Hands the pipeline's calls to a recording or a replay."""
+class StandIn(Session):
+    """Hands a pipeline's calls to ``run`` while the context lasts, in place of the engine's own."""
 
-    standing_in: Any = None
+    def __init__(self, pipe: Any, run: Any, small: nn.Module | None = None):
+        if getattr(pipe, "transformer_2", None) is not None:
+            raise ValueError("calibrations of pipelines with two transformers are not supported yet")
+        never = Schedule([0], num_steps=1)  # a session wants a method; what stands in decides by itself
+        super().__init__(pipe, never, [pipe.transformer], [small], [0], find(pipe.transformer), compile=False)
+        self.standing_in = run
 
     def _new_run(self, timesteps: Any, begin: int, own: bool) -> Any:
         return self.standing_in
+
+    def become(self, run: Any) -> None:
+        """Hands the next run's calls to ``run``."""
+        self.standing_in, self.run, self._timesteps = run, None, None
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return getattr(self.stages[0].large.model, self.family.blocks)
+
+    def __enter__(self) -> StandIn:
+        self.attach()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
 
 
 class Replayer:
@@ -172,8 +192,6 @@ class Replayer:
         output: str = "latent",
         max_gap: int = 7,
     ):
-        if getattr(pipe, "transformer_2", None) is not None:
-            raise ValueError("replays of pipelines with two transformers are not supported yet")
         if tails == "small" and small is None:
             raise ValueError("tails='small' needs the small model")
         if tails == "none" and output != "latent":
@@ -183,14 +201,12 @@ class Replayer:
         self.forwards = self.small_forwards = self.stored = 0
         self.residuals: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()  # by (step, branch)
         self.family = find(pipe.transformer)
-        never = Schedule([0], num_steps=1)  # a session wants a method; a recording or replay decides by itself
-        self._session = _Session(pipe, never, [pipe.transformer], [small], [0], self.family, compile=False)
+        self._session = StandIn(pipe, None, small)
 
     def __enter__(self) -> Replayer:
         with contextlib.ExitStack() as stack:
             stack.enter_context(samples.prompts_encoded_once(self.pipe))
-            self._session.attach()
-            stack.callback(self._session.detach)
+            stack.enter_context(self._session)
             self._stack = stack.pop_all()
         return self
 
@@ -231,11 +247,11 @@ class Replayer:
 
     @contextlib.contextmanager
     def _as(self, run: Any) -> Iterator[None]:
-        self._session.standing_in, self._session._timesteps = run, None
+        self._session.become(run)
         try:
             yield
         finally:
-            self._session.standing_in = self._session.run = None
+            self._session.become(None)
 
 
 __all__ = ["Record", "Replayer", "Stretch", "Tails"]

@@ -4,7 +4,8 @@ Layout of a family's folder::
 
     pipeline/            a WanPipeline: tokenizer, text_encoder, vae, transformer, scheduler
     small/               the small WanTransformer3DModel, same latents and conditions
-    teacache.json        TeaCache coefficients fitted on this family (absent until calibrated)
+    teacache.json        TeaCache coefficients fitted on this family (absent until calibrated), likewise
+    lemica.json, mixcache.json, teacache_small.json
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ METHODS = (
     "SRDiffusion(threshold=0.010, rendering=TeaCache(artifact='teacache_small.json', threshold=0.1))",
     "TeaCache(artifact='teacache.json', threshold=0.1)",
     "TeaCache(artifact='teacache.json', threshold=0.2)",
+    *(f"LeMiCa(artifact='lemica.json', budget={n})" for n in (25, 17, 10)),
+    "MixCache(artifact='mixcache.json')",
+    "MixCache(artifact='mixcache.json', intervals='eff')",
     "diffusers.FirstBlockCache(threshold=0.1)",
     "diffusers.MagCache(threshold=0.06)",
     "diffusers.TaylorSeer(cache_interval=3)",

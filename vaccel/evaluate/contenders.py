@@ -34,6 +34,7 @@ class Contender:
     method: Method | None = None
     options: tuple[tuple[str, Any], ...] = ()
     num_steps: int | None = None
+    artifact: Path | None = None
 
     @property
     def needs_small(self) -> bool:
@@ -84,7 +85,8 @@ def parse_contender(text: str, folder: str | Path = ".") -> Contender:
         return Contender(text, "diffusers", name, options=tuple(sorted(options.items())))
     method = _method(node, Path(folder), text)
     group = name if not isinstance(method, methods.SRDiffusion) or not method.rendering else f"{name} + TeaCache"
-    return Contender(text, "vaccel", group, method=method)
+    named = [ast.literal_eval(k.value) for k in node.keywords if k.arg == "artifact"]
+    return Contender(text, "vaccel", group, method=method, artifact=Path(folder) / named[0] if named else None)
 
 
 def _arguments(node: ast.Call, folder: Path, text: str) -> dict[str, Any]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import itertools
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import LogNorm
 
+from ..methods.lemica import edges
 from .observations import Observations
 
 EQUAL = 100.0
@@ -47,6 +51,36 @@ def cost_fidelity(summary: list[dict[str, Any]], small: dict[str, Any] | None) -
     axes.set_ylabel("PSNR to the full model's clip, dB")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper right")
+    return _svg(figure)
+
+
+def error_graph(artifact: dict[str, Any], paths: dict[str, tuple[int, ...]]) -> str:
+    """LeMiCa's graph: the error of computing step i and then step i + gap, and the edges that schedules take in it.
+
+    Args:
+        artifact: a LeMiCa calibration.
+        paths: name -> full steps.
+    """
+    measured = [e for e in edges(artifact) if e.end - e.start > 1]
+    gaps, steps = max(e.end - e.start for e in measured), artifact["num_steps"]
+    grid = np.full((gaps - 1, steps), np.nan)
+    for edge in measured:
+        grid[edge.end - edge.start - 2, edge.start] = edge.error
+    figure, axes = plt.subplots(figsize=(12, 0.45 * gaps + 1.6))
+    norm = LogNorm(np.nanmin(grid[grid > 0]), np.nanmax(grid))
+    image = axes.pcolormesh(np.arange(steps + 1) - 0.5, np.arange(2, gaps + 2) - 0.5, grid, norm=norm, cmap="viridis")
+    figure.colorbar(image, label="mean |x0 - x0 in full|", pad=0.01)
+    for number, (name, full) in enumerate(paths.items()):
+        taken = [(i, j - i) for i, j in itertools.pairwise(full) if j - i > 1]
+        shift = 0.5 * ((number + 1) / (len(paths) + 1) - 0.5)
+        axes.plot(
+            [i for i, _ in taken], [gap + shift for _, gap in taken], marker="os^Dv"[number % 5], color="white",
+            markerfacecolor=plt.get_cmap("tab10")(number % 10), linewidth=0.6, markersize=6, label=name,
+        )  # fmt: skip
+    axes.set_xlabel("computed step i")
+    axes.set_ylabel("steps to the next")
+    axes.set_yticks(range(2, gaps + 1))
+    axes.legend(fontsize=7, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), facecolor="0.6")
     return _svg(figure)
 
 

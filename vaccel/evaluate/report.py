@@ -9,6 +9,8 @@ from typing import Any
 import imageio.v3 as iio
 import jinja2
 
+from .. import artifacts
+from ..methods import LeMiCa
 from . import clips, plots
 from .compare import Comparison
 from .observations import Observations
@@ -40,6 +42,7 @@ def write_report(
         facts=facts,
         data=data,
         plot=plots.cost_fidelity(data["summary"], comparison.small) if data["summary"] else "",
+        graphs=_error_graphs(comparison),
         observed=plots.observations(seen) if seen is not None else "",
         middle=seen.middle() if seen is not None else {},
         shows=shows,
@@ -47,6 +50,16 @@ def write_report(
     path = folder / "report.html"
     path.write_text(page)
     return path
+
+
+def _error_graphs(comparison: Comparison) -> list[str]:
+    """One picture an artifact that LeMiCa's schedules were solved from."""
+    found: dict[Path, dict[str, tuple[int, ...]]] = {}
+    for contender in comparison.contenders:
+        if isinstance(contender.method, LeMiCa) and contender.artifact is not None:
+            name = f"{len(contender.method.full_steps)} full steps" + (", sum" if "sum" in contender.label else "")
+            found.setdefault(contender.artifact, {})[name] = contender.method.full_steps
+    return [plots.error_graph(artifacts.read(path, LeMiCa.id), paths) for path, paths in found.items()]
 
 
 def _show(comparison: Comparison, prompt: str, seed: int) -> dict[str, Any]:

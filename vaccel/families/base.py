@@ -59,8 +59,11 @@ class Family:
         raise NotImplementedError
 
     def encoder_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...] | None:
-        """Shape of the text that blocks carry along, [rows, tokens, width]; None where they do not."""
-        if self.returns == "hidden":
+        """Shape of the text that blocks carry along, [rows, tokens, width].
+
+        None where they carry none, or where ``inputs`` are only planned and its length is not known in advance.
+        """
+        if self.returns == "hidden" or "encoder_hidden_states" not in inputs:
             return None
         text = inputs["encoder_hidden_states"]
         return len(text), text.shape[1], model.config.num_attention_heads * model.config.attention_head_dim

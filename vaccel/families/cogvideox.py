@@ -35,6 +35,12 @@ class CogVideoX(Family):
         inner = model.config.num_attention_heads * model.config.attention_head_dim
         return batch, -(-frames // p_t) * (height // p) * (width // p), inner
 
+    def encoder_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
+        if "encoder_hidden_states" in inputs:
+            return super().encoder_shape(model, inputs)
+        inner = model.config.num_attention_heads * model.config.attention_head_dim
+        return len(inputs["hidden_states"]), model.config.max_text_seq_length, inner
+
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
         embedding = model.time_proj(inputs["timestep"]).to(inputs["hidden_states"].dtype)
         return model.time_embedding(embedding, inputs.get("timestep_cond"))

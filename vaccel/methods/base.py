@@ -176,8 +176,11 @@ class Method:
 
         Raises ``ValueError`` for a file that is no whole artifact of this method, ``FileNotFoundError`` for none.
         """
-        fields = artifacts.read(artifact, cls.id)["fields"]
-        return cls(*args, **{**{k: _unplain(v) for k, v in fields.items()}, **overrides})
+        data = artifacts.read(artifact, cls.id)
+        fields = {k: _unplain(v) for k, v in data["fields"].items()}
+        if "fitted" in {f.name for f in dataclasses.fields(cls)}:
+            fields["fitted"] = artifacts.fitted(data)
+        return cls(*args, **{**fields, **overrides})
 
 
 def _plain(value: Any) -> Any:

@@ -140,9 +140,11 @@ class LeMiCa(Method):
 def edges(artifact: dict[str, Any]) -> list[Edge]:
     """The graph of an artifact: an edge's error is the mean over the samples; those not measured in all are left out.
 
-    Between neighbours nothing is skipped: their edges have error 0.
+    Between neighbours nothing is skipped: their edges have error 0.  A sample that is not finished counts only where
+    no other is there.
     """
-    samples = [s["errors"] for s in artifact["samples"].values()]
+    every = artifact["samples"].values()
+    samples = [s["errors"] for s in [s for s in every if s.get("done")] or every]
     found = [Edge(i, i + 1, 1, 0.0) for i in range(artifact["num_steps"] - 1)]
     for name in samples[0] if samples else ():
         measured = [s[name] for s in samples if name in s]

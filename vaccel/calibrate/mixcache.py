@@ -1,0 +1,213 @@
+"""Profiles what MixCache weighs with: how much a level changes between steps, and how much that harms (seed 002)."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import ops
+from ..buffers import Buffers
+from ..engine import Call
+from ..methods.mixcache import MixCache
+from ..states import States
+from .replay import StandIn
+from .samples import Progress, Samples, header, prompts_encoded_once, sample, silent
+
+#: A run has settled where the output's change is within this of its mean over the five steps before.
+SETTLED = 0.2
+#: Steps between full ones, in the middle of the cycle lengths.
+WIDE = 3
+
+
+def calibrate_mixcache(
+    pipe: Any,
+    prompts: list[str],
+    path: Path,
+    *,
+    seeds: list[int] = (0,),
+    call: dict[str, Any],
+    candidates: tuple[int, ...] | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Profiles the impacts I and thresholds; writes the artifact ``path`` after each sample and returns its data.
+
+    Each sample is run twice in full.  The first run measures, for every level, the difference of its value at step
+    t - 1 (what would be reused) from that at t: its mean mu over all steps, its standard deviation sigma over those
+    after the first fifth.  The second adds Gaussian noise N(mu, sigma) to the level at every step; I is the relative
+    L1 of the guided output from the undisturbed one: for blocks one number a step, for "step" and "cfg" the mean.
+    The guided output's change from step to step gives theta, its mean once it has settled.  d1 and d2 part its
+    change over three steps, then, in thirds, so that each cycle length comes up.  (The paper takes the smallest and
+    largest deviation from theta, "rounded as needed"; the smallest is next to nothing, and no change falls below it.)
+
+    Args:
+        candidates: blocks to resume after; by default at a quarter, half and three quarters of the depth.
+
+    Raises ``ValueError`` when ``path`` holds a calibration of something else, or a candidate does not exist.
+    """
+    depth = len(StandIn(pipe, None).blocks)
+    chosen = MixCache(candidates=candidates).keeps_states(depth)
+    samples = Samples(Path(path), header(pipe, MixCache.id, call, candidates=list(chosen)))
+    jobs = samples.jobs(prompts, list(seeds))
+    with prompts_encoded_once(pipe):
+        for done, (key, prompt, seed) in enumerate(jobs):
+            progress(done, len(jobs), prompt)
+            if key not in samples.data:
+                samples.data[key] = _profile(pipe, prompt, seed, call, chosen)
+                samples.save(fields=fields(samples.data, chosen))
+    progress(len(jobs), len(jobs), "done")
+    return samples.merge(lambda every: {"fields": fields(every, chosen)})
+
+
+def fields(samples: dict[str, dict[str, Any]], candidates: tuple[int, ...]) -> dict[str, Any]:
+    """The method's settings from all samples."""
+    impacts = [s["impacts"] for s in samples.values()]
+    fitted = [_thresholds(s["changes"], s["wide_changes"]) for s in samples.values()]
+    theta, d1, d2 = (statistics.fmean(values) for values in zip(*fitted, strict=True))
+    found = {"candidates": list(candidates), "theta": theta, "d1": d1, "d2": d2}
+    found["step_impact"] = statistics.fmean(statistics.fmean(i["step"]) for i in impacts)
+    if "cfg" in impacts[0]:
+        found["cfg_impact"] = statistics.fmean(statistics.fmean(i["cfg"]) for i in impacts)
+    rows = ([i[str(c)] for i in impacts] for c in candidates)
+    found["block_impacts"] = [[statistics.fmean(v) for v in zip(*row, strict=True)] for row in rows]
+    return found
+
+
+def _thresholds(changes: list[float], wide: list[float]) -> tuple[float, float, float]:
+    """theta, d1 and d2 from one run's changes over one step and three; where it never settles, from the second half."""
+    settled = len(changes) // 2
+    for t in range(5, len(changes)):
+        before = statistics.fmean(changes[t - 5 : t])
+        if abs(changes[t] - before) <= SETTLED * before:
+            settled = t
+            break
+    d1, d2 = statistics.quantiles(wide[settled:], n=3) if len(wide) > settled + 1 else (0.0, 0.0)
+    return statistics.fmean(changes[settled:]), d1, d2
+
+
+@torch.no_grad()
+def _profile(pipe: Any, prompt: str, seed: int, call: dict[str, Any], candidates: tuple[int, ...]) -> dict[str, Any]:
+    """One sample: the changes of the guided output, and the impact of every level at every step."""
+    measured = _Measuring(pipe, candidates)
+    with StandIn(pipe, measured):
+        sample(pipe, prompt, seed, call)
+    measured.finish()
+    disturbed = _Disturbing(pipe, candidates, measured.noise(), torch.Generator().manual_seed(seed))
+    with StandIn(pipe, disturbed):
+        sample(pipe, prompt, seed, call)
+    disturbed.finish()
+    return {"changes": measured.changes, "wide_changes": measured.wide, "impacts": disturbed.impacts}
+
+
+class _Run:
+    """Stands in for an engine's run: computes every step, keeps the candidates' states, and looks at whole steps."""
+
+    def __init__(self, pipe: Any, candidates: tuple[int, ...]):
+        self.pipe, self.candidates = pipe, candidates
+        self.states = States(Buffers(), candidates, "cond")
+        self.index, self.calls, self.outputs = -1, 0, []
+        self.first: Call | None = None  # the step's first call
+
+    def call(self, index: int, call: Call) -> torch.Tensor:
+        if index != self.index:
+            self.finish()
+            self.index, self.calls, self.outputs, self.first = index, 0, [], call
+        self.calls += 1
+        kept = self.states.kept(index, call)
+        output = call.stage.large.keeping(call.inputs, kept) if kept else call.stage.large.full(call.inputs)
+        if kept:
+            self.kept = kept
+        self.outputs.append(output.clone())
+        return output
+
+    def finish(self) -> None:
+        """Looks at the step that is over."""
+        if self.first is None:
+            return
+        cond, uncond = self.outputs[0], None
+        if self.first.batched:
+            uncond, cond = cond.chunk(2)
+        elif len(self.outputs) > 1:
+            uncond = self.outputs[1]
+        self.look(self.first, cond, uncond)
+        self.first = None
+
+    def guided(self, call: Call, cond: torch.Tensor, uncond: torch.Tensor | None) -> torch.Tensor:
+        if uncond is None:
+            return cond
+        stage, out = call.stage, torch.empty_like(cond)
+        return stage.large.guided(cond, uncond, stage.large.family.guidance(self.pipe, stage.index), out)
+
+    def look(self, call: Call, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
+        raise NotImplementedError
+
+
+class _Measuring(_Run):
+    """Differences of every level's values from those of the step before."""
+
+    def __init__(self, pipe: Any, candidates: tuple[int, ...]):
+        super().__init__(pipe, candidates)
+        self.changes: list[float] = []
+        self.wide: list[float] = []
+        self.outputs_before: deque[torch.Tensor] = deque(maxlen=WIDE)
+        self.differences: dict[str, list[tuple[float, float]]] = {}  # level -> (mean, standard deviation), a step each
+        self.before: dict[str, torch.Tensor] = {}
+
+    def look(self, call: Call, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
+        now = {"step": self.guided(call, cond, uncond)}
+        if uncond is not None:
+            now["cfg"] = uncond - cond
+        now |= {str(number): state.hidden.clone() for number, state in self.kept.items()}
+        if len(self.outputs_before) == WIDE:
+            self.wide.append(float(ops.relative_l1(now["step"], self.outputs_before[0]).max()))
+        self.outputs_before.append(now["step"])
+        if self.before:
+            self.changes.append(float(ops.relative_l1(now["step"], self.before["step"]).max()))
+            for level, value in now.items():
+                reused = (self.before[level] - value).double()
+                self.differences.setdefault(level, []).append((reused.mean().item(), reused.std().item()))
+        self.before = now
+
+    def noise(self) -> dict[str, tuple[float, float]]:
+        """(mu, sigma) by level."""
+        found = {}
+        for level, steps in self.differences.items():
+            late = steps[len(steps) // 5 :]
+            found[level] = statistics.fmean(m for m, _ in steps), statistics.fmean(s for _, s in late)
+        return found
+
+
+class _Disturbing(_Run):
+    """How much the guided output suffers when a level's value is off."""
+
+    def __init__(self, pipe: Any, candidates: tuple[int, ...], noise: dict[str, tuple[float, float]],
+                 generator: torch.Generator):  # fmt: skip
+        super().__init__(pipe, candidates)
+        self.noise, self.generator = noise, generator
+        self.impacts: dict[str, list[float]] = {level: [] for level in noise}
+
+    def look(self, call: Call, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
+        real = self.guided(call, cond, uncond)
+        self._weigh("step", real, self._off("step", real))
+        if uncond is not None:
+            self._weigh("cfg", real, self.guided(call, cond, cond + self._off("cfg", uncond - cond)))
+        large = call.stage.large
+        inputs = large.rows(call.inputs, call.half) if call.batched else call.inputs
+        for number in self.candidates:
+            state = self.kept[number]
+            disturbed = state._replace(hidden=self._off(str(number), state.hidden))
+            other = large.resuming(inputs, number, {number: disturbed})
+            self._weigh(
+                str(number), real, self.guided(call, other, None if uncond is None else other + (uncond - cond))
+            )
+
+    def _off(self, level: str, value: torch.Tensor) -> torch.Tensor:
+        mu, sigma = self.noise[level]
+        drawn = torch.randn(value.shape, generator=self.generator, dtype=torch.float32)
+        return value + (mu + sigma * drawn).to(value)
+
+    def _weigh(self, level: str, real: torch.Tensor, disturbed: torch.Tensor) -> None:
+        self.impacts[level].append(float(ops.relative_l1(disturbed, real).max()))
