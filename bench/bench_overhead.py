@@ -234,6 +234,11 @@ def _teacache(distance: float) -> Loop:
     return _vaccel(vaccel.TeaCache(threshold=0.5, coefficients=(0.0, 0.0, 0.0, 0.0, distance)))
 
 
+def _mixcache(theta: float, **settings: Any) -> Loop:
+    """Never out of its warm-up, or in one long cycle after it."""
+    return _vaccel(vaccel.MixCache(theta=theta, interval=2 * STEPS, penalty=False, **settings))
+
+
 def _rescaled(first: float) -> Loop:
     return _vaccel(vaccel.DirectionMagnitude(threshold=ALWAYS, first=first, last=1.0))
 
@@ -264,6 +269,7 @@ CONTENDERS = [
     _skipped("vaccel Schedule, blocks", "0 blocks", lambda: _schedule(1, "blocks"), letter="r"),
     _skipped("vaccel TeaCache", "0 blocks", lambda: _teacache(0.0), letter="r"),
     _skipped("vaccel DirectionMagnitude", "small", lambda: _rescaled(0.02), letter="m"),
+    _skipped("vaccel MixCache, step level", "nothing", lambda: _mixcache(ALWAYS, levels=("step",)), letter="o"),
     _skipped("diffusers FirstBlockCache", "1 block", lambda: _diffusers(FirstBlockCacheConfig(ALWAYS)), 1),
     _skipped("diffusers MagCache", "0 blocks", lambda: _mag_cache(ALWAYS)),
     _skipped("diffusers TaylorSeer lite", "no proj", _taylor_lite),
@@ -275,6 +281,7 @@ CONTENDERS = [
     _computed("vaccel Schedule, blocks", lambda: _schedule(ONE, "blocks"), "F"),
     _computed("vaccel TeaCache", lambda: _teacache(1.0), "F"),
     _computed("vaccel DirectionMagnitude", lambda: _rescaled(0.98), "F"),
+    _computed("vaccel MixCache", lambda: _mixcache(0.0), "F"),
     _computed("diffusers FirstBlockCache", lambda: _diffusers(FirstBlockCacheConfig(-1.0))),
     _computed("diffusers MagCache", lambda: _mag_cache(-1.0)),
     _computed("diffusers TaylorSeer lite", lambda: _taylor_lite(disable_cache_after_step=0)),

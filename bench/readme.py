@@ -100,6 +100,68 @@ def kernels() -> str:
     return "\n".join(lines) + "\n\n" + note + _source("cpu/kernels", data)
 
 
+def lemica() -> str:
+    """LeMiCa at every budget, beside what else costs as much."""
+    data = _read("cpu/lemica")
+    lines = ["| full steps | " + " | ".join(_LEMICA) + " |", "| --- |" + " --- |" * len(_LEMICA)]
+    found: dict[int, dict[str, str]] = {}
+    for e in data["summary"]:
+        budget = round(e["forwards"]["large"] / 2)
+        kind = {"Schedule": "evenly spaced", "TeaCache": "TeaCache", "fewer steps": "fewer steps"}.get(e["group"])
+        kind = kind or ("sum of errors" if "sum" in e["contender"] else "LeMiCa")
+        found.setdefault(budget, {})[kind] = f"{e['psnr']:.1f} ({e['psnr_worst']:.1f}), {e['speedup']:.2f}x"
+    for budget in sorted(found, reverse=True):
+        lines.append(f"| {budget} | " + " | ".join(found[budget].get(name, "") for name in _LEMICA) + " |")
+    note = (
+        f"PSNR in dB (worst prompt) and speedup, {len(data['prompts'])} held-out captions, {_STEPS} steps; TeaCache at "
+        "the threshold that computes as many steps. "
+    )
+    return "\n".join(lines) + "\n\n" + note + _source("cpu/lemica", data)
+
+
+_STEPS = 50
+_LEMICA = ("LeMiCa", "sum of errors", "evenly spaced", "TeaCache", "fewer steps")
+
+
+def lemica_cost() -> str:
+    """What a calibration costs, and what the inexact ones do."""
+    data = _read("cpu/lemica_cost")
+    exact, *rest = data["variants"].items()
+    lines = ["| | forwards | minutes | rank correlation | schedule shared at 25 / 17 / 10 | PSNR dB at 25 / 17 / 10 |",
+             "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    minutes, e = exact[1]["minutes"], exact[1]
+    psnr = " / ".join(f"{v:.1f}" for v in e["psnr"].values())
+    lines.append(f"| every edge from scratch | {e['forwards_from_scratch']} | {minutes['from scratch']:.1f} | 1 | | |")
+    lines.append(f"| exact replays | {e['forwards']} | {minutes['recorded start']:.1f} | 1 | 1 / 1 / 1 | {psnr} |")
+    lines.append(f"| the same, in batches | {e['forwards']} | {minutes['recorded start, one batch']:.1f} | 1 | "
+                 f"1 / 1 / 1 | {psnr} |")  # fmt: skip
+    for name, v in rest:
+        small = f" + {v['small_forwards']} small" if v["small_forwards"] else ""
+        cells = [name, f"{v['forwards']}{small}", f"{v['minutes']:.1f}", f"{v['rank_correlation']:.3f}"]
+        cells += [
+            " / ".join(f"{x:.2f}" for x in v["shared"].values()),
+            " / ".join(f"{x:.1f}" for x in v["psnr"].values()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    note = f"One sample, {e['edges']} edges; {len(data['prompts'])} held-out captions for the PSNR. "
+    return "\n".join(lines) + "\n\n" + note + _source("cpu/lemica_cost", data)
+
+
+def mixcache() -> str:
+    """MixCache and the rows of its paper's Table 2."""
+    data = _read("cpu/mixcache")
+    lines = [
+        "| | speedup | PSNR dB | worst | SSIM | steps F / o / g / b, first prompt |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for e in data["summary"]:
+        levels = " / ".join(str(e["levels"][0].get(letter, 0)) for letter in "Fogb")
+        numbers = f"{e['psnr']:.1f} | {e['psnr_worst']:.1f} | {e['ssim']:.3f}"
+        lines.append(f"| {e['name']} | {e['speedup']:.2f} | {numbers} | {levels} |")
+    note = f"{len(data['prompts'])} held-out captions. "
+    return "\n".join(lines) + "\n\n" + note + _source("cpu/mixcache", data)
+
+
 def fill(text: str) -> str:
     """The README with every generated part made anew."""
 

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 import vaccel
+from vaccel import artifacts
 from vaccel.evaluate import compare, metrics, parse_contender, write_report
 from vaccel.evaluate.clips import contact_sheet, data_uri, write_video
 from vaccel.evaluate.observations import observe
@@ -28,7 +29,8 @@ def test_contenders_are_read_as_they_would_be_called(tmp_path):
     assert parse_contender("TeaCache(preset='wan2.1-t2v-14b')").method.threshold == 0.2
     assert parse_contender("diffusers.SeaCache(threshold=0.3)").options == (("threshold", 0.3),)
     assert parse_contender("steps(25)").num_steps == 25
-    (tmp_path / "t.json").write_text(json.dumps({"method": "teacache", "fields": {"coefficients": [1.0, 0.0]}}))
+    fields = {"coefficients": [1.0, 0.0]}
+    artifacts.write(tmp_path / "t.json", {"schema": artifacts.SCHEMA, "method": "teacache", "fields": fields})
     assert parse_contender("TeaCache(0.2, artifact='t.json')", tmp_path).method.coefficients == (1.0, 0.0)
 
 
