@@ -51,15 +51,11 @@ def calibrate_mixcache(
     depth = len(StandIn(pipe, None).blocks)
     chosen = MixCache(candidates=candidates).keeps_states(depth)
     samples = Samples(Path(path), header(pipe, MixCache.id, call, candidates=list(chosen)))
-    jobs = samples.jobs(prompts, list(seeds))
     with prompts_encoded_once(pipe):
-        for done, (key, prompt, seed) in enumerate(jobs):
-            progress(done, len(jobs), prompt)
-            if key not in samples.data:
-                samples.data[key] = _profile(pipe, prompt, seed, call, chosen)
-                samples.save(fields=fields(samples.data, chosen))
-    progress(len(jobs), len(jobs), "done")
-    return samples.merge(lambda every: {"fields": fields(every, chosen)})
+        return samples.fill(
+            prompts, list(seeds), lambda prompt, seed: _profile(pipe, prompt, seed, call, chosen),
+            lambda every: fields(every, chosen), progress,
+        )  # fmt: skip
 
 
 def fields(samples: dict[str, dict[str, Any]], candidates: tuple[int, ...]) -> dict[str, Any]:

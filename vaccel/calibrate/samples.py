@@ -56,6 +56,24 @@ class Samples:
         jobs = [(f"{hash_of(p)[:12]}-{s}", p, s) for p in prompts for s in seeds]
         return jobs[self.rank :: self.world]
 
+    def fill(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        measure: Callable[[str, int], dict[str, Any]],
+        fields: Callable[[dict[str, Any]], dict[str, Any]],
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """The artifact with every sample ``measure(prompt, seed)``d, and the method's fields made of all of them."""
+        jobs = self.jobs(prompts, seeds)
+        for done, (key, prompt, seed) in enumerate(jobs):
+            progress(done, len(jobs), prompt)
+            if key not in self.data:
+                self.data[key] = measure(prompt, seed)
+                self.save(fields=fields(self.data))
+        progress(len(jobs), len(jobs), "done")
+        return self.merge(lambda every: {"fields": fields(every)})
+
     def save(self, **fields: Any) -> None:
         """Writes all samples so far, and what was made of them."""
         artifacts.write(self.own, self._artifact(self.data, fields))

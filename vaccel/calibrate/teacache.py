@@ -33,14 +33,10 @@ def calibrate_teacache(
     ``path`` holds a calibration of something else.
     """
     samples = Samples(Path(path), header(pipe, "teacache", call, retention=retention))
-    jobs = samples.jobs(prompts, list(seeds))
-    for done, (key, prompt, seed) in enumerate(jobs):
-        progress(done, len(jobs), prompt)
-        if key not in samples.data:
-            samples.data[key] = _sample(pipe, prompt, seed, call, retention)
-            samples.save(fields=_fit(samples.data, retention))
-    progress(len(jobs), len(jobs), "done")
-    return samples.merge(lambda all_samples: {"fields": _fit(all_samples, retention)})
+    return samples.fill(
+        prompts, list(seeds), lambda prompt, seed: _sample(pipe, prompt, seed, call, retention),
+        lambda every: _fit(every, retention), progress,
+    )  # fmt: skip
 
 
 @torch.no_grad()
