@@ -241,9 +241,10 @@ class Replayer:
         return difference.flatten(1).mean(dim=1).tolist()
 
     def rows(self, call: Call, rows: list[int]) -> dict[str, Any]:
-        """A call's arguments for some of its rows."""
-        names = [n for n in self.family.row_arguments if isinstance(call.inputs.get(n), torch.Tensor)]
-        return {**call.inputs, **{n: call.inputs[n][rows] for n in names}}
+        """A call's arguments for some of its rows; what all rows share stays as it is."""
+        given = {n: call.inputs.get(n) for n in self.family.row_arguments}
+        own = {n: t for n, t in given.items() if isinstance(t, torch.Tensor) and len(t) == len(call.x)}
+        return {**call.inputs, **{n: t[rows] for n, t in own.items()}}
 
     @contextlib.contextmanager
     def _as(self, run: Any) -> Iterator[None]:
