@@ -101,7 +101,7 @@ def lemica(prompts: Prompts = 4) -> None:
         texts = [f"LeMiCa(artifact='lemica.json', budget={budget})"]
         texts += [f"LeMiCa(artifact='lemica.json', budget={budget}, objective='sum')"]
         texts += [f"Schedule({even(budget)}, num_steps={STEPS})"]
-        texts += [f"TeaCache(artifact='teacache.json', threshold={teacache_threshold(budget, folder):.4f})"]
+        texts += [f"TeaCache(artifact='teacache.json', threshold={teacache_threshold(budget, folder):.6f})"]
         contenders += [parse_contender(text, folder) for text in (*texts, f"steps({budget})")]
     payload = measured(contenders, prompts, "lemica")
     print(results.write("lemica", payload))

@@ -132,6 +132,10 @@ def test_settings():
 def test_candidates_and_impacts_must_fit_the_model(wan):
     with vaccel.accelerate(wan, vaccel.MixCache(candidates=(10, 20))), pytest.raises(ValueError, match="no blocks of"):
         tiny.latents(wan)
+    unused = vaccel.MixCache(theta=1.0, levels=("step",), penalty=False, block_impacts=((1.0,), (1.0,)))
+    with vaccel.accelerate(wan, unused) as handle:
+        tiny.latents(wan)
+        assert set(handle.trace.timeline()) == {"F", "o"}
     method = vaccel.MixCache(block_impacts=((1.0,), (1.0,)))
     with vaccel.accelerate(wan, method), pytest.raises(ValueError, match="one row for each"):
         tiny.latents(wan)

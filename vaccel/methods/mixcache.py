@@ -116,7 +116,11 @@ class MixCache(Method):
     def start(self, run: RunInfo) -> Policy:
         candidates = self.keeps_states(run.depth) if "block" in self.levels else ()
         rows = {len(row) for row in self.block_impacts} - {1}
-        fits = not self.block_impacts or (len(self.block_impacts) == len(candidates) and rows <= {run.num_steps})
+        fits = (
+            not candidates
+            or not self.block_impacts
+            or (len(self.block_impacts) == len(candidates) and rows <= {run.num_steps})
+        )
         require(fits, f"block_impacts must be one row for each of blocks {candidates}, of {run.num_steps} steps")
         return _Policy(self, run, candidates)
 
