@@ -126,6 +126,33 @@ _STEPS = 50
 _LEMICA = ("LeMiCa", "sum of errors", "evenly spaced", "TeaCache", "fewer steps")
 
 
+def lemica_samples() -> str:
+    """What more calibration samples bring."""
+    data = _read("cpu/lemica_samples")
+    counts = sorted({row["samples"] for row in data["rows"]})
+    names = ["one sample, each by itself" if c == 1 else f"{c} samples" for c in counts]
+    lines = ["| full steps | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    for budget in dict.fromkeys(row["budget"] for row in data["rows"]):
+        by_count = {row["samples"]: row["psnr"] for row in data["rows"] if row["budget"] == budget}
+        lines.append(f"| {budget} | " + " | ".join(", ".join(f"{p:.1f}" for p in by_count[c]) for c in counts) + " |")
+    note = f"PSNR in dB, mean of {len(data['prompts'])} held-out captions. "
+    return "\n".join(lines) + "\n\n" + note + _source("cpu/lemica_samples", data)
+
+
+def schedules() -> str:
+    """How long solving takes."""
+    data = _read("cpu/schedules")
+    lines = ["| steps, longest gap | budgets | C++, ms | Python, ms |", "| --- | --- | --- | --- |"]
+    found: dict[tuple, dict[str, float]] = {}
+    for row in data["rows"]:
+        key = row["steps"], row["gap"], row["budgets"]
+        found.setdefault(key, {})[row["impl"]] = 1000 * row["median_s"]
+    for (steps, gap, budgets), times in found.items():
+        python = f"{times['python']:.0f}" if "python" in times else ""
+        lines.append(f"| {steps}, {gap} | {budgets}, all at once | {times['cpp']:.1f} | {python} |")
+    return "\n".join(lines) + "\n\n" + _source("cpu/schedules", data)
+
+
 def lemica_cost() -> str:
     """What a calibration costs, and what the inexact ones do."""
     data = _read("cpu/lemica_cost")

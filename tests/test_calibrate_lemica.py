@@ -234,5 +234,5 @@ def test_settings_that_do_not_fit(tmp_path):
 
 def test_pixels(tmp_path):
     pipe = tiny.wan_pipeline()
-    data = calibrated(tmp_path / "pixels.json", steps=4, pipe=pipe, compare="pixels")
+    data = calibrated(tmp_path / "new" / "folder" / "pixels.json", steps=4, pipe=pipe, compare="pixels")
     assert all(0 < e < 1 for s in data["samples"].values() for e in s["errors"].values())

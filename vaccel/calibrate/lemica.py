@@ -147,6 +147,7 @@ def _recorded(replayer: Replayer, kept: Path, prompt: str, seed: int) -> Record:
         return Record(outputs, final.to(replayer.pipe.transformer.device))
     record = replayer.record(prompt, seed)
     named = {f"{i:05d}.{b}": v for i, step in enumerate(record.outputs) for b, v in enumerate(step)}
+    kept.parent.mkdir(parents=True, exist_ok=True)
     partial = kept.with_name(kept.name + ".partial")
     save_file({**{k: v.contiguous() for k, v in named.items()}, "final": record.final.contiguous()}, partial)
     partial.replace(kept)
