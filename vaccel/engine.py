@@ -123,7 +123,7 @@ class Run:
         self._magnitude: torch.Tensor | None = None
         self._small: torch.Tensor | None = None
         self._batched = False
-        self._entered: tuple[Stage, torch.Tensor] | None = None
+        self._entered: tuple[Stage, torch.Tensor | None] | None = None
         self._step: _Step | None = None
         self._carry_out = {
             Full: self._full, Small: self._small_step, Rescale: self._rescale, Residual: self._residual,
@@ -191,7 +191,7 @@ class Run:
 
     def _both(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The last step's conditional output and, with guidance, the other."""
-        kept = [self.buffers.of(("signal", branch)) for branch in range(self.calls)]
+        kept = [self.buffers.of(self._signal_key(self._entered[0], branch)) for branch in range(self.calls)]
         if len(kept) == 1 and self._batched:
             uncond, cond = kept[0].chunk(2)
             return cond, uncond
@@ -236,11 +236,17 @@ class Run:
         if "large.delta" in self.stores:
             self._keep_delta(call, v)
         if self.signals:
-            self.buffers.keep(("signal", call.branch), v)
+            if last is None:
+                self.buffers.keep(self._signal_key(call.stage, call.branch), v)
             if call.branch == 0:
-                self._batched = call.batched
-                self._entered = call.stage, self.buffers.keep("signal.latents", call.x[call.half :])
+                self._batched, x = call.batched, call.x[call.half :]
+                watched = "denoised" in self.watches
+                self._entered = call.stage, self.buffers.keep("signal.latents", x) if watched else None
         return v
+
+    def _signal_key(self, stage: Stage, branch: int) -> tuple:
+        """Where a full step's output is looked at once it is over: where it is kept anyway, if it is."""
+        return ("large.last", stage.index, branch) if "large.last" in self.stores else ("signal", branch)
 
     def _stored(self, kind: str, call: Call) -> tuple | None:
         """The buffer that a computed call fills with ``kind``; None if the method has no use for it."""
@@ -301,7 +307,7 @@ class Run:
             output = small.full(inputs)
             return output, ops.norm(output)
 
-        inputs = small.rows(call.inputs, call.half) if split else call.inputs
+        inputs = small.rows(call.inputs, slice(call.half, None)) if split else call.inputs
         output, magnitude = self.execute(("rescale", call.stage.index, call.branch), step, inputs)
         self.record.small += 2 if call.batched and both else 1
         if call.branch == 0:
@@ -338,7 +344,7 @@ class Run:
                 return self._fall_back(call, "large.delta")
             cond = self.buffers.of(("large.last", call.stage.index, 0))
             return self._keep_last(call, ops.block_reuse(cond, self.buffers.of(delta)))
-        inputs = call.stage.large.rows(call.inputs, call.half) if call.batched else call.inputs
+        inputs = call.stage.large.rows(call.inputs, slice(call.half, None)) if call.batched else call.inputs
         states = self.states.kept(self.index, call, after=after, cond_only=True)
         key = ("conditional", name, call.stage.index)
         cond = self.execute(key, lambda inputs: forward(inputs, states), inputs, contents(states))

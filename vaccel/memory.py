@@ -38,9 +38,11 @@ def plan(method: Method, stages: Sequence[Stage], x: torch.Tensor, branches: int
                 elements = x.numel()
             planned[kind] = planned.get(kind, 0) + calls * elements * x.element_size()
     if method.watches & {"prediction", "denoised", "branches"}:
-        planned["signal"] = calls * _nbytes(x)
-        planned["signal.latents"] = _nbytes(sample)
-        if branches > 1:
+        if "large.last" not in method.stores:
+            planned["signal"] = calls * _nbytes(x)
+        if "denoised" in method.watches:
+            planned["signal.latents"] = _nbytes(sample)
+        if branches > 1 and method.watches & {"prediction", "denoised"}:
             planned["signal.guided"] = _nbytes(sample)
     planned |= {name: _nbytes(kept) for name, kept in method.keeps(sample).items()}
     return planned | {"total": sum(planned.values())}
