@@ -12,6 +12,7 @@ import torch
 import vaccel
 from vaccel.calibrate import calibrate_mixcache
 from vaccel.calibrate.mixcache import fields
+from vaccel.calibrate.replay import StandIn
 
 STEPS = 10
 PROMPTS = ["a red cat runs", "a blue dog sleeps"]
@@ -19,8 +20,12 @@ PROMPTS = ["a red cat runs", "a blue dog sleeps"]
 
 def calibrated(path, name="wan", prompts=PROMPTS, guidance=5.0, **options):
     pipe, _ = tiny.family(name)
-    call = {k: v for k, v in (tiny.COG_CALL if name == "cogvideox" else tiny.WAN_CALL).items() if k != "output_type"}
-    call |= {"num_inference_steps": STEPS, "guidance_scale": guidance}
+    size = {"wan": tiny.WAN_CALL, "cogvideox": tiny.COG_CALL, "qwen-image": tiny.QWEN_CALL}[name]
+    call = {k: v for k, v in size.items() if k != "output_type"} | {"num_inference_steps": STEPS}
+    if name == "qwen-image":
+        call |= {"true_cfg_scale": guidance, "negative_prompt": "" if guidance > 1 else None}
+    else:
+        call |= {"guidance_scale": guidance}
     plain = tiny.latents(pipe, steps=STEPS)
     data = calibrate_mixcache(pipe, prompts, path, call=call, **options)
     assert torch.equal(tiny.latents(pipe, steps=STEPS), plain), "the pipeline is left as it was"
@@ -28,12 +33,12 @@ def calibrated(path, name="wan", prompts=PROMPTS, guidance=5.0, **options):
 
 
 @pytest.mark.parametrize("guidance", [5.0, 1.0], ids=["cfg", "no-cfg"])
-@pytest.mark.parametrize("name", ["wan", "cogvideox"])
+@pytest.mark.parametrize("name", ["wan", "cogvideox", "qwen-image"])
 def test_what_is_measured(tmp_path, name, guidance):
     data, pipe = calibrated(tmp_path / "mixcache.json", name, PROMPTS[:1], guidance)
     method = vaccel.MixCache.load(tmp_path / "mixcache.json", intervals="eff")
     blocks = method.candidates
-    assert blocks == vaccel.MixCache().keeps_states(4 if name == "wan" else 2)
+    assert blocks == vaccel.MixCache().keeps_states(len(StandIn(pipe, None).blocks))
     assert [len(row) for row in method.block_impacts] == [STEPS] * len(blocks)
     (sample,) = data["samples"].values()
     assert ("cfg" in sample["impacts"]) == (guidance > 1)

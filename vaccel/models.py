@@ -26,7 +26,7 @@ class Model(Protocol):
     described: bool
 
     def latents(self, inputs: Any) -> torch.Tensor: ...
-    def rows(self, inputs: Any, start: int) -> Any: ...
+    def rows(self, inputs: Any, rows: slice | list[int]) -> Any: ...
     def full(self, inputs: Any) -> torch.Tensor: ...
     def storing(self, inputs: Any, buffer: torch.Tensor) -> torch.Tensor: ...
     def reusing(self, inputs: Any, buffer: torch.Tensor) -> torch.Tensor: ...
@@ -56,8 +56,8 @@ class Transformer:
     def latents(self, inputs: Inputs) -> torch.Tensor:
         return self.family.latents(self.model, inputs)
 
-    def rows(self, inputs: Inputs, start: int) -> Inputs:
-        return self.family.rows(inputs, start)
+    def rows(self, inputs: Inputs, rows: slice | list[int]) -> Inputs:
+        return self.family.rows(inputs, rows)
 
     def hidden_shape(self, inputs: Inputs) -> tuple[int, ...]:
         return self.family.hidden_shape(self.model, inputs)

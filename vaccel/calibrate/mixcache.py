@@ -104,14 +104,16 @@ class _Run:
     def __init__(self, pipe: Any, candidates: tuple[int, ...]):
         self.pipe, self.candidates = pipe, candidates
         self.states = States(Buffers(), candidates, "cond")
-        self.index, self.calls, self.outputs = -1, 0, []
+        self.index, self.calls, self.outputs, self.scale = -1, 0, [], 1.0
         self.first: Call | None = None  # the step's first call
 
     def call(self, index: int, call: Call) -> torch.Tensor:
         if index != self.index:
+            self._read_scale(call)  # some pipelines set it after a step's calls
             self.finish()
             self.index, self.calls, self.outputs, self.first = index, 0, [], call
         self.calls += 1
+        self._read_scale(call)
         kept = self.states.kept(index, call)
         output = call.stage.large.keeping(call.inputs, kept) if kept else call.stage.large.full(call.inputs)
         if kept:
@@ -134,8 +136,11 @@ class _Run:
     def guided(self, call: Call, cond: torch.Tensor, uncond: torch.Tensor | None) -> torch.Tensor:
         if uncond is None:
             return cond
-        stage, out = call.stage, torch.empty_like(cond)
-        return stage.large.guided(cond, uncond, stage.large.family.guidance(self.pipe, stage.index), out)
+        return call.stage.large.guided(cond, uncond, self.scale, torch.empty_like(cond))
+
+    def _read_scale(self, call: Call) -> None:
+        """The guidance scale as it is; once the pipeline's call is over, not every pipeline has it."""
+        self.scale = call.stage.large.family.guidance(self.pipe, call.stage.index)
 
     def look(self, call: Call, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
         raise NotImplementedError
@@ -191,7 +196,7 @@ class _Disturbing(_Run):
         if uncond is not None:
             self._weigh("cfg", real, self.guided(call, cond, cond + self._off("cfg", uncond - cond)))
         large = call.stage.large
-        inputs = large.rows(call.inputs, call.half) if call.batched else call.inputs
+        inputs = large.rows(call.inputs, slice(call.half, None)) if call.batched else call.inputs
         for number in self.candidates:
             state = self.kept[number]
             disturbed = state._replace(hidden=self._off(str(number), state.hidden))

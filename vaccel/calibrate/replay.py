@@ -94,10 +94,9 @@ class _Replaying:
             if self.replayer.reuse == "output":
                 residuals[key] = self.record.outputs[index][call.branch] - call.x[rows]
             else:
-                inputs = self.replayer.rows(call, rows)
-                residuals[key] = torch.empty(call.stage.large.hidden_shape(inputs), dtype=call.x.dtype).to(
-                    call.x.device
-                )
+                inputs = call.stage.large.rows(call.inputs, rows)
+                shape = call.stage.large.hidden_shape(inputs)
+                residuals[key] = torch.empty(shape, dtype=call.x.dtype, device=call.x.device)
                 call.stage.large.storing(inputs, residuals[key])
                 self.replayer.stored += len(rows)
         while len(residuals) > self.replayer.window:
@@ -111,7 +110,7 @@ class _Replaying:
         residual = torch.stack([k[r // copies] for r, k in zip(rows, kept, strict=True)])
         if self.replayer.reuse == "output":
             return call.x[rows] + residual
-        return call.stage.large.reusing(self.replayer.rows(call, rows), residual)
+        return call.stage.large.reusing(call.stage.large.rows(call.inputs, rows), residual)
 
     def _tail_call(self, index: int, call: Call) -> torch.Tensor:
         tails, stage = self.replayer.tails, call.stage
@@ -200,7 +199,6 @@ class Replayer:
         self.output, self.window = output, 2 * (max_gap + 1)
         self.forwards = self.small_forwards = self.stored = 0
         self.residuals: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()  # by (step, branch)
-        self.family = find(pipe.transformer)
         self._session = StandIn(pipe, None, small)
 
     def __enter__(self) -> Replayer:
@@ -239,12 +237,6 @@ class Replayer:
         expected = final[-1:] if reference else record.final
         difference = (final[: len(stretches)].double() - expected.double()).abs()
         return difference.flatten(1).mean(dim=1).tolist()
-
-    def rows(self, call: Call, rows: list[int]) -> dict[str, Any]:
-        """A call's arguments for some of its rows; what all rows share stays as it is."""
-        given = {n: call.inputs.get(n) for n in self.family.row_arguments}
-        own = {n: t for n, t in given.items() if isinstance(t, torch.Tensor) and len(t) == len(call.x)}
-        return {**call.inputs, **{n: t[rows] for n, t in own.items()}}
 
     @contextlib.contextmanager
     def _as(self, run: Any) -> Iterator[None]:

@@ -99,10 +99,12 @@ class Family:
                     "both must share latents and text embeddings"
                 )
 
-    def rows(self, inputs: Inputs, start: int) -> Inputs:
-        """The same call for the rows from ``start`` on."""
-        chosen = {k: inputs[k][start:] for k in self.row_arguments if isinstance(inputs.get(k), torch.Tensor)}
-        return {**inputs, **chosen}
+    def rows(self, inputs: Inputs, rows: slice | list[int]) -> Inputs:
+        """The same call for some of its rows; what all of them share stays as it is."""
+        count = len(inputs["hidden_states"])
+        given = {k: inputs.get(k) for k in self.row_arguments}
+        own = {k: t[rows] for k, t in given.items() if isinstance(t, torch.Tensor) and t.ndim and len(t) == count}
+        return {**inputs, **own}
 
     def guidance(self, pipe: Any, stage: int) -> float:
         """The guidance scale w of the pipeline's current step; ``stage`` counts its transformers."""
