@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from oracle import Branches, Run, Solver, Task, evaluate, evaluate_stack, is_qwen, margin, rel_l1
+from oracle import Run, Solver, Task, margin, rel_l1
+from oracle_models import Branches, evaluate, evaluate_stack, is_qwen
 from torch import Tensor, nn
 
 Key = str | int  # what a step may reuse: "step", "cfg" or the index of a block

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import oracle
+import oracle_models
 import pytest
 import tiny
 import torch
@@ -68,10 +69,10 @@ def replay(task: oracle.Task, letters: str) -> torch.Tensor:
     solver, x = oracle.Solver(task), task.latents
     for i, t in enumerate(solver.timesteps):
         if letters[i] == "F":
-            out = oracle.evaluate(task.large, task, x, t, task.names)
+            out = oracle_models.evaluate(task.large, task, x, t, task.names)
             delta = out["uncond"] - out["cond"]
         elif letters[i] == "g":
-            cond = oracle.evaluate(task.large, task, x, t, ("cond",))["cond"]
+            cond = oracle_models.evaluate(task.large, task, x, t, ("cond",))["cond"]
             out = {"cond": cond, "uncond": cond + delta}
         x = solver.step(i, task.guide(out, t), x)
     return x
@@ -85,7 +86,7 @@ def replay(task: oracle.Task, letters: str) -> torch.Tensor:
 def test_blocks_resume_from_the_given_state_and_come_back(family: str) -> None:
     task, t = make(family, TWO), torch.tensor(437)
     blocks = list(block_list(task.large))
-    plain = oracle.evaluate(task.large, task, task.latents, t, task.names)
+    plain = oracle_models.evaluate(task.large, task, task.latents, t, task.names)
     out, cache = compute(task, task.latents, t, task.names, range(4), None, {})
     for name in task.names:
         same(out[name], plain[name])
@@ -120,14 +121,14 @@ def test_blocks_cached_at_the_last_leave_the_head(family: str) -> None:
     entered = {}
     embed = getattr(task.large, {"wan": "patch_embedding", "cog": "patch_embed", "qwen": "img_in"}[family])
     hook = embed.register_forward_hook(lambda module, args, result: entered.update(tokens=result))
-    oracle.evaluate(task.large, task, x, late, ("cond",))
+    oracle_models.evaluate(task.large, task, x, late, ("cond",))
     hook.remove()
     tokens = entered["tokens"]
     if family == "cog":
         tokens = tokens[:, task.cond.shape[1] :]
     elif family == "wan":
         tokens = tokens.flatten(2).transpose(1, 2)
-    expected, _ = oracle.stack_forward(task.large, task, x, late, task.cond, cache["cond"][3][0] - tokens)
+    expected, _ = oracle_models.stack_forward(task.large, task, x, late, task.cond, cache["cond"][3][0] - tokens)
     torch.testing.assert_close(out["cond"], expected, rtol=1e-5, atol=1e-5)
 
 

@@ -6,6 +6,7 @@ import math
 
 import oracle
 import oracle_caching
+import oracle_models
 import pytest
 import tiny
 import torch
@@ -127,13 +128,13 @@ def test_views_are_the_forward():
     transformer, buffer = Transformer(model, QwenImage()), torch.empty(2, 6, 32)
     assert transformer.hidden_shape(inputs) == buffer.shape
     x, text, mask, t = (inputs[k] for k in list(inputs)[:4])
-    plain, residual = oracle.qwen_forward(model, x, torch.tensor(700.0), (text, mask), (1, 2, 3), None)
+    plain, residual = oracle_models.qwen_forward(model, x, torch.tensor(700.0), (text, mask), (1, 2, 3), None)
     assert torch.equal(model(**inputs)[0], plain)
     assert torch.equal(transformer.full(inputs), plain)
     assert torch.equal(transformer.storing(inputs, buffer), plain)
     assert torch.equal(buffer, residual)
     later = {**inputs, "hidden_states": x.flip(1), "timestep": t / 2}
-    expected, _ = oracle.qwen_forward(model, x.flip(1), torch.tensor(350.0), (text, mask), (1, 2, 3), residual)
+    expected, _ = oracle_models.qwen_forward(model, x.flip(1), torch.tensor(350.0), (text, mask), (1, 2, 3), residual)
     assert torch.equal(transformer.reusing(later, buffer), expected)
 
 
