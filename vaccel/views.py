@@ -18,7 +18,7 @@ from torch import nn
 from . import ops
 from .families import Family
 
-_HOOK_ATTRIBUTES = ("forward", "_diffusers_hook", "_hf_hook", "_old_forward", "_compiled_call_impl")
+HOOK_ATTRIBUTES = ("forward", "_diffusers_hook", "_hf_hook", "_old_forward", "_compiled_call_impl")
 
 
 class _Replacement(nn.Module):
@@ -143,7 +143,7 @@ class View:
         self._kept: dict[int, _KeepState | _Resumption] = {}
         self.module = copy.copy(model)
         self.module.__dict__["_modules"] = dict(model._modules)
-        for name in _HOOK_ATTRIBUTES:
+        for name in HOOK_ATTRIBUTES:
             self.module.__dict__.pop(name, None)
         if self.blocks is not None:
             self.module._modules[attribute] = self.blocks
