@@ -7,7 +7,13 @@ import torch
 from vaccel import ops
 
 CASE = harness.Case(
-    "cfg_combine", 2, lambda c, u, w: u + w * (c - u), lambda inputs: (5.3,), writes=True, differentiable=True
+    "cfg_combine",
+    2,
+    lambda c, u, w: u + w * (c - u),
+    lambda inputs: (5.3,),
+    terms=lambda c, u, w: u.double().abs() + w * (c.double() - u.double()).abs(),
+    writes=True,
+    differentiable=True,
 )
 
 globals().update(harness.tests(CASE))

@@ -7,7 +7,13 @@ import torch
 from vaccel import ops
 
 CASE = harness.Case(
-    "cfg_delta_reuse", 2, lambda c, d, w: c + (1 - w) * d, lambda inputs: (5.3,), writes=True, differentiable=True
+    "cfg_delta_reuse",
+    2,
+    lambda c, d, w: c + (1 - w) * d,
+    lambda inputs: (5.3,),
+    terms=lambda c, d, w: c.double().abs() + abs(1 - w) * d.double().abs(),
+    writes=True,
+    differentiable=True,
 )
 
 globals().update(harness.tests(CASE))

@@ -18,12 +18,20 @@ def plain_guided(x, c, u, m, w):
     return u + w * (c - u)
 
 
+def guided_terms(x, c, u, m, w):
+    """|u| + |w| (|c| + |u|): where both branches point one way, the rounding of each comes w times into their sum."""
+    c, u = (plain(*(t.double() for t in (x, r, m))).abs() for r in (c, u))
+    return u + abs(w) * (c + u)
+
+
 def magnitudes(inputs):
     return (torch.rand(len(inputs[0]), generator=torch.Generator().manual_seed(5)).add(0.5).to(inputs[0].device),)
 
 
 CASE = harness.Case("direction_magnitude", 2, plain, magnitudes)
-GUIDED = harness.Case("direction_magnitude_guided", 3, plain_guided, lambda inputs: (*magnitudes(inputs), 5.0))
+GUIDED = harness.Case(
+    "direction_magnitude_guided", 3, plain_guided, lambda inputs: (*magnitudes(inputs), 5.0), guided_terms
+)
 
 globals().update(harness.tests(CASE))
 globals().update(harness.tests(GUIDED))
