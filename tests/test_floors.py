@@ -14,10 +14,11 @@ FLOORS = [
     ("reference", "ops", "schedules"),
     ("actions", "trace", "readings", "buffers", "artifacts"),
     ("methods", "families"),
-    ("views", "models", "modulations", "engine", "memory", "graphs", "attention", "fingerprints", "states"),
+    ("views", "models", "modulations", "engine", "memory", "graphs", "attention", "fingerprints", "states",
+     "trajectory", "experts", "expert_files", "expert_weights"),
     ("integrations", "api", "denoiser"),
-    ("calibrate", "evaluate", "demo", "doctor", "cli"),
-]
+    ("calibrate", "distill", "evaluate", "demo", "doctor", "cli", "__main__"),
+]  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # The trace turns into a schedule on request, by an import inside the function.
 ALLOWED = {("trace", "methods")}
@@ -54,5 +55,5 @@ def test_methods_know_no_model_library_or_device():
         for word in ("diffusers", "cuda", "Transformer3D"):
             assert word not in text, f"{path.name} mentions {word}"
     engine = (ROOT / "engine.py").read_text()
-    for name in ("DirectionMagnitude", "SRDiffusion", "TeaCache", "Schedule", "diffusers"):
+    for name in ("DirectionMagnitude", "SRDiffusion", "TeaCache", "Schedule", "DualExpert", "diffusers"):
         assert name not in engine

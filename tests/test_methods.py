@@ -21,6 +21,8 @@ METHODS = [
     vaccel.TeaCache(threshold=0.2, coefficients=POLYNOMIAL, retention=True),
     vaccel.Schedule([0, 3], num_steps=6),
     vaccel.Schedule.from_timeline("FFmmFrs", reuse="output"),
+    vaccel.Schedule.from_timeline("eeee"),
+    vaccel.DualExpert("experts", steps=8, merged=True),
 ]
 
 
@@ -78,6 +80,7 @@ def test_bad_values_are_refused():
         lambda: vaccel.SRDiffusion(rendering="teacache"),
         lambda: vaccel.TeaCache(threshold=0.1),
         lambda: vaccel.TeaCache(threshold=0.1, coefficients=POLYNOMIAL, warmup=0),
+        lambda: vaccel.DualExpert("experts", steps=1),
         lambda: vaccel.method_from_json({"method": "magic"}),
         lambda: vaccel.method_from_json({"method": "teacache", "threshold": 0.1, "color": 1}),
     ]

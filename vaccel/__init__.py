@@ -9,7 +9,17 @@ print(handle.trace)
 from __future__ import annotations
 
 from . import actions, ops
-from .methods import DirectionMagnitude, LeMiCa, Method, MixCache, Schedule, SRDiffusion, TeaCache, method_from_json
+from .methods import (
+    DirectionMagnitude,
+    DualExpert,
+    LeMiCa,
+    Method,
+    MixCache,
+    Schedule,
+    SRDiffusion,
+    TeaCache,
+    method_from_json,
+)
 from .trace import Trace
 
 __version__ = "0.1.0"
@@ -17,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Denoiser",
     "DirectionMagnitude",
+    "DualExpert",
     "Handle",
     "LeMiCa",
     "Method",

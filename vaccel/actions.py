@@ -86,8 +86,16 @@ class Resume(Action):
     branches: Branches = "cond"
 
 
+@dataclasses.dataclass(frozen=True)
+class Expert(Action):
+    """The ``expert``-th expert's weights, conditional branch alone and no guidance: it is distilled (seed 004)."""
+
+    letter: ClassVar[str] = "e"
+    expert: int = 0
+
+
 ACTIONS: dict[str, type[Action]] = {
-    cls.letter: cls for cls in (Full, Small, Rescale, Residual, Output, Guidance, Resume)
+    cls.letter: cls for cls in (Full, Small, Rescale, Residual, Output, Guidance, Resume, Expert)
 }
 
 

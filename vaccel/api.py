@@ -10,6 +10,8 @@ from torch import nn
 
 from . import graphs
 from .attention import Attention
+from .expert_files import read_experts
+from .expert_weights import suitable
 from .families import Family, find
 from .fingerprints import differences
 from .graphs import Captures
@@ -51,6 +53,13 @@ class Handle:
         return list(self._traces)
 
     @property
+    def expert_bytes(self) -> dict[str, int]:
+        """Bytes of a method's experts: "detail", what the detail expert has of its own on the device, and "parked", the
+        transformer's original weights, in host memory or in a temporary file.  Both 0 for other methods."""
+        experts = self._session.experts if self._session is not None else None
+        return experts.nbytes if experts is not None else {"detail": 0, "parked": 0}
+
+    @property
     def nbytes(self) -> int:
         """Bytes the caches hold now."""
         return self._session.buffers.nbytes if self._session is not None else 0
@@ -73,7 +82,11 @@ class Handle:
         return self._session.memory_plan(height, width, num_frames, batch, guidance)
 
     def remove(self) -> None:
-        """Gives the pipeline back bit for bit as it was.  Calling it twice does nothing."""
+        """Gives the pipeline back bit for bit as it was.  Calling it twice does nothing.
+
+        Raises ``ValueError``, and leaves all as it is, where a method's weights cannot be taken out of a transformer
+        that has been offloaded by layers since.
+        """
         if self._session is None:
             return
         self._session.detach()
@@ -117,9 +130,9 @@ def accelerate(
     Returns the ``Handle``: ``handle.trace`` after a run, ``handle.remove()`` to undo.
 
     Raises ``ValueError`` for a pipeline or transformer it does not know, a missing or mismatched small model, a
-    pipeline that is accelerated already, a method calibrated with another model or scheduler, CUDA graphs without a
-    GPU, or an attention backend that cannot run here.  A method that does not fit the number of steps raises at the
-    first step of the run, before any forward.
+    pipeline that is accelerated already, a method calibrated with another model or scheduler, experts that are missing
+    or do not fit, CUDA graphs without a GPU, or an attention backend that cannot run here.  A method that does not fit
+    the number of steps raises at the first step of the run, before any forward.
     """
     if not isinstance(method, Method):
         raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
@@ -130,6 +143,12 @@ def accelerate(
         raise ValueError(f"{type(pipe).__name__} has no transformer and scheduler to accelerate")
     described = find(_unwrapped(transformers[0]), family)
     transformers = [_unwrapped(t) for t in transformers]
+    wanted, saved = method.experts, None
+    if wanted is not None:
+        saved = read_experts(wanted.folder)
+        if len(names) > 1 or names[0] != TRANSFORMERS[0]:
+            raise ValueError(f"experts are for one transformer; this {type(pipe).__name__} has {' and '.join(names)}")
+        suitable(transformers[0], saved)
     smalls = _smalls(method, small, transformers, described)
     notes = _mismatches(method, transformers[0], pipe.scheduler)
     compiled = []
@@ -144,9 +163,11 @@ def accelerate(
     )  # fmt: skip
     session.attach()
     try:
+        if saved is not None:
+            session.sample_with(saved, wanted)
         used = [*transformers, *(small for small in smalls if small is not None)]
         chosen = Attention(used, attention) if attention is not None else None
-    except ValueError:
+    except BaseException:  # an interruption too: weights are on their way here
         Handle(session, compiled, None).remove()
         raise
     return Handle(session, compiled, chosen)

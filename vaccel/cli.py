@@ -1,4 +1,4 @@
-"""The command line: ``vaccel generate | compare | calibrate | doctor``."""
+"""The command line: ``vaccel generate | compare | calibrate | distill | doctor``."""
 
 from __future__ import annotations
 
@@ -405,6 +405,15 @@ def calibrate_mixcache(
                   f"{found['candidates']}, impacts of step {found['step_impact']:.3g}, cfg "
                   f"{found.get('cfg_impact', 0):.3g}")  # fmt: skip
 
+
+def _add_distill() -> None:
+    """In a file of its own, which needs this one."""
+    from vaccel.distill.command import app as distill_app
+
+    app.add_typer(distill_app, name="distill")
+
+
+_add_distill()
 
 if __name__ == "__main__":
     app()

@@ -33,7 +33,8 @@ class Denoiser:
         family: the transformers' description, where the class name does not say.
         denoise: (prediction, x, step index) -> x_0 estimate, for methods that watch it.
 
-    Raises ``ValueError`` when ``small`` is missing or a method needs the inside of a plain callable.
+    Raises ``ValueError`` when ``small`` is missing, or a method brings weights of its own or needs the inside of a
+    plain callable.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Denoiser:
             raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
         if method.needs_small and small is None:
             raise ValueError(f"{type(method).__name__} needs the small model of the family: pass small")
+        if method.experts is not None:
+            raise ValueError(f"{type(method).__name__} needs a pipeline to put its weights into: use vaccel.accelerate")
         if "denoised" in method.watches and denoise is None:
             raise ValueError(f"{type(method).__name__} watches the x_0 estimate: pass denoise=...")
         self.method, self.guidance, self._denoise = method, guidance, denoise

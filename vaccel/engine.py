@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from . import ops
-from .actions import Action, Full, Guidance, Output, Rescale, Residual, Resume, Small
+from .actions import Action, Expert, Full, Guidance, Output, Rescale, Residual, Resume, Small
 from .buffers import Buffers
 from .methods import Method, Observation, Policy, RunInfo
 from .models import Model
@@ -122,12 +122,13 @@ class Run:
         self._valid: set[tuple] = set()  # which buffers hold something of this run
         self._magnitude: torch.Tensor | None = None
         self._small: torch.Tensor | None = None
+        self._expert_output: torch.Tensor | None = None
         self._batched = False
         self._entered: tuple[Stage, torch.Tensor | None] | None = None
         self._step: _Step | None = None
         self._carry_out = {
             Full: self._full, Small: self._small_step, Rescale: self._rescale, Residual: self._residual,
-            Output: self._output, Guidance: self._guidance, Resume: self._resume,
+            Output: self._output, Guidance: self._guidance, Resume: self._resume, Expert: self._expert,
         }  # fmt: skip
 
     def call(self, index: int, call: Call) -> torch.Tensor:
@@ -152,7 +153,7 @@ class Run:
         self._began = time.perf_counter()
         self.expected = max(self.expected, self.calls)
         self.index, self.calls = index, 0
-        self._magnitude = self._small = None
+        self._magnitude = self._small = self._expert_output = None
         self._step = step = _Step(index, self.num_steps, call, self.modulations)
         action, reason = self.policy.decide(step), ""
         if missing := self._missing(action, call):
@@ -335,6 +336,23 @@ class Run:
         v = self.execute(key, lambda inputs: large.resuming(inputs, block, states), call.inputs, contents(states))
         self.record.large += 2 if call.batched else 1
         return self._keep_last(call, v)
+
+    def _expert(self, call: Call) -> torch.Tensor:
+        """The conditional branch by one expert's weights.
+
+        The other branch is given the same output, so that any guidance the loop makes of both, u + w (c - u), is it.
+        """
+        if call.branch == 1 and self._expert_output is not None:
+            return self._expert_output.clone()
+        large, number = call.stage.large, self.action.expert
+        inputs = large.rows(call.inputs, slice(call.half, None)) if call.batched else call.inputs
+        key = ("expert", number, call.stage.index)
+        v = self.execute(key, lambda given: large.expert(given, number), inputs)
+        self.record.large += 1
+        if call.batched:
+            return torch.cat([v, v])
+        self._expert_output = v
+        return v
 
     def _with_delta(self, call: Call, name: Hashable, forward: Callable[..., torch.Tensor], after: int = -1) -> Any:
         """The conditional branch by ``forward(inputs, states)``, the other as it plus the cached delta."""

@@ -75,6 +75,31 @@ def adapted(model: nn.Module, adapter: Adapter) -> nn.Module:
     return tree
 
 
+def separate(model: nn.Module) -> nn.Module:
+    """A second model of the same structure: parameters and saved buffers of its own, undefined until they are filled.
+
+    What no state dict has (buffers made anew, attention processors) is ``model``'s own.  Nothing of it requires grad.
+    """
+    copies: dict[int, Any] = {}
+
+    def own(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        if tensor is not None and id(tensor) not in copies:
+            empty = torch.empty_like(tensor, requires_grad=False)
+            copies[id(tensor)] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+        return copies[id(tensor)] if tensor is not None else None
+
+    def copied(module: nn.Module) -> nn.Module:
+        if id(module) not in copies:
+            new = copies[id(module)] = _shallow(module)
+            new._parameters = {k: own(p) for k, p in module._parameters.items()}
+            saved = set(module._buffers) - module._non_persistent_buffers_set
+            new._buffers.update({k: own(module._buffers[k]) for k in saved})
+            new._modules = {k: m if m is None else copied(m) for k, m in module._modules.items()}
+        return copies[id(module)]
+
+    return copied(model)
+
+
 def own_parameters(tree: nn.Module, adapter: Adapter) -> dict[str, nn.Parameter]:
     """The detail expert's parameters that are not the transformer's, by the names they are saved under."""
     own = {}

@@ -28,6 +28,7 @@ class Model(Protocol):
     def latents(self, inputs: Any) -> torch.Tensor: ...
     def rows(self, inputs: Any, rows: slice | list[int]) -> Any: ...
     def full(self, inputs: Any) -> torch.Tensor: ...
+    def expert(self, inputs: Any, number: int) -> torch.Tensor: ...
     def storing(self, inputs: Any, buffer: torch.Tensor) -> torch.Tensor: ...
     def reusing(self, inputs: Any, buffer: torch.Tensor) -> torch.Tensor: ...
     def keeping(self, inputs: Any, states: dict[int, BlockState]) -> torch.Tensor: ...
@@ -43,6 +44,7 @@ class Transformer:
     """A diffusers transformer with its family's description.
 
     ``original`` calls the model with whatever other hooks sit on it; views are called directly where there are none.
+    ``experts`` are the models that ``expert`` chooses from, where it stands for several.
     """
 
     described = True
@@ -50,6 +52,7 @@ class Transformer:
     def __init__(self, model: nn.Module, family: Family, *, small: bool = False, compile: bool = False):
         self.model, self.family, self.is_small, self.compile = model, family, small, compile
         self.original: Callable[..., Any] = model if small else model.forward
+        self.experts: tuple[Transformer, ...] = ()
         self._views: dict[Hashable, View] = {}
         self._warned = False
 
@@ -86,6 +89,12 @@ class Transformer:
         if self.compile:
             return self._call("plain", plain_view, inputs)
         return self._prediction(inputs, self.original(**(self._mapped(inputs) if self.is_small else inputs)))
+
+    def expert(self, inputs: Inputs, number: int) -> torch.Tensor:
+        """A forward by the weights of expert ``number``.  Raises ``ValueError`` where there is no such expert."""
+        if number >= len(self.experts):
+            raise ValueError(f"the method asks for expert {number} of {len(self.experts)}")
+        return self.experts[number].full(inputs)
 
     def storing(self, inputs: Inputs, buffer: torch.Tensor) -> torch.Tensor:
         return self._call("storing", storing_view, inputs, buffer)
@@ -151,7 +160,8 @@ class Transformer:
         """Equal as long as every weight stands where it stood and every adapter is used and scaled as it was."""
         adapted = [m for m in self.model.modules() if isinstance(getattr(m, "scaling", None), dict)]
         adapters = [[getattr(m, name, None) for name in ADAPTER_STATE] for m in adapted]
-        return tuple(p.data_ptr() for p in self.model.parameters()), repr(adapters)
+        others = [expert.state() for expert in self.experts if expert is not self]
+        return tuple(p.data_ptr() for p in self.model.parameters()), repr(adapters), *others
 
     def uncapturable(self) -> str | None:
         """Why no CUDA graph of it can be captured, as far as can be told before trying."""

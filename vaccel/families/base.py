@@ -32,8 +32,16 @@ class Family:
     converts_timesteps: ClassVar[bool] = False
     #: Arguments with one row a sample.
     row_arguments: ClassVar[tuple[str, ...]] = ("hidden_states", "encoder_hidden_states", "timestep")
+    #: Arguments that are lists with one entry a sample.
+    row_lists: ClassVar[tuple[str, ...]] = ()
+    #: Axis of ``latents`` that counts frames; None where there is but one.
+    frame_axis: ClassVar[int | None] = None
     #: Configuration a small model must share with the large one, for latents and conditions to fit both.
     shared_config: ClassVar[tuple[str, ...]] = ("in_channels", "out_channels")
+    #: Ends of the names of the attention's projections, those that a distilled expert adapts.
+    attention_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    #: Modules and root parameters of the timestep's embedding, the output norm and the output projection.
+    fresh: ClassVar[tuple[str, ...]]
 
     def bind(self, model: nn.Module, args: tuple, kwargs: Inputs) -> Inputs:
         """A call's arguments by name, however they were passed."""
@@ -49,6 +57,21 @@ class Family:
     def prediction(self, model: nn.Module, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
         """The part of the call's output that is about ``latents``."""
         return output
+
+    def encode(self, pipe: Any, clip: torch.Tensor) -> torch.Tensor:
+        """Clean latents of clips [B, frames, H, W, 3] in [0, 1], fp32: shaped and normalised as ``latents``.
+
+        The mode of what the VAE says, never a draw.
+        """
+        raise NotImplementedError
+
+    def timestep(self, t: torch.Tensor) -> torch.Tensor:
+        """A call's ``timestep`` for the scheduler's timesteps t [B]."""
+        return t
+
+    def width(self, model: nn.Module) -> int:
+        """Channels of the hidden states between blocks."""
+        return model.config.num_attention_heads * model.config.attention_head_dim
 
     def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
         """Shape of ``latents`` for so many latent frames, rows and columns."""
@@ -115,3 +138,18 @@ class Family:
     ) -> torch.Tensor:
         """The prediction the pipelines make of both branches' [B, ...]; in ``out``, which is neither, if given."""
         return ops.cfg_combine(cond, uncond, scale, out=out)
+
+    @staticmethod
+    @torch.no_grad()
+    def _modes(pipe: Any, clip: torch.Tensor) -> torch.Tensor:
+        """What the VAE says of clips [B, frames, H, W, 3] in [0, 1]: [B, C, f, h, w] in fp32, not normalised yet."""
+        video = (clip.to(pipe._execution_device) * 2 - 1).permute(0, 4, 1, 2, 3).to(pipe.vae.dtype).contiguous()
+        # A clip at a time, as the pipelines do: no row's bits depend on the others.
+        return torch.cat([pipe.vae.encode(v[None]).latent_dist.mode() for v in video]).float()
+
+    @classmethod
+    def _normalised(cls, pipe: Any, clip: torch.Tensor) -> torch.Tensor:
+        """``_modes`` less the VAE's ``latents_mean``, over its ``latents_std``; rounded as the pipelines round."""
+        latents, config = cls._modes(pipe, clip), pipe.vae.config
+        mean, std = (latents.new_tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+        return (latents - mean) * (1.0 / std)

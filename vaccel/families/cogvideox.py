@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -17,13 +19,21 @@ class CogVideoX(Family):
     returns = "hidden_encoder"
     indexes_blocks = False
     batched_guidance = True
+    frame_axis = 1
     row_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond", "ofs")
     shared_config = ("in_channels", "out_channels", "text_embed_dim")
+    fresh = ("time_embedding", "norm_final", "norm_out", "proj_out")
 
     def latents(self, model: nn.Module, inputs: Inputs) -> torch.Tensor:
         x = inputs["hidden_states"]
         channels = model.config.out_channels
         return x if x.shape[2] == channels else x[:, :, :channels]
+
+    def encode(self, pipe: Any, clip: torch.Tensor) -> torch.Tensor:
+        latents = self._modes(pipe, clip).permute(0, 2, 1, 3, 4) * pipe.vae.config.scaling_factor
+        # CogVideoX 1.5 fills frames up to whole patches at the front, where the pipeline cuts them off again.
+        missing = -latents.shape[1] % (pipe.transformer.config.patch_size_t or 1)
+        return torch.cat([latents[:, :1]] * missing + [latents], dim=1).contiguous()
 
     def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
         p_t = model.config.patch_size_t or 1  # CogVideoX 1.5 fills frames up to whole patches

@@ -35,6 +35,8 @@ class QwenImage(Family):
         "guidance",
         "additional_t_cond",
     )
+    row_lists = ("img_shapes",)
+    fresh = ("time_text_embed", "norm_out", "proj_out")
     shared_config = ("in_channels", "out_channels", "patch_size", "joint_attention_dim", "use_layer3d_rope")
 
     def latents(self, model: nn.Module, inputs: Inputs) -> torch.Tensor:
@@ -48,6 +50,18 @@ class QwenImage(Family):
         noisy = images[:-1] if model.config.use_layer3d_rope else images[:1]
         tokens = sum(prod(image) for image in noisy)
         return output if output.shape[1] == tokens else output[:, :tokens]
+
+    def encode(self, pipe: Any, clip: torch.Tensor) -> torch.Tensor:
+        if clip.shape[1] != 1:
+            raise ValueError(f"Qwen-Image makes images: a clip has 1 frame, not {clip.shape[1]}")
+        latents = self._normalised(pipe, clip)[:, :, 0]
+        if latents.shape[2] % 2 or latents.shape[3] % 2:
+            raise ValueError(f"latents are packed two by two, these are {latents.shape[2]} x {latents.shape[3]}")
+        packed = latents.unfold(2, 2, 2).unfold(3, 2, 2)  # [B, C, h / 2, w / 2, 2, 2]
+        return packed.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+    def timestep(self, t: torch.Tensor) -> torch.Tensor:
+        return t / 1000
 
     def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
         p = model.config.patch_size
@@ -72,7 +86,7 @@ class QwenImage(Family):
         if inputs.get("additional_t_cond") is not None:
             return None
         # Rounded where the pipelines round: to the latents' dtype first, divided then.
-        return super().modulations(model, inputs, timesteps.to(inputs["hidden_states"].dtype) / 1000, projected)
+        return super().modulations(model, inputs, self.timestep(timesteps.to(inputs["hidden_states"].dtype)), projected)
 
     def reusing_inputs(self, model: nn.Module, inputs: Inputs) -> Inputs:
         samples = inputs.get("controlnet_block_samples")

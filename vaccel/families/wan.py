@@ -16,13 +16,24 @@ class Wan(Family):
     name = "wan"
     transformers = ("WanTransformer3DModel",)
     indexes_blocks = False
+    frame_axis = 2
     row_arguments = ("hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep")
     shared_config = ("in_channels", "out_channels", "text_dim", "image_dim")
+    fresh = (
+        "condition_embedder.time_embedder",
+        "condition_embedder.time_proj",
+        "scale_shift_table",
+        "norm_out",
+        "proj_out",
+    )
 
     def latents(self, model: nn.Module, inputs: Inputs) -> torch.Tensor:
         x = inputs["hidden_states"]
         channels = model.config.out_channels
         return x if x.shape[1] == channels else x[:, :channels]
+
+    def encode(self, pipe: Any, clip: torch.Tensor) -> torch.Tensor:
+        return self._normalised(pipe, clip)
 
     def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
         return rows, model.config.out_channels, frames, height, width

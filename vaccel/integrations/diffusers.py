@@ -18,12 +18,15 @@ from torch import nn
 
 from ..buffers import Buffers
 from ..engine import Call, Run, Stage
+from ..expert_files import SavedExperts
+from ..expert_weights import Experts
 from ..families import Family
 from ..graphs import Captures
 from ..memory import plan
-from ..methods import Method
+from ..methods import ExpertWeights, Method
 from ..models import HOOK, Transformer
 from ..trace import Trace
+from .sampler import ExpertScheduler
 from .schedulers import denoised
 
 
@@ -98,6 +101,9 @@ class Session:
             self.stages.append(Stage(number, large_model, small_model))
         self._hooks = [_Hook(self, i) for i in range(len(transformers))]
         self._had: list[tuple[bool, bool]] = []
+        self.experts: Experts | None = None
+        self._sampler: ExpertScheduler | None = None
+        self._scheduler: Any = None  # the pipeline's own, while the experts' stands in its place
 
     def attach(self) -> None:
         """Registers the hooks.  Raises ``ValueError`` where the pipeline is accelerated already."""
@@ -114,8 +120,34 @@ class Session:
             registry.invalidate_child_registries_cache()
             stage.large.original = hook.fn_ref.original_forward
 
+    def sample_with(self, saved: SavedExperts, wanted: ExpertWeights) -> None:
+        """Puts the experts' weights and their scheduler in place of the pipeline's own, until ``detach``.
+
+        Raises ``ValueError`` for weights that do not fit.
+        """
+        pipe, large = self._pipe(), self.stages[0].large
+        sampler = ExpertScheduler(saved.trajectory, saved.boundary, wanted.steps, pipe.scheduler)
+        self.experts = Experts(large, saved, merge=wanted.merged)
+        large.experts = self.experts.models
+        self._sampler, self._scheduler = sampler, pipe.scheduler
+        # Past the pipeline's own __setattr__, which would write the class into its configuration.
+        object.__setattr__(pipe, "scheduler", sampler)
+
+    def _experts_off(self) -> None:
+        if self.experts is not None:
+            self.experts.restore()
+            self.stages[0].large.experts, self.experts = (), None
+        pipe = self._pipe()
+        if self._sampler is not None and pipe is not None and pipe.scheduler is self._sampler:
+            object.__setattr__(pipe, "scheduler", self._scheduler)
+        self._sampler = self._scheduler = None
+
     def detach(self) -> None:
-        """Takes the hooks out again and leaves each module as it was."""
+        """Takes the hooks and the experts out again and leaves each module as it was.
+
+        Raises ``ValueError``, with everything still in place, where the transformer's weights cannot be put back.
+        """
+        self._experts_off()
         for stage, (had_forward, had_registry) in zip(self.stages, self._had, strict=True):
             module = stage.large.model
             registry = module._diffusers_hook
@@ -146,6 +178,8 @@ class Session:
         branch = run.calls if index == run.index else 0  # pipelines call the conditional branch first
         call = Call(stage, branch, inputs, stage.large.latents(inputs), self._two)
         output = run.call(index, call)
+        if self.experts is not None and run.trace.finished:
+            self.experts.rest()
         return (output,) if as_tuple else _output(output)
 
     def _locate(self, t: Any) -> int | None:
@@ -190,6 +224,7 @@ class Session:
 
     def _new_run(self, timesteps: Any, begin: int, own: bool) -> Run:
         pipe = self._pipe()
+        notes = [*self.notes, *self._check_experts(pipe)]
         run = Run(
             self.method,
             len(timesteps) - begin,
@@ -200,9 +235,19 @@ class Session:
             execute=self._executor(),
             depth=self.stages[0].large.depth,
         )
-        run.trace.notes.extend(self.notes)
+        run.trace.notes.extend(notes)
         self.traces.append(run.trace)
         return run
+
+    def _check_experts(self, pipe: Any) -> list[str]:
+        """What a trace should say of the experts' run.  Raises ``ValueError`` where there can be none."""
+        if self.experts is None:
+            return []
+        if pipe.scheduler is not self._sampler:
+            raise ValueError("the pipeline's scheduler was replaced, and the experts need theirs: remove() first")
+        self.experts.check()
+        asked, steps = self._sampler.asked, self._sampler.num_inference_steps
+        return [f"the pipeline was asked for {asked} steps and the experts make {steps}"] if asked != steps else []
 
     def memory_plan(self, height: int, width: int, num_frames: int, batch: int, guidance: bool) -> dict[str, int]:
         """Bytes of the buffers that a run of this size holds; see ``vaccel.memory.plan``."""

@@ -1,7 +1,8 @@
 """The methods: each a frozen config whose ``start(run)`` gives a fresh policy for one run."""
 
-from .base import Method, Observation, Policy, RunInfo, Step, method_from_json
+from .base import ExpertWeights, Method, Observation, Policy, RunInfo, Step, method_from_json
 from .direction_magnitude import DirectionMagnitude
+from .dual_expert import DualExpert
 from .lemica import LeMiCa
 from .mixcache import MixCache
 from .schedule import Schedule
@@ -10,6 +11,8 @@ from .teacache import TeaCache
 
 __all__ = [
     "DirectionMagnitude",
+    "DualExpert",
+    "ExpertWeights",
     "LeMiCa",
     "Method",
     "MixCache",

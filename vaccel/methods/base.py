@@ -26,6 +26,19 @@ STORES = ("large.output", "large.blocks", "small.blocks", "large.last", "large.d
 
 
 @dataclasses.dataclass(frozen=True)
+class ExpertWeights:
+    """Whose weights a method's ``Expert`` actions switch between: a saved folder, or a name on the hub.
+
+    ``steps`` is how many steps its sampler makes; ``merged`` whether the detail expert's LoRA is added into copies of
+    the weights that it belongs to.
+    """
+
+    folder: str
+    steps: int
+    merged: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class RunInfo:
     """What a policy may know when a run starts: the number of steps, storage for what it wants to keep, and how many
     blocks the large model has (0 where nobody knows)."""
@@ -107,6 +120,14 @@ class Method:
     @property
     def needs_small(self) -> bool:
         return False
+
+    @property
+    def experts(self) -> ExpertWeights | None:
+        """Whose weights it switches between; None for a method that leaves the pipeline's weights alone.
+
+        Raises ``ValueError`` for a method that switches and does not know between which.
+        """
+        return None
 
     @property
     def stores(self) -> frozenset[str]:

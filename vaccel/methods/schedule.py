@@ -6,8 +6,21 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from ..actions import Action, Branches, Full, Guidance, Output, Rescale, Residual, Resume, ReuseLevel, Small, from_json
-from .base import Method, Policy, RunInfo, Step, require
+from ..actions import (
+    Action,
+    Branches,
+    Expert,
+    Full,
+    Guidance,
+    Output,
+    Rescale,
+    Residual,
+    Resume,
+    ReuseLevel,
+    Small,
+    from_json,
+)
+from .base import ExpertWeights, Method, Policy, RunInfo, Step, require
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -22,7 +35,8 @@ class Schedule(Method):
         num_steps: T of the runs it is for; a run with another number of steps is refused.
         reuse: the residual that is reused: "blocks" (of the block stack, head recomputed) or "output".
 
-    Raises ``ValueError`` for indices out of range, or for a first step with nothing to reuse.
+    Raises ``ValueError`` for indices out of range, or for a first step with nothing to reuse.  One with ``Expert``
+    steps shows what a run did; it cannot run, as it has no weights to switch between.
     """
 
     id: ClassVar[str] = "schedule"
@@ -81,6 +95,14 @@ class Schedule(Method):
         return any(isinstance(a, (Small, Rescale)) or getattr(a, "model", "") == "small" for a in self.actions)
 
     @property
+    def experts(self) -> ExpertWeights | None:
+        require(
+            not any(isinstance(a, Expert) for a in self.actions),
+            "this schedule switches between experts, whose weights no schedule has: use vaccel.DualExpert(folder)",
+        )
+        return None
+
+    @property
     def stores(self) -> frozenset[str]:
         residuals = {f"{a.model}.{a.reuse}" for a in self.actions if isinstance(a, Residual)}
         rescales = {a.magnitude for a in self.actions if isinstance(a, Rescale)}
@@ -111,6 +133,7 @@ class Schedule(Method):
             run.num_steps == len(self.actions),
             f"this schedule is for {len(self.actions)} steps, the run has {run.num_steps}",
         )
+        _ = self.experts  # raises where it has some
         return _Policy(self.actions)
 
 

@@ -1,0 +1,247 @@
+"""Training: killed and resumed to the same curve, two processes as one, accumulation, checkpointing, what is saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+import vaccel
+from vaccel.distill import prepare
+from vaccel.distill.settings import Distillation
+from vaccel.distill.stages import Samples, train
+
+CALL = {"height": 32, "width": 32, "num_frames": 9, "guidance_scale": 3.0, "max_sequence_length": 8}
+SMALL = {
+    "split": 6, "points": 10, "shift": 5.0, "guidance": 3.0, "lag": 1, "rank": 2, "alpha": 4, "head_width": 32, "batch": 4,
+    "rate": 1e-3, "detail_rate": 1e-3, "head_rate": 1e-3,
+}  # fmt: skip
+
+
+def clips(count=6):
+    g = torch.Generator().manual_seed(0)
+    for i in range(count):
+        yield f"a cat number {i}", torch.rand(9, 32, 32, 3, generator=g)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    prepare(tiny.wan_pipeline(), clips(), folder, call=CALL, shard_size=4)
+    return folder
+
+
+def settings(stage, steps=4, **changes):
+    return Distillation(stage, **{**SMALL, "iterations": steps, "detail_iterations": steps, **changes})
+
+
+def curve(out, stage):
+    lines = [json.loads(s) for s in (out / "training" / stage / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def both_stages(data, out, pipe=None, **options):
+    pipe = pipe or tiny.wan_pipeline()
+    train(pipe, data, out, settings("semantic"), **options)
+    train(pipe, data, out, settings("detail"), **options)
+    return out
+
+
+@pytest.fixture(scope="module")
+def reference(data, tmp_path_factory):
+    return both_stages(data, tmp_path_factory.mktemp("reference"))
+
+
+def same(a: Path, b: Path, rtol=0.0, atol=0.0):
+    for name in ("semantic.safetensors", "detail.safetensors"):
+        one, two = load_file(a / name), load_file(b / name)
+        assert one.keys() == two.keys()
+        for key in one:
+            torch.testing.assert_close(one[key], two[key], rtol=rtol, atol=atol)
+
+
+def close(a: Path, b: Path, rtol):
+    """Loss curves agree within rounding."""
+    for stage in ("semantic", "detail"):
+        for one, two in zip(curve(a, stage), curve(b, stage), strict=True):
+            assert one.keys() == two.keys()
+            for key in one:
+                assert one[key] == pytest.approx(two[key], rel=rtol, abs=1e-7), (stage, one["iteration"], key)
+
+
+def test_what_is_trained_and_what_is_not(data, tmp_path):
+    pipe = tiny.wan_pipeline()
+    pipe.transformer.blocks[0].requires_grad_(False)
+    before = {k: v.clone() for k, v in pipe.transformer.state_dict().items()}
+    flags = [p.requires_grad for p in pipe.transformer.parameters()]
+    out = both_stages(data, tmp_path / "out", pipe)
+    assert all(torch.equal(v, before[k]) for k, v in pipe.transformer.state_dict().items())
+    assert flags == [p.requires_grad for p in pipe.transformer.parameters()]
+    semantic, detail = load_file(out / "semantic.safetensors"), load_file(out / "detail.safetensors")
+    moved = [k for k in semantic if not torch.equal(semantic[k], before[k])]
+    assert len(moved) > 0.9 * len(before)
+    assert {k.split(".")[-2] for k in detail if "lora" in k} == {"lora_A", "lora_B"}
+    own = {k.split(".")[0] for k in detail if "lora" not in k}
+    assert own == {"condition_embedder", "scale_shift_table", "proj_out"}
+    assert all(torch.any(v != 0) for k, v in detail.items() if "lora_B" in k)
+    lines = curve(out, "detail")
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 4]
+    assert set(lines[0]) == {
+        "iteration", "consistency", "adversarial", "matching", "total", "discriminator", "gradient",
+    }  # fmt: skip
+    assert (out / "training" / "semantic" / "losses.png").stat().st_size > 1000
+
+
+def test_the_saved_experts_run(reference):
+    pipe = tiny.wan_pipeline()
+    plain = tiny.latents(pipe, guidance=1.0, steps=4)
+    with vaccel.accelerate(pipe, vaccel.DualExpert(reference, steps=4)) as handle:
+        distilled = tiny.latents(pipe, steps=4)
+        assert handle.trace.timeline() == "eeee"
+    assert distilled.isfinite().all()
+    assert not torch.equal(distilled, plain)
+    assert torch.equal(plain, tiny.latents(pipe, guidance=1.0, steps=4))
+
+
+@pytest.mark.parametrize("stage", ["semantic", "detail"])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_stopped_and_resumed_is_the_same_curve(data, reference, tmp_path, stage, ema):
+    def run(out, steps, stop=None):
+        (out / "training").mkdir(parents=True, exist_ok=True)
+        if stage == "detail" and not (out / "semantic.safetensors").exists():
+            (out / "semantic.safetensors").write_bytes((reference / "semantic.safetensors").read_bytes())
+
+        def progress(done, total, what):
+            if done == stop:
+                raise KeyboardInterrupt
+
+        train(tiny.wan_pipeline(), data, out, settings(stage, steps, ema=ema), save_every=1, progress=progress)
+
+    run(tmp_path / "whole", 5)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", 5, stop=2)
+    run(tmp_path / "parts", 4)  # longer training of the same thing goes on
+    run(tmp_path / "parts", 5)
+    assert curve(tmp_path / "parts", stage) == curve(tmp_path / "whole", stage)
+    name = f"{stage}.safetensors"
+    one, two = (load_file(tmp_path / folder / name) for folder in ("whole", "parts"))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import tiny
+from pathlib import Path
+from test_distill_training import settings
+from vaccel.distill.stages import train
+for stage in {stages!r}:
+    train(tiny.wan_pipeline(), {data!r}, {out!r}, settings(stage, {steps}), save_every=2, parts={parts})
+"""
+
+
+def process(data, out, stages=("semantic", "detail"), steps=4, parts=1):
+    tests = str(Path(__file__).parent)
+    return SCRIPT.format(tests=tests, data=str(data), out=str(out), stages=list(stages), steps=steps, parts=parts)
+
+
+@pytest.mark.parametrize("stage", ["semantic", "detail"])
+def test_killed_and_resumed_is_the_same_curve(data, reference, tmp_path, stage):
+    """kill -9, at whatever point it hits after the first checkpoint."""
+    outs = {name: tmp_path / name for name in ("whole", "killed")}
+    for out in outs.values():
+        out.mkdir()
+        if stage == "detail":
+            (out / "semantic.safetensors").write_bytes((reference / "semantic.safetensors").read_bytes())
+    train(tiny.wan_pipeline(), data, outs["whole"], settings(stage, 14), save_every=2)
+    command = [sys.executable, "-c", process(data, outs["killed"], [stage], steps=14)]
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    log, deadline = outs["killed"] / "training" / stage / "log.jsonl", time.monotonic() + 120
+    while (not log.exists() or len(log.read_text().splitlines()) < 5) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert 5 <= len(log.read_text().splitlines())
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    whole, killed = curve(outs["whole"], stage), curve(outs["killed"], stage)
+    assert [line["iteration"] for line in killed] == list(range(1, 15))
+    for one, two in zip(whole, killed, strict=True):  # another process, another number of threads: rounding
+        for key in one:
+            assert one[key] == pytest.approx(two[key], rel=1e-3, abs=1e-6), (one["iteration"], key)
+
+
+def test_two_processes_are_one(data, reference, tmp_path):
+    """gloo, the same global batch: each process half of every batch."""
+    out = tmp_path / "two"
+    script = tmp_path / "script.py"
+    script.write_text(process(data, out))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL, timeout=300)
+    close(reference, out, rtol=1e-3)
+
+
+def test_accumulated_is_at_once(data, reference, tmp_path):
+    close(reference, both_stages(data, tmp_path / "parts", parts=2), rtol=1e-3)
+
+
+def test_checkpointing_changes_nothing(data, reference, tmp_path):
+    close(reference, both_stages(data, tmp_path / "again", checkpointing=True), rtol=1e-3)
+
+
+def test_samples_on_the_way(data, tmp_path):
+    pipe = tiny.wan_pipeline()
+    samples = Samples(("a cat",), every=2, steps=2)
+    call = {k: v for k, v in CALL.items() if k != "guidance_scale"}
+    train(pipe, data, tmp_path, settings("semantic", 4), samples=samples, call=call)
+    pictures = sorted(p.name for p in (tmp_path / "training" / "semantic").glob("samples-*.png"))
+    assert pictures == ["samples-000002.png", "samples-000004.png"]
+
+
+def test_refusals(data, reference, tmp_path):
+    pipe = tiny.wan_pipeline()
+    with pytest.raises(ValueError, match="no semantic expert yet"):
+        train(pipe, data, tmp_path, settings("detail"))
+    with pytest.raises(ValueError, match="4 samples an iteration do not fill 3 parts"):
+        train(pipe, data, tmp_path, settings("semantic"), parts=3)
+    with pytest.raises(ValueError, match="latent frames back"):
+        train(pipe, data, tmp_path, settings("semantic", lag=3))
+    other = tiny.wan_pipeline(transformer=tiny.wan_transformer(layers=3))
+    with pytest.raises(ValueError, match="prepare the data"):
+        train(other, data, tmp_path, settings("semantic"))
+    train(pipe, data, tmp_path / "made", settings("semantic", 1))
+    with pytest.raises(ValueError, match=r"made with another (rate|batch)"):
+        train(pipe, data, tmp_path / "made", settings("semantic", 2, rate=1e-2))
+
+
+def test_cogvideox_and_qwen_image_train_too(tmp_path):
+    """The families' descriptions are all a stage needs: diffusion with batched guidance, images without frames."""
+    g = torch.Generator().manual_seed(0)
+    given = {
+        "cogvideox": (tiny.COG_CALL | {"guidance_scale": 3.0}, (9, 64, 64, 3), {"shift": None, "batch": 2}),
+        "qwen-image": ({"height": 32, "width": 32, "true_cfg_scale": 3.0}, (1, 32, 32, 3), {"batch": 1}),
+    }
+    for name, (call, shape, changes) in given.items():
+        pipe, _ = tiny.family(name)
+        call = {k: v for k, v in call.items() if k != "output_type"}
+        folder = tmp_path / name
+        prepare(
+            pipe, [(f"a cat {i}", torch.rand(shape, generator=g)) for i in range(2)], folder / "data", call=call,
+            negative_prompt="" if name == "qwen-image" else None,
+        )  # fmt: skip
+        for stage in ("semantic", "detail"):
+            train(pipe, folder / "data", folder / "out", settings(stage, 2, **changes))
+        with vaccel.accelerate(pipe, vaccel.DualExpert(folder / "out", steps=3)) as handle:
+            assert tiny.latents(pipe, steps=3).isfinite().all()
+            assert handle.trace.timeline() == "eee"

@@ -1,0 +1,43 @@
+"""Checkpoints of a training in safetensors: weights and optimisers, written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+Tensors = dict[str, torch.Tensor]
+
+
+def write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    """An interrupted write leaves the last checkpoint whole."""
+    partial = path.with_name(path.name + ".partial")
+    save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
+    partial.replace(path)
+
+
+def read(path: Path, device: str | torch.device = "cpu") -> tuple[Tensors, dict[str, str]]:
+    with safe_open(path, "pt") as f:
+        metadata = f.metadata()
+    return load_file(path, device=str(device)), metadata
+
+
+def part(tensors: Tensors, prefix: str) -> Tensors:
+    """Those under a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def of_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> Tensors:
+    """What an optimiser knows of each parameter; its settings are not in it."""
+    states = optimizer.state_dict()["state"]
+    return {f"{prefix}{i}.{k}": torch.as_tensor(v) for i, state in states.items() for k, v in state.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, prefix: str) -> None:
+    state: dict[int, Tensors] = {}
+    for key, value in part(tensors, prefix).items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

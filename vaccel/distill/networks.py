@@ -1,0 +1,75 @@
+"""The networks of a stage: teacher, student, target, discriminator; and what of the student is trained and saved."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ..experts import Adapter, adapted, own_parameters
+from ..families import Family
+from .discriminator import Discriminator
+from .settings import Distillation
+
+
+class Networks(nn.Module):
+    """What a stage trains.
+
+    Attributes:
+        student: computes with the parameters that are trained.
+        target: the network of the other end (eq. 4): the student, or its moving average.
+        heads: the discriminator, or None.
+        semantic: the frozen semantic expert that a shared detail expert stands on, or None.
+    """
+
+    def __init__(self, settings: Distillation, family: Family, teacher: nn.Module, semantic: Path | None):
+        super().__init__()
+        torch.manual_seed(settings.seed)
+        self.settings, self.adapter = settings, None
+        teacher.requires_grad_(False)
+        if settings.stage == "detail" and settings.sharing == "lora":
+            base = copy.deepcopy(teacher)
+            if semantic is not None:
+                base.load_state_dict(load_file(semantic))
+            self.adapter = Adapter(settings.rank, settings.alpha, family.attention_targets, family.fresh)
+            self.student = adapted(base, self.adapter)
+            average = adapted(base, self.adapter) if settings.ema else None
+        else:
+            self.student = copy.deepcopy(teacher).requires_grad_(True)
+            average = copy.deepcopy(self.student) if settings.ema else None
+        self.average = average
+        self.heads = None
+        if settings.discriminates:
+            blocks = getattr(teacher, family.blocks)
+            channels = family.width(teacher)
+            self.heads = Discriminator(
+                channels, len(blocks), width=settings.head_width, stride=settings.head_stride
+            ).to(next(teacher.parameters()).device)
+        if average is not None:
+            self.follow(0.0)
+
+    @property
+    def target(self) -> nn.Module:
+        return self.student if self.average is None else self.average
+
+    def trained(self, network: nn.Module | None = None) -> dict[str, nn.Parameter]:
+        """The trained parameters (of the moving average, if asked), by the names they are saved under."""
+        network = self.student if network is None else network
+        return dict(network.named_parameters()) if self.adapter is None else own_parameters(network, self.adapter)
+
+    @property
+    def result(self) -> dict[str, torch.Tensor]:
+        """What is saved: the moving average where there is one."""
+        chosen = self.student if self.average is None else self.average
+        return chosen.state_dict() if self.adapter is None else dict(self.trained(chosen))
+
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """Moves the average towards the student: average = decay average + (1 - decay) student."""
+        theirs, ours = self.trained(self.average), self.trained()
+        for name, p in theirs.items():
+            p.requires_grad_(False)
+            p.lerp_(ours[name].to(p.dtype), 1 - decay)

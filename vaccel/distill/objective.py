@@ -1,0 +1,136 @@
+"""One stage's objective on a batch: the consistency pair, and what each stage adds to it (seed 004, eq. 6 to 10)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..families import Family
+from ..trajectory import Level, Trajectory
+from . import losses
+from .discriminator import Discriminator, tapped
+from .settings import Distillation
+from .shards import Batch
+
+
+@dataclasses.dataclass
+class Draws:
+    """The chance of an iteration, a row a sample: the point it starts from, its noise, and where both ends are noised
+    again for the discriminator."""
+
+    index: torch.Tensor
+    noise: torch.Tensor
+    again: torch.Tensor
+    noise_again: torch.Tensor
+
+    @classmethod
+    def of(cls, settings: Distillation, latents: torch.Tensor, slots: Sequence[int]) -> Draws:
+        """Row b's are fixed by ``slots[b]``: the same for any number of processes and after any interruption."""
+        first, last = settings.starts
+        rows = []
+        for slot in slots:
+            g = torch.Generator().manual_seed((settings.seed * 2_000_003 + slot) * 2 + 1)
+            index = torch.randint(first, last + 1, (), generator=g)
+            noise = torch.randn(latents.shape[1:], generator=g)
+            again = torch.randint(0, settings.split, (), generator=g)
+            rows.append((index, noise, again, torch.randn(latents.shape[1:], generator=g)))
+        index, noise, again, noise_again = (torch.stack(v) for v in zip(*rows, strict=True))
+        like = {"device": latents.device, "dtype": latents.dtype}
+        return cls(index, noise.to(**like), again, noise_again.to(**like))
+
+
+class Objective:
+    """The losses of one stage.  The teacher stays frozen; the target network never gets a gradient."""
+
+    def __init__(self, settings: Distillation, trajectory: Trajectory, family: Family, teacher: nn.Module):
+        self.settings, self.trajectory, self.family, self.teacher = settings, trajectory, family, teacher
+
+    def level(self, points: torch.Tensor) -> Level:
+        """Noise levels of trajectory points; -1 is the clean end."""
+        return self.trajectory.level((points.double() + 1) / self.settings.points)
+
+    def predict(self, model: nn.Module, x: torch.Tensor, at: Level, arguments: dict[str, Any]) -> torch.Tensor:
+        """The model's prediction for x [B, ...]."""
+        timestep = self.family.timestep(at.timestep.to(x.device, torch.float32))
+        inputs = {**arguments, "hidden_states": x, "timestep": timestep, "return_dict": False}
+        output = model(**inputs)[0]
+        return self.family.prediction(model, inputs, output).to(x.dtype)
+
+    @torch.no_grad()
+    def teach(self, x: torch.Tensor, at: Level, to: Level, batch: Batch) -> torch.Tensor:
+        """The teacher's solve of one step (eq. 5), with its guidance."""
+        prediction = self.predict(self.teacher, x, at, batch.cond)
+        if batch.uncond is not None:
+            uncond = self.predict(self.teacher, x, at, batch.uncond)
+            prediction = self.family.guided(prediction, uncond, self.settings.guidance)
+        return self.trajectory.solve(x, prediction, at, to)
+
+    def pair(
+        self, student: nn.Module, target: nn.Module, batch: Batch, draws: Draws
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where student and target say the phase ends, [B, ...] each: from a point, and from the teacher's next one.
+
+        A sample whose next point is the end already has its target there: solving on from it changes nothing.
+        """
+        here, following = self.level(draws.index), self.level(draws.index - 1)
+        end = self.level(torch.full_like(draws.index, self.settings.end))
+        x = self.trajectory.noised(batch.latents, draws.noise, here)
+        after = self.teach(x, here, following, batch)
+        with torch.no_grad():
+            theirs = self.trajectory.solve(after, self.predict(target, after, following, batch.cond), following, end)
+        mine = self.trajectory.solve(x, self.predict(student, x, here, batch.cond), here, end)
+        return mine, theirs
+
+    def consistency(self, mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+        if self.settings.loss == "huber":
+            return losses.pseudo_huber(mine, theirs, self.settings.huber_c)
+        return losses.squared(mine, theirs)
+
+    def student_losses(
+        self,
+        student: nn.Module,
+        target: nn.Module,
+        batch: Batch,
+        draws: Draws,
+        discriminator: Discriminator | None = None,
+    ) -> tuple[dict[str, torch.Tensor], tuple[list[torch.Tensor], list[torch.Tensor]] | None]:
+        """The stage's losses, "total" the one to minimise, and the features (fake, real) for the discriminator's."""
+        settings = self.settings
+        mine, theirs = self.pair(student, target, batch, draws)
+        found = {"consistency": self.consistency(mine, theirs)}
+        total, features = found["consistency"], None
+        if settings.stage == "semantic" and settings.temporal > 0 and self.family.frame_axis is not None:
+            found["temporal"] = losses.temporal_coherence(mine, theirs, settings.lag, self.family.frame_axis)
+            total = total + settings.temporal * found["temporal"]
+        if discriminator is not None:
+            features = self.features(mine, theirs, batch, draws, discriminator.numbers)
+            fake, real = features
+            found["adversarial"] = losses.generator_hinge(discriminator(fake))
+            found["matching"] = losses.feature_matching(fake, real)
+            added = settings.adversarial * found["adversarial"] + settings.matching * found["matching"]
+            total = total + settings.gan * added
+        return {**found, "total": total}, features
+
+    def features(
+        self, mine: torch.Tensor, theirs: torch.Tensor, batch: Batch, draws: Draws, numbers: tuple[int, ...]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The teacher's features of both clean ends, noised again alike, at the blocks ``numbers``."""
+        at = self.level(draws.again)
+        with tapped(self.teacher, self.family, numbers) as take:
+            self.predict(self.teacher, self.trajectory.noised(mine, draws.noise_again, at), at, batch.cond)
+            fake = take()
+            with torch.no_grad():
+                self.predict(self.teacher, self.trajectory.noised(theirs, draws.noise_again, at), at, batch.cond)
+            return fake, take()
+
+    @staticmethod
+    def discriminator_loss(
+        discriminator: nn.Module, features: tuple[list[torch.Tensor], list[torch.Tensor]]
+    ) -> torch.Tensor:
+        """What the heads minimise, on features that pass no gradient on."""
+        fake, real = ([f.detach() for f in side] for side in features)
+        return losses.discriminator_hinge(discriminator(real), discriminator(fake))

@@ -1,0 +1,38 @@
+"""Pictures of a distillation: its losses over the iterations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+_LEFT_OUT = ("iteration", "seconds")
+
+
+def losses(log: Path, picture: Path, window: int = 25) -> None:
+    """Draws every value of ``log.jsonl``: as it was, and its running mean over ``window`` iterations."""
+    lines = [json.loads(s) for s in log.read_text().splitlines()]
+    if not lines:
+        return
+    names = [n for n in lines[0] if n not in _LEFT_OUT]
+    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 2.9), squeeze=False)
+    at = np.array([line["iteration"] for line in lines])
+    for axis, name in zip(axes[0], names, strict=True):
+        values = np.array([line[name] for line in lines])
+        axis.plot(at, values, color="0.75", linewidth=0.7)
+        if len(values) >= window:
+            mean = np.convolve(values, np.ones(window) / window, "valid")
+            axis.plot(at[window - 1 :], mean, color="#24456b")
+        if (values > 0).all():
+            axis.set_yscale("log")
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("iteration")
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=100)
+    plt.close(figure)

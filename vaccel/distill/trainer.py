@@ -1,0 +1,221 @@
+"""The training loop of one stage, by accelerate: one process or many, resumable to the same loss curve."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..families import Family
+from ..trajectory import Trajectory
+from . import checkpoint
+from .batches import Slots
+from .networks import Networks
+from .objective import Draws, Objective
+from .settings import Distillation
+from .shards import Shards
+
+
+class Trainer:
+    """One stage: ``run`` goes on to the end from the last checkpoint in ``folder``, if there is one.
+
+    Args:
+        settings: the stage.
+        teacher: the transformer that is distilled; frozen.
+        trajectory: its path.
+        shards: the prepared data.
+        folder: for the checkpoint and the log of losses, one JSON line an iteration.
+        semantic: weights of the semantic expert, for a detail stage that shares them.
+        accelerator: accelerate's, for devices, processes and precision.
+        parts: batches that an iteration's samples are worked off in, one after another (gradient accumulation).
+        checkpointing: compute activations again instead of keeping them (gradient checkpointing).
+        workers: processes that read ahead.
+
+    Raises ``ValueError`` for a batch that does not divide, or a checkpoint of other settings.
+    """
+
+    def __init__(
+        self,
+        settings: Distillation,
+        teacher: nn.Module,
+        family: Family,
+        trajectory: Trajectory,
+        shards: Shards,
+        folder: Path,
+        *,
+        semantic: Path | None = None,
+        accelerator: Accelerator | None = None,
+        parts: int = 1,
+        checkpointing: bool = False,
+        workers: int = 0,
+    ):
+        self.settings, self.shards, self.folder, self.workers = settings, shards, folder, workers
+        self.accelerator = accelerator or Accelerator()
+        world = self.accelerator.num_processes
+        self.slots = Slots(
+            len(shards), settings.batch, seed=settings.seed, rank=self.accelerator.process_index, world=world,
+            parts=parts,
+        )  # fmt: skip
+        self.networks = Networks(settings, family, teacher, semantic)
+        if checkpointing:
+            self.networks.student.enable_gradient_checkpointing()
+        self.objective = Objective(settings, trajectory, family, teacher.to(self.accelerator.device))
+        self.parameters = list(self.networks.trained().values())
+        self.heads_parameters = list(self.networks.heads.parameters()) if self.networks.heads is not None else []
+        self._prepare()
+        self.iteration = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint.is_file():
+            self._load()
+
+    def _prepare(self) -> None:
+        s, prepare = self.settings, self.accelerator.prepare
+        device = self.accelerator.device
+        self.networks.to(device)
+        adamw = torch.optim.AdamW(self.parameters, lr=s.learning_rate, weight_decay=s.weight_decay)
+        self.student, self.optimizer = prepare(self.networks.student, adamw)
+        self.heads = self.heads_optimizer = None
+        if self.networks.heads is not None:
+            adamw = torch.optim.AdamW(
+                self.heads_parameters, lr=s.head_rate, betas=(0.0, 0.999), weight_decay=s.weight_decay
+            )
+            self.heads, self.heads_optimizer = prepare(self.networks.heads, adamw)
+
+    def run(self) -> Iterator[dict[str, float]]:
+        """Trains, yielding every iteration's losses (means over all processes) and gradient norm."""
+        batches = self.slots.loader(self.shards, self.iteration, self.settings.steps, self.workers)
+        with (self.folder / "log.jsonl").open("a") as log:
+            while self.iteration < self.settings.steps:
+                began = time.perf_counter()
+                found = self.iterate(batches)
+                if self.accelerator.is_main_process:
+                    seconds = round(time.perf_counter() - began, 3)
+                    log.write(json.dumps({"iteration": self.iteration, **found, "seconds": seconds}) + "\n")
+                    log.flush()
+                yield found
+
+    def iterate(self, batches: Iterator[Any]) -> dict[str, float]:
+        """One update of the student, and of the discriminator where there is one."""
+        self._warm_up()
+        sums: dict[str, torch.Tensor] = {}
+        for part in range(self.slots.parts):
+            last = part == self.slots.parts - 1
+            for name, value in self._part(next(batches), self.slots.of(self.iteration, part), last).items():
+                sums[name] = sums.get(name, 0) + value / self.slots.parts
+        sums["gradient"] = self._update(self.optimizer, self.parameters)
+        if self.heads is not None:
+            self._update(self.heads_optimizer, self.heads_parameters)
+        if self.settings.ema:
+            self.networks.follow(self.settings.ema)
+        self.iteration += 1
+        names = sorted(sums)
+        reduced = self.accelerator.reduce(torch.stack([sums[n].float() for n in names]), "mean").tolist()
+        found = dict(zip(names, reduced, strict=True))
+        if not all(torch.isfinite(torch.tensor(reduced))):
+            raise FloatingPointError(f"iteration {self.iteration}: a loss or gradient is not finite: {found}")
+        return found
+
+    def _part(self, batch: Any, slots: list[int], last: bool) -> dict[str, torch.Tensor]:
+        """Gradients of one batch, for both sides."""
+        batch = batch.to(self.accelerator.device)
+        draws = Draws.of(self.settings, batch.latents, slots)
+        heads = self.networks.heads
+        if heads is not None:
+            heads.requires_grad_(False)
+        with self._local(self.student, last), self.accelerator.autocast():
+            found, features = self.objective.student_losses(self.student, self.networks.target, batch, draws, heads)
+            self.accelerator.backward(found["total"] / self.slots.parts)
+        if heads is not None:
+            heads.requires_grad_(True)
+            with self._local(self.heads, last), self.accelerator.autocast():
+                found["discriminator"] = self.objective.discriminator_loss(self.heads, features)
+                self.accelerator.backward(found["discriminator"] / self.slots.parts)
+        return {name: value.detach() for name, value in found.items()}
+
+    def _local(self, network: nn.Module, last: bool) -> Any:
+        """Gradients are exchanged between processes with the last part only."""
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(network)
+
+    def _update(self, optimizer: Any, parameters: list[nn.Parameter]) -> torch.Tensor:
+        norm = self.accelerator.clip_grad_norm_(parameters, self.settings.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm.detach()
+
+    def _warm_up(self) -> None:
+        s = self.settings
+        factor = min(1.0, (self.iteration + 1) / s.warmup) if s.warmup else 1.0
+        for optimizer, rate in ((self.optimizer, s.learning_rate), (self.heads_optimizer, s.head_rate)):
+            for group in optimizer.param_groups if optimizer is not None else ():
+                group["lr"] = rate * factor
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    def _parts(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Everything that is trained, by part."""
+        networks = self.networks
+        parts = {"student.": dict(networks.trained())}
+        if networks.average is not None:
+            parts["average."] = dict(networks.trained(networks.average))
+        if networks.heads is not None:
+            parts["heads."] = networks.heads.state_dict()
+        return parts
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        found = {"optimizer.": self.optimizer, "heads_optimizer.": self.heads_optimizer}
+        return {k: getattr(o, "optimizer", o) for k, o in found.items() if o is not None}
+
+    def save(self) -> None:
+        """Writes the checkpoint (the main process); also what a run after it goes on from."""
+        if not self.accelerator.is_main_process:
+            return
+        tensors = {prefix + k: v for prefix, part in self._parts().items() for k, v in part.items()}
+        for prefix, optimizer in self._optimizers().items():
+            tensors |= checkpoint.of_optimizer(optimizer, prefix)
+        settings = json.dumps(self.settings.to_json(), sort_keys=True)
+        checkpoint.write(self.checkpoint, tensors, {"iteration": str(self.iteration), "settings": settings})
+
+    def _load(self) -> None:
+        tensors, metadata = checkpoint.read(self.checkpoint, self.accelerator.device)
+        made, ours = json.loads(metadata["settings"]), self.settings.to_json()
+        # Longer training of the same thing is the one change that keeps the curve so far.
+        if different := [k for k in ours if ours[k] != made.get(k) and "iterations" not in k]:
+            raise ValueError(
+                f"{self.checkpoint} was made with another {', '.join(different)}; choose another folder or start anew"
+            )
+        with torch.no_grad():
+            for prefix, part in self._parts().items():
+                saved = checkpoint.part(tensors, prefix)
+                for name, value in part.items():
+                    value.copy_(saved[name])
+        for prefix, optimizer in self._optimizers().items():
+            checkpoint.load_optimizer(optimizer, tensors, prefix)
+        self.iteration = int(metadata["iteration"])
+        self._forget_later_lines()
+
+    def _forget_later_lines(self) -> None:
+        """The log of iterations after the checkpoint, which are made again."""
+        log = self.folder / "log.jsonl"
+        if log.is_file() and self.accelerator.is_main_process:
+            kept = [s for s in log.read_text().splitlines() if _iteration(s) <= self.iteration]
+            log.write_text("".join(s + "\n" for s in kept))
+        self.accelerator.wait_for_everyone()
+
+
+def _iteration(line: str) -> float:
+    """Infinite for a line that was cut short."""
+    try:
+        return json.loads(line)["iteration"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")
