@@ -22,8 +22,8 @@ from vaccel.distill.stages import Samples, train
 
 CALL = {"height": 32, "width": 32, "num_frames": 9, "guidance_scale": 3.0, "max_sequence_length": 8}
 SMALL = {
-    "split": 6, "points": 10, "shift": 5.0, "guidance": 3.0, "lag": 1, "rank": 2, "alpha": 4, "head_width": 32, "batch": 4,
-    "rate": 1e-3, "detail_rate": 1e-3, "head_rate": 1e-3,
+    "split": 6, "points": 10, "shift": 5.0, "guidance": 3.0, "lag": 1, "rank": 2, "alpha": 4, "head_width": 32,
+    "batch": 4, "rate": 1e-3, "detail_rate": 1e-3, "head_rate": 1e-3,
 }  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def test_killed_and_resumed_is_the_same_curve(data, reference, tmp_path, stage):
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.wait()
-    assert 5 <= len(log.read_text().splitlines())
+    assert len(log.read_text().splitlines()) >= 5
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     whole, killed = curve(outs["whole"], stage), curve(outs["killed"], stage)
     assert [line["iteration"] for line in killed] == list(range(1, 15))
