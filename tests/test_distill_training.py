@@ -200,6 +200,30 @@ def test_checkpointing_changes_nothing(data, reference, tmp_path):
     close(reference, both_stages(data, tmp_path / "again", checkpointing=True), rtol=1e-3)
 
 
+def test_mixed_precision(data, reference, tmp_path):
+    """A teacher in bf16: what is trained is fp32 and follows the fp32 training's curve as far as bf16 goes."""
+    script = (
+        "import sys; sys.path.insert(0, {tests!r})\n"
+        "import tiny, torch; from accelerate import Accelerator; from test_distill_training import settings\n"
+        "from vaccel.distill.stages import train\n"
+        "for stage in ('semantic', 'detail'):\n"
+        "    pipe = tiny.wan_pipeline()\n"
+        "    pipe.transformer.bfloat16()\n"
+        "    train(pipe, {data!r}, {out!r}, settings(stage), accelerator=Accelerator(mixed_precision='bf16', cpu=True))\n"
+    ).format(tests=str(Path(__file__).parent), data=str(data), out=str(tmp_path))
+    subprocess.run([sys.executable, "-c", script], check=True, stderr=subprocess.DEVNULL)
+    assert {t.dtype for t in load_file(tmp_path / "detail.safetensors").values()} == {torch.bfloat16}
+    kept = load_file(tmp_path / "training" / "detail" / "checkpoint.safetensors")
+    assert {t.dtype for k, t in kept.items() if k.startswith("student.")} == {torch.float32}
+    for stage in ("semantic", "detail"):
+        for one, two in zip(curve(tmp_path, stage), curve(reference, stage), strict=True):
+            assert one["consistency"] == pytest.approx(two["consistency"], rel=0.3)
+    pipe = tiny.wan_pipeline()
+    pipe.transformer.bfloat16()
+    with pytest.raises(ValueError, match="train with mixed precision"):
+        train(pipe, data, tmp_path / "none", settings("semantic"))
+
+
 def test_samples_on_the_way(data, tmp_path):
     pipe = tiny.wan_pipeline()
     samples = Samples(("a cat",), every=2, steps=2)

@@ -33,10 +33,10 @@ from typing import Annotated
 import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..distill import checkpoint
 from . import family, shapes
 from .vae import PatchTransformVAE
 
@@ -175,39 +175,23 @@ class Trainer:
         tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
         tensors |= {f"vae.{k}": v for k, v in self.vae.state_dict().items()}
         for i, optimizer in enumerate(self.optimizers):
-            for index, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{i}.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
-        tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+            tensors |= checkpoint.of_optimizer(optimizer, f"optimizer.{i}.")
         vae = {k: v for k, v in self.vae.config.items() if not k.startswith("_")}
         meta = {"step": str(self.step), "vae": json.dumps(vae)} | self.settings
-        partial = self.checkpoint.with_suffix(".partial")
-        save_file(tensors, partial, metadata=meta)
-        partial.replace(self.checkpoint)
+        checkpoint.write(self.checkpoint, tensors, meta)
 
     def resume(self) -> None:
         """Loads the checkpoint; raises ``ValueError`` if it was made with other settings."""
-        from safetensors import safe_open
-
-        with safe_open(self.checkpoint, "pt") as f:
-            meta = f.metadata()
+        tensors, meta = checkpoint.read(self.checkpoint, self.device)
         made = {name: meta.get(name) for name in self.settings}
         if made != self.settings:
             raise ValueError(f"{self.checkpoint} was made with {made}, not with {self.settings}")
-        tensors = load_file(self.checkpoint, device=self.device)
-
-        def part(prefix):
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.models.load_state_dict(part("model."))
-        self.ema.load_state_dict(part("ema."))
+        self.models.load_state_dict(checkpoint.part(tensors, "model."))
+        self.ema.load_state_dict(checkpoint.part(tensors, "ema."))
         self.vae = PatchTransformVAE(**json.loads(meta["vae"]))
-        self.vae.load_state_dict(part("vae."))
+        self.vae.load_state_dict(checkpoint.part(tensors, "vae."))
         for i, optimizer in enumerate(self.optimizers):
-            state: dict[int, dict] = {}
-            for key, value in part(f"optimizer.{i}.").items():
-                index, name = key.split(".", 1)
-                state.setdefault(int(index), {})[name] = value
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            checkpoint.load_optimizer(optimizer, tensors, f"optimizer.{i}.")
         self.step = int(meta["step"])
 
     def export(self) -> None:

@@ -16,7 +16,7 @@ from .settings import Distillation
 
 
 class Networks(nn.Module):
-    """What a stage trains.
+    """What a stage trains; trained weights are in fp32 at the least, whatever the teacher's are.
 
     Attributes:
         student: computes with the parameters that are trained.
@@ -41,6 +41,10 @@ class Networks(nn.Module):
             self.student = copy.deepcopy(teacher).requires_grad_(True)
             average = copy.deepcopy(self.student) if settings.ema else None
         self.average = average
+        for network in (self.student, average):
+            if network is not None:  # small steps would vanish in a half-precision weight
+                for p in self.trained(network).values():
+                    p.data = p.data.float() if p.element_size() < 4 else p.data
         self.heads = None
         if settings.discriminates:
             blocks = getattr(teacher, family.blocks)

@@ -55,7 +55,7 @@ def train(
     Killed or interrupted, the same call goes on from the last checkpoint, to the same loss curve.
 
     Args:
-        pipe: the teacher's pipeline, with one transformer.
+        pipe: the teacher's pipeline, with one transformer; it is moved to the accelerator's device and stays there.
         data: what ``prepare`` wrote with this pipeline.
         settings: the stage; a detail stage finds the semantic expert in ``out``.
         call: arguments of the pipeline's call for the sampled clips.

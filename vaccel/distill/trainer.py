@@ -38,7 +38,8 @@ class Trainer:
         checkpointing: compute activations again instead of keeping them (gradient checkpointing).
         workers: processes that read ahead.
 
-    Raises ``ValueError`` for a batch that does not divide, or a checkpoint of other settings.
+    Raises ``ValueError`` for a batch that does not divide, a teacher in half precision without mixed precision, or a
+    checkpoint of other settings.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class Trainer:
     ):
         self.settings, self.shards, self.folder, self.workers = settings, shards, folder, workers
         self.accelerator = accelerator or Accelerator()
-        world = self.accelerator.num_processes
+        world, dtype = self.accelerator.num_processes, next(teacher.parameters()).dtype
+        if dtype.itemsize < 4 and self.accelerator.mixed_precision == "no":
+            raise ValueError(f"the teacher is in {dtype}: train with mixed precision (bf16), or load it in float32")
         self.slots = Slots(
             len(shards), settings.batch, seed=settings.seed, rank=self.accelerator.process_index, world=world,
             parts=parts,
