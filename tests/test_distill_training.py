@@ -200,17 +200,23 @@ def test_checkpointing_changes_nothing(data, reference, tmp_path):
     close(reference, both_stages(data, tmp_path / "again", checkpointing=True), rtol=1e-3)
 
 
+MIXED = """
+import sys
+sys.path.insert(0, {tests!r})
+import tiny
+from accelerate import Accelerator
+from test_distill_training import settings
+from vaccel.distill.stages import train
+for stage in ("semantic", "detail"):
+    pipe = tiny.wan_pipeline()
+    pipe.transformer.bfloat16()
+    train(pipe, {data!r}, {out!r}, settings(stage), accelerator=Accelerator(mixed_precision="bf16", cpu=True))
+"""
+
+
 def test_mixed_precision(data, reference, tmp_path):
     """A teacher in bf16: what is trained is fp32 and follows the fp32 training's curve as far as bf16 goes."""
-    script = (
-        "import sys; sys.path.insert(0, {tests!r})\n"
-        "import tiny, torch; from accelerate import Accelerator; from test_distill_training import settings\n"
-        "from vaccel.distill.stages import train\n"
-        "for stage in ('semantic', 'detail'):\n"
-        "    pipe = tiny.wan_pipeline()\n"
-        "    pipe.transformer.bfloat16()\n"
-        "    train(pipe, {data!r}, {out!r}, settings(stage), accelerator=Accelerator(mixed_precision='bf16', cpu=True))\n"
-    ).format(tests=str(Path(__file__).parent), data=str(data), out=str(tmp_path))
+    script = MIXED.format(tests=str(Path(__file__).parent), data=str(data), out=str(tmp_path))
     subprocess.run([sys.executable, "-c", script], check=True, stderr=subprocess.DEVNULL)
     assert {t.dtype for t in load_file(tmp_path / "detail.safetensors").values()} == {torch.bfloat16}
     kept = load_file(tmp_path / "training" / "detail" / "checkpoint.safetensors")
