@@ -76,7 +76,9 @@ def train(
         steps = iterations if semantic else 2 * iterations
         if semantic:
             out.mkdir(parents=True, exist_ok=True)
-            (out / "semantic.safetensors").write_bytes((folder / semantic / "semantic.safetensors").read_bytes())
+            for name in ("semantic.safetensors", "dual_expert.json"):
+                if not (out / name).is_file():
+                    (out / name).write_bytes((folder / semantic / name).read_bytes())
         distill("demo", *common, *arguments, "--iterations", str(steps), "--out", str(out))
 
 

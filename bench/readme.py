@@ -192,6 +192,51 @@ def mixcache() -> str:
     return "\n".join(lines) + "\n\n" + note + _source("cpu/mixcache", data)
 
 
+def distill() -> str:
+    """The dual expert's variants and the teacher in few steps."""
+    data = _read("cpu/distill")
+    lines = [
+        "| | steps | caption right | speedup | change | unevenness | sharpness | PSNR dB to the teacher |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    named = {**data["variants"], "all": data["variants"]["all"] + " (shipped)"}
+    for name, e in data["summary"].items():
+        which, steps = name.rsplit(" ", 1)
+        ratios = " | ".join(f"{e[k][1]:.2f}" for k in ("change", "unevenness", "sharpness"))
+        psnr = "" if steps == "50" else f"{e['psnr']:.1f}"
+        share = f"{100 * e['caption']:.0f} %"
+        lines.append(f"| {named.get(which, which)} | {steps} | {share} | {e['speedup'][1]:.1f} | {ratios} | {psnr} |")
+    note = f"{len(data['prompts'])} held-out captions. "
+    return "\n".join(lines) + "\n\n" + note + _source("cpu/distill", data)
+
+
+def distill_cost() -> str:
+    """Memory and time of the experts, memory of their training."""
+    data = _read("cpu/distill_cost")
+
+    def mib(n: float) -> str:
+        return f"{n / 2**20:.1f}"
+
+    lora, merged = data["experts"]["lora"], data["experts"]["merged"]
+    ms = [f"{1000 * e['step_seconds'][k][1]:.1f}" for e in (lora, merged) for k in (1, 3)]
+    lines = [
+        "| | MiB in fp32 | ms a step: semantic, detail |",
+        "| --- | --- | --- |",
+        f"| base alone | {mib(data['base_bytes'])} | |",
+        f"| base, LoRA and fresh layers | {mib(data['base_bytes'] + lora['detail'])} | {ms[0]}, {ms[1]} |",
+        f"| the same, merged | {mib(data['base_bytes'] + merged['detail'])} | {ms[2]}, {ms[3]} |",
+        f"| two full models | {mib(data['two_full_bytes'])} | |",
+    ]
+    peaks = {k: mib(v["peak"] - v["before"]) for k, v in data["training"].items()}
+    note = (
+        f"The detail expert's first step of eight takes {100 * data['switch']['excess_share']:+.1f} % of a step longer "
+        "than its others: changing over is within the noise. Training the semantic expert on 16 clips at once takes "
+        f"{peaks['no checkpointing']} MiB beyond the loaded pipeline, with gradient checkpointing "
+        f"{peaks['checkpointing']}. "
+    )
+    return "\n".join(lines) + "\n\n" + note + _source("cpu/distill_cost", data)
+
+
 def fill(text: str) -> str:
     """The README with every generated part made anew."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,12 +62,9 @@ def reference(data, tmp_path_factory):
     return both_stages(data, tmp_path_factory.mktemp("reference"))
 
 
-def same(a: Path, b: Path, rtol=0.0, atol=0.0):
-    for name in ("semantic.safetensors", "detail.safetensors"):
-        one, two = load_file(a / name), load_file(b / name)
-        assert one.keys() == two.keys()
-        for key in one:
-            torch.testing.assert_close(one[key], two[key], rtol=rtol, atol=atol)
+def semantic_of(reference: Path, out: Path):
+    """The reference's experts without its training: a detail stage there begins anew on the same semantic expert."""
+    shutil.copytree(reference, out, ignore=shutil.ignore_patterns("training"))
 
 
 def close(a: Path, b: Path, rtol):
@@ -95,6 +93,8 @@ def test_what_is_trained_and_what_is_not(data, tmp_path):
     assert all(torch.any(v != 0) for k, v in detail.items() if "lora_B" in k)
     lines = curve(out, "detail")
     assert [line["iteration"] for line in lines] == [1, 2, 3, 4]
+    described = json.loads((out / "dual_expert.json").read_text())
+    assert list(described["training"]) == ["semantic", "detail"]
     assert set(lines[0]) == {
         "iteration", "consistency", "adversarial", "matching", "total", "discriminator", "gradient",
     }  # fmt: skip
@@ -116,9 +116,8 @@ def test_the_saved_experts_run(reference):
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_stopped_and_resumed_is_the_same_curve(data, reference, tmp_path, stage, ema):
     def run(out, steps, stop=None):
-        (out / "training").mkdir(parents=True, exist_ok=True)
-        if stage == "detail" and not (out / "semantic.safetensors").exists():
-            (out / "semantic.safetensors").write_bytes((reference / "semantic.safetensors").read_bytes())
+        if stage == "detail" and not out.exists():
+            semantic_of(reference, out)
 
         def progress(done, total, what):
             if done == stop:
@@ -160,10 +159,9 @@ def process(data, out, stages=("semantic", "detail"), steps=4, parts=1):
 def test_killed_and_resumed_is_the_same_curve(data, reference, tmp_path, stage):
     """kill -9, at whatever point it hits after the first checkpoint."""
     outs = {name: tmp_path / name for name in ("whole", "killed")}
-    for out in outs.values():
-        out.mkdir()
-        if stage == "detail":
-            (out / "semantic.safetensors").write_bytes((reference / "semantic.safetensors").read_bytes())
+    if stage == "detail":
+        for out in outs.values():
+            semantic_of(reference, out)
     train(tiny.wan_pipeline(), data, outs["whole"], settings(stage, 14), save_every=2)
     command = [sys.executable, "-c", process(data, outs["killed"], [stage], steps=14)]
     running = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -251,6 +249,9 @@ def test_refusals(data, reference, tmp_path):
     with pytest.raises(ValueError, match="prepare the data"):
         train(other, data, tmp_path, settings("semantic"))
     train(pipe, data, tmp_path / "made", settings("semantic", 1))
+    for change in ({"split": 5}, {"shift": 3.0}):
+        with pytest.raises(ValueError, match="the same split, points and shift"):
+            train(pipe, data, tmp_path / "made", settings("detail", 1, **change))
     with pytest.raises(ValueError, match=r"made with another (rate|batch)"):
         train(pipe, data, tmp_path / "made", settings("semantic", 2, rate=1e-2))
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from ..calibrate.samples import Progress, silent
-from ..expert_files import DETAIL, SEMANTIC, save_experts
+from ..expert_files import SEMANTIC, read_experts, save_experts
 from ..families import Family, find
 from ..methods import DualExpert
 from ..trajectory import Trajectory
@@ -47,6 +47,7 @@ def train(
     save_every: int = 100,
     samples: Samples | None = None,
     dtype: torch.dtype | None = None,
+    base: str = "",
     progress: Progress = silent,
 ) -> Path:
     """Trains one stage of a dual expert into the folder ``out``, which ``vaccel.DualExpert`` then runs with.
@@ -63,6 +64,7 @@ def train(
         save_every: iterations between checkpoints.
         samples: what to sample on the way; nothing if left out.
         dtype: of the saved weights; the teacher's own if left out.
+        base: the name that the saved experts give the model they were made from; the pipeline's own if left out.
         progress: told (iterations done, in all, the losses in words).
 
     Raises ``ValueError`` for a pipeline of two transformers, data of another model, settings that do not fit the
@@ -73,22 +75,36 @@ def train(
     out, teacher = Path(out), pipe.transformer
     described = find(teacher, family)
     shards = Shards(data, model=teacher)
-    semantic = out / SEMANTIC if settings.stage == "detail" else None
-    if semantic is not None and not semantic.is_file():
-        raise ValueError(f"{out} has no semantic expert yet: train --stage semantic there first")
     trajectory = Trajectory.of(pipe.scheduler, settings.shift)
+    semantic = _semantic(out, settings, trajectory) if settings.stage == "detail" else None
     trained = [(p, p.requires_grad) for p in teacher.parameters()]
     trainer = Trainer(
         settings, teacher, described, trajectory, shards, out / "training" / settings.stage, semantic=semantic,
         accelerator=accelerator, parts=parts, checkpointing=checkpointing, workers=workers,
     )  # fmt: skip
-    run = _Run(pipe, trainer, trajectory, out, dict(call or {}), samples, dtype or next(teacher.parameters()).dtype)
+    base = base or getattr(pipe, "name_or_path", None) or type(pipe).__name__
+    dtype = dtype or next(teacher.parameters()).dtype
+    run = _Run(pipe, trainer, trajectory, out, dict(call or {}), samples, dtype, base)
     try:
         run.to_the_end(save_every, progress)
     finally:
         for p, requires in trained:
             p.requires_grad_(requires)
     return out
+
+
+def _semantic(out: Path, settings: Distillation, trajectory: Trajectory) -> Path:
+    """Weights of the semantic expert that a detail stage stands on.  Raises ``ValueError`` where it cannot."""
+    try:
+        saved = read_experts(out)
+    except ValueError as error:
+        raise ValueError(f"{out} has no semantic expert yet: train --stage semantic there first ({error})") from None
+    if (saved.boundary, saved.trajectory) != (settings.boundary, trajectory):
+        raise ValueError(
+            f"the semantic expert in {out} ends elsewhere or follows another path: give both stages the same split, "
+            "points and shift"
+        )
+    return out / SEMANTIC
 
 
 @dataclasses.dataclass
@@ -102,6 +118,7 @@ class _Run:
     call: dict[str, Any]
     samples: Samples | None
     dtype: torch.dtype
+    base: str
 
     def to_the_end(self, save_every: int, progress: Progress) -> None:
         trainer, total = self.trainer, self.trainer.settings.steps
@@ -133,6 +150,7 @@ class _Run:
         settings, networks = self.trainer.settings, self.trainer.networks
         result = {k: self._cast(v) for k, v in networks.result.items()}
         detail = settings.stage == "detail"
+        before = read_experts(self.out).training if detail else {}
         save_experts(
             self.out,
             self.pipe.transformer,
@@ -141,12 +159,10 @@ class _Run:
             semantic=load_file(self.out / SEMANTIC) if detail else result,
             detail=result if detail else None,
             adapter=networks.adapter,
-            base=getattr(self.pipe, "name_or_path", "") or "",
+            base=self.base,
             guidance={"scale": settings.guidance},
-            training={settings.stage: {**settings.to_json(), "iteration": self.trainer.iteration}},
+            training={**before, settings.stage: {**settings.to_json(), "iteration": self.trainer.iteration}},
         )
-        if not detail:  # an older detail expert stood on other weights
-            (self.out / DETAIL).unlink(missing_ok=True)
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().to("cpu", self.dtype if tensor.is_floating_point() else tensor.dtype)
