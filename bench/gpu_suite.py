@@ -6,6 +6,7 @@
     python bench/gpu_suite.py graphs                # steps eager and captured; launches, syncs and allocations
     python bench/gpu_suite.py actions --size Wan2.1-14B        # what each action costs, in every mode
     python bench/gpu_suite.py runs --size Wan2.1-14B --only DirectionMagnitude      # 50-step runs and their ratios
+    python bench/gpu_suite.py experts --size Wan2.1-14B        # two experts over one model: time and memory
 
 Every part writes ``bench/results/<gpu>/<part>.json`` (or under ``--out``) with device, driver, versions and commit, and
 prints it.  ``--dry`` runs the same lines at tiny sizes without a GPU, into out/dry: what CI can check of it.
@@ -227,6 +228,53 @@ def runs(
             "published": published, "source": source,
         }  # fmt: skip
     save(f"runs_{about['size']}", payload, dry, out)
+
+
+def random_experts(pipe: Any, folder: Path, rank: int) -> Path:
+    """The base itself as the semantic expert, LoRA and fresh layers of a real shape for the detail expert."""
+    from vaccel.expert_files import save_experts
+    from vaccel.experts import Adapter, adapted, own_parameters
+    from vaccel.families import find
+    from vaccel.trajectory import Trajectory
+
+    family = find(pipe.transformer)
+    adapter = Adapter(rank, 2 * rank, family.attention_targets, family.fresh)
+    own = own_parameters(adapted(pipe.transformer, adapter), adapter)
+    detail = {k: p + 1e-3 * torch.randn_like(p) for k, p in own.items()}
+    return save_experts(
+        folder, pipe.transformer, trajectory=Trajectory("flow", 17.0), boundary=0.7, detail=detail, adapter=adapter
+    )
+
+
+@app.command()
+def experts(size: Size = "Wan2.1-14B", dry: Dry = False, out: Out = None) -> None:
+    """Eight steps by two experts over one model: every step's time in every mode, and the memory beside the base."""
+    import tempfile
+
+    import e2e
+
+    import vaccel
+
+    pipe, small, about = models(dry, size, "Wan2.1-1.3B", "480p")
+    del small
+    allocated = torch.cuda.memory_allocated if not dry else lambda: 0
+    payload: dict[str, Any] = {**about, "base_bytes": allocated(), "modes": {}}
+    payload["full_steps_ms"] = e2e.run(pipe, about["clip"], 3)
+    modes: dict[str, dict[str, Any]] = {"lora": {}, "merged": {}}
+    if not dry:
+        modes["lora, cuda graphs"] = {"cuda_graphs": True}
+    with tempfile.TemporaryDirectory() as folder:
+        saved = random_experts(pipe, Path(folder), 2 if dry else 128)
+        for mode, options in modes.items():
+            with vaccel.accelerate(pipe, vaccel.DualExpert(saved, 8, mode == "merged"), **options) as handle:
+                e2e.run(pipe, about["clip"], 8)  # warm-up and capture
+                times = e2e.run(pipe, about["clip"], 8)
+                payload["modes"][mode] = {
+                    "steps_ms": times, "first_detail_step_excess": times[4] / sorted(times[5:])[1] - 1,
+                    "bytes": handle.expert_bytes, "allocated": allocated(), "refused": handle.refused,
+                    "timeline": handle.trace.timeline(),
+                }  # fmt: skip
+    save(f"experts_{about['size']}", payload, dry, out)
 
 
 if __name__ == "__main__":

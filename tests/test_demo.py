@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import wan_transformer
 
+import vaccel
 from vaccel import demo
 from vaccel.demo import family, shapes
 from vaccel.demo.train import Trainer, learning_rate
@@ -88,6 +89,23 @@ def test_the_shipped_model_draws_what_it_is_told():
     loaded.pipe.transformer = loaded.small
     assert large >= 6, "chance is below one in a hundred a clip"
     assert right() < large
+
+
+def test_the_shipped_experts_draw_what_they_are_told_in_four_steps():
+    """Eight held-out captions with one shape and eight with two, fixed seeds; of 32, beside others: bench/results."""
+    from vaccel.demo.checker import check
+
+    loaded = demo.load()
+    held_out = shapes.held_out_captions(64)
+    captions = [c for c in held_out if " and " not in c][:8] + [c for c in held_out if " and " in c][:8]
+    generator = [torch.Generator().manual_seed(i) for i in range(16)]
+    with vaccel.accelerate(loaded.pipe, vaccel.DualExpert(loaded.folder / "dual_expert", steps=4)) as handle:
+        frames = loaded.pipe(captions, generator=generator, **loaded.call).frames
+    assert handle.trace.timeline() == "eeee"
+    assert handle.trace.calls == {"large": 4, "small": 0}
+    right = [check(clip, caption).correct for clip, caption in zip(frames, captions, strict=True)]
+    assert sum(right[:8]) >= 7, "chance is below one in a hundred a clip"
+    assert sum(right) >= 11
 
 
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path):

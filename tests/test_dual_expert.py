@@ -6,6 +6,7 @@ import copy
 import functools
 import gc
 import json
+import os
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from test_compile import close, counting
 from test_graphs import rehearsal
 
 import vaccel
-from vaccel import expert_files, expert_weights
+from vaccel import artifacts, expert_files, expert_weights
 from vaccel.expert_files import read_experts, save_experts
 from vaccel.experts import Adapter, adapted, own_parameters
 from vaccel.integrations.sampler import ExpertScheduler
@@ -584,6 +585,28 @@ def test_no_pipeline_no_weights(folder, small):
 # -- saving ------------------------------------------------------------------------------------------------------------
 
 
+def test_loaded_is_the_folder():
+    assert vaccel.DualExpert.load(Path("some") / "folder", steps=6) == vaccel.DualExpert("some/folder", steps=6)
+
+
+def test_files_are_readable_as_any_other(tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = make(tmp_path)
+    finally:
+        os.umask(before)
+    assert {oct(p.stat().st_mode & 0o777) for p in folder.iterdir()} == {"0o640"}
+
+
+def test_tensors_that_share_memory_are_saved_as_they_are(tmp_path):
+    whole = torch.arange(12.0).view(3, 4)
+    tensors = {"whole": whole, "turned": whole.T, "row": whole[1]}
+    (tmp_path / "t.safetensors.partial").write_text("left behind")
+    artifacts.save_tensors(tmp_path / "t.safetensors", tensors, {"step": "3"})
+    assert [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]
+    assert all(torch.equal(t, tensors[k]) for k, t in load_file(tmp_path / "t.safetensors").items())
+
+
 def test_an_interrupted_save_leaves_no_half(tmp_path, monkeypatch):
     folder = make(tmp_path)
     saved = read_experts(folder)
@@ -596,7 +619,7 @@ def test_an_interrupted_save_leaves_no_half(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(expert_files, "save_file", fail)
+        patch.setattr(expert_files.artifacts, "save_file", fail)
         with pytest.raises(OSError, match="disk full"):
             make(tmp_path, kind="full")
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

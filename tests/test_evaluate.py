@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
 import tiny
 
 import vaccel
-from vaccel import artifacts
+from vaccel import artifacts, cli
 from vaccel.evaluate import compare, metrics, parse_contender, write_report
 from vaccel.evaluate.clips import contact_sheet, data_uri, write_video
 from vaccel.evaluate.observations import observe
+from vaccel.expert_files import save_experts
+from vaccel.trajectory import Trajectory
 
 CALL = {k: v for k, v in tiny.WAN_CALL.items() if k != "output_type"} | {"num_inference_steps": 20}
 
@@ -34,9 +37,35 @@ def test_contenders_are_read_as_they_would_be_called(tmp_path):
     assert parse_contender("TeaCache(0.2, artifact='t.json')", tmp_path).method.coefficients == (1.0, 0.0)
 
 
+def test_experts_are_looked_for_where_artifacts_are(tmp_path):
+    (tmp_path / "experts").mkdir()
+    here, text = str(tmp_path / "experts"), "DualExpert(folder='experts', steps=3)"
+    found = parse_contender(text, tmp_path)
+    assert found.method == vaccel.DualExpert(here, steps=3)
+    assert (found.label, found.group, found.num_steps) == (text, "DualExpert", 3)
+    assert parse_contender("DualExpert('experts')", tmp_path).method.folder == here
+    assert parse_contender("DualExpert(artifact='experts')", tmp_path).method.folder == here
+    assert parse_contender(f"DualExpert({here!r})", tmp_path / "no").method.folder == here
+    assert parse_contender("DualExpert('someone/experts')", tmp_path).method.folder == "someone/experts"
+
+
+def test_the_demo_compares_what_is_there(tmp_path):
+    for name in ("teacache.json", "mixcache.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "dual_expert").mkdir()
+    there = cli._default_methods(tmp_path)
+    assert "DualExpert(folder='dual_expert', steps=4)" in there
+    assert "TeaCache(artifact='teacache.json', threshold=0.1)" in there
+    assert not any("lemica" in m or "teacache_small" in m for m in there)
+    (tmp_path / "dual_expert").rmdir()
+    assert not any("DualExpert" in m for m in cli._default_methods(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("DualExpert()", "folder"),
+        ("DualExpert('x', steps=1)", "at least 2"),
         ("TeaCache", "not written like a call"),
         ("TeaCache(", "not written like a call"),
         ("Magic(1)", "unknown method 'Magic'"),
@@ -109,7 +138,51 @@ def test_the_report_stands_alone(comparison, wan, small, tmp_path):
     assert page.count("<svg") == 2
     assert not re.search(r'(src|href)="(?!data:|#)', page), "the page fetches something"
     assert (tmp_path / "contact_sheet_0.png").stat().st_size > 1000
+    assert "Distilled experts" not in page
+    assert "noise levels" not in page
     assert set(seen.direction) == {"small", "residual, lag 1", "residual, lag 3", "residual, lag 6"}
+
+
+@pytest.fixture
+def experts(wan, tmp_path):
+    """A folder of experts of another seed's weights, with a diagnosis beside them."""
+    folder = tmp_path / "experts"
+    state = tiny.wan_transformer(5).state_dict()
+    path = Trajectory(shift=5.0)
+    save_experts(folder, wan.transformer, trajectory=path, boundary=0.7, semantic=state)
+    curve = {"points": [0, 5, 9], "sigma": [0.3, 0.8, 1.0], "loss": [1e-4, 1e-2, 0.1], "gradient": [0.1, 1.0, 5.0]}
+    curve |= {"boundary": 0.9, "settings": {}}
+    (folder / "diagnosis.json").write_text(json.dumps({"curves": {"teacher": curve, "trained": curve}}))
+    return folder
+
+
+def test_experts_are_compared_and_their_diagnosis_is_shown(experts, wan, tmp_path):
+    contenders = [parse_contender(f"DualExpert('experts', steps={n})", tmp_path) for n in (2, 4)]
+    call = {**CALL, "num_inference_steps": 6}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = compare(wan, contenders, ["a red cat runs"], call=call, checker=lambda c, p: {"right": 1.0})
+    assert [r.timeline for r in result.rows] == ["ee", "eeee"]
+    assert [r.forwards for r in result.rows] == [{"large": 2, "small": 0}, {"large": 4, "small": 0}]
+    page = write_report(result, tmp_path / "out", title="t", facts={}).read_text()
+    assert "the checker's score of the clip itself (right) is" in page
+    assert page.count("Loss and gradient over the noise levels") == 1
+    assert page.count("<svg") == 2
+    for text in ("semantic", "detail", "consistency loss", "gradient norm", "teacher", "trained"):
+        assert f"<!-- {text} -->" in page, "matplotlib writes the words beside their outlines"
+    data = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert data["noise_levels"][0]["trained"]["loss"] == [1e-4, 1e-2, 0.1]
+    (experts / "diagnosis.json").write_text("{}")
+    with pytest.warns(UserWarning, match="not what `vaccel distill diagnose` writes"):
+        page = write_report(result, tmp_path / "out", title="t", facts={}).read_text()
+    assert "noise levels" not in page
+
+
+def test_experts_are_asked_for_the_steps_they_make(experts, wan, tmp_path):
+    contender = parse_contender("DualExpert('experts', steps=3)", tmp_path)
+    with contender.applied(wan, None) as handle:
+        wan("a red cat runs", **{**CALL, "num_inference_steps": contender.num_steps})
+        assert handle.trace.notes == []
 
 
 def test_ctrl_c_keeps_what_was_done(wan, small, tmp_path):

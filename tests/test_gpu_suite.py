@@ -47,6 +47,15 @@ def test_actions(suite, tmp_path):
     assert all(step["median"] > 0 for step in data["steps_ms"]["eager"].values())
 
 
+def test_experts(suite, tmp_path):
+    data = ran(suite, tmp_path, "experts")
+    assert set(data["modes"]) == {"lora", "merged"}
+    for mode in data["modes"].values():
+        assert mode["timeline"] == "e" * 8
+        assert len(mode["steps_ms"]) == 8
+        assert mode["bytes"]["detail"] > 0
+
+
 def test_runs(suite, tmp_path):
     data = ran(suite, tmp_path, "runs")
     assert data["not_run"] == []

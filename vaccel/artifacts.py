@@ -1,11 +1,18 @@
-"""Calibration artifacts: JSON that says what was measured, on which model, and how; sealed against edits."""
+"""Files written whole or not at all: calibration artifacts, which are JSON sealed against edits, and tensors.
+
+An artifact says what was measured, on which model, and how.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import save_file
 
 SCHEMA = 2
 #: (name, value) pairs, plain data: the model and scheduler of a calibration, as a calibrated method carries them.
@@ -41,6 +48,24 @@ def write(path: str | Path, data: dict[str, Any]) -> None:
     partial.replace(path)
 
 
+def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file and replaces the last one in one move: an interrupted write leaves that one whole.
+
+    Tensors may be strided and share memory, which the format itself does not allow.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode  # as the umask has it; safetensors' own files are for their owner alone
+        save_file(_savable(tensors), partial, metadata=metadata)
+        partial.chmod(mode)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def fitted(artifact: dict[str, Any]) -> Fitted:
     """What an artifact's method is bound to."""
     scheduler = artifact["scheduler"]
@@ -51,3 +76,15 @@ def fitted(artifact: dict[str, Any]) -> Fitted:
 
 def _digest(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _savable(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors, contiguous and each with memory of its own, as the format wants them."""
+    seen, out = set(), {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().contiguous()
+        if tensor.untyped_storage().data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        out[name] = tensor
+    return out

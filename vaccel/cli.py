@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 app = typer.Typer(no_args_is_help=True, help="Diffusion video generation several times faster, faithful to the model.")
-calibrate_app = typer.Typer(no_args_is_help=True, help="Measure what a method needs to know of a model.")
-app.add_typer(calibrate_app, name="calibrate")
 console = Console()
 
 Pipeline = Annotated[
@@ -36,6 +34,7 @@ Call = Annotated[
     list[str] | None,
     typer.Option("--call", help="Argument of the pipeline's call as name=value, such as height=480. Repeat for more."),
 ]
+DTYPES = ("float32", "bfloat16", "float16")
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 
 
@@ -45,27 +44,26 @@ class _Loaded:
     def __init__(self, name: str, small: str | None, call: list[str] | None, dtype: str):
         import torch
 
-        kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        if dtype not in kinds:
-            raise typer.BadParameter(f"{dtype!r} is not one of {', '.join(kinds)}", param_hint="--dtype")
+        _one_of("--dtype", dtype, DTYPES)
+        kind = getattr(torch, dtype)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.checker = None
         if name == "demo":
             from vaccel import demo
 
-            family = demo.load(dtype=kinds[dtype])
+            family = demo.load(dtype=kind)
             self.pipe, self.small, self.call = family.pipe, family.small, family.call
             self.folder, self.checker = family.folder, _caption_score
         else:
             from diffusers import DiffusionPipeline
 
-            self.pipe = DiffusionPipeline.from_pretrained(name, dtype=kinds[dtype])
+            self.pipe = DiffusionPipeline.from_pretrained(name, dtype=kind)
             self.pipe.set_progress_bar_config(disable=True)
             self.small, self.call, self.folder = None, {}, Path.cwd()
         if small is not None:
             transformer = type(self.pipe.transformer)
             sub = {"subfolder": "transformer"} if (Path(small) / "transformer").is_dir() else {}
-            self.small = transformer.from_pretrained(small, dtype=kinds[dtype], **sub).eval()
+            self.small = transformer.from_pretrained(small, dtype=kind, **sub).eval()
         self.pipe.to(device)
         if self.small is not None:
             self.small.to(device)
@@ -76,6 +74,12 @@ def _caption_score(clip: Any, prompt: str) -> dict[str, float]:
     from vaccel.demo.checker import check
 
     return {"caption": float(check(clip, prompt).correct)}
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuses a value that is none of those known."""
+    if value not in known:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}", param_hint=option)
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -105,7 +109,7 @@ def _bar() -> Progress:
 
 def _refuse(error: Exception) -> None:
     """A clear line instead of a traceback."""
-    console.print(f"[red]error:[/red] {error}", highlight=False, markup=True)
+    console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(2)
 
 
@@ -235,8 +239,8 @@ def compare(
 def _default_methods(folder: Path) -> list[str]:
     from vaccel.demo import family
 
-    named = {m: re.findall(r"artifact='([^']+)'", m) for m in family.METHODS}
-    return [m for m, files in named.items() if all((folder / f).is_file() for f in files)]
+    named = {m: re.findall(r"(?:artifact|folder)='([^']+)'", m) for m in family.METHODS}
+    return [m for m, paths in named.items() if all((folder / p).exists() for p in paths)]
 
 
 def _in_grammar(prompt: str) -> bool:
@@ -283,137 +287,16 @@ def _summary_table(result: Any) -> Table:
     return table
 
 
-Artifact = Annotated[Path, typer.Option(help="Artifact to write or go on with.")]
-
-
-def _calibrated(
-    pipeline: str, small: str | None, call: list[str] | None, dtype: str, steps: int, out: Path,
-    prompt: list[str] | None, prompts: Path | None, measure: Callable[..., dict[str, Any]], *, of_small: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """What ``measure(loaded, prompts, path, call=..., progress=...)`` returns, with progress and clear refusals."""
-    from vaccel.demo import family
-
-    try:
-        loaded = _Loaded(pipeline, small, call, dtype)
-        if of_small:
-            if loaded.small is None:
-                raise typer.BadParameter("there is no small model: pass --small", param_hint="--of-small")
-            loaded.pipe.transformer = loaded.small
-        chosen = _prompts(prompt, prompts, family.calibration_captions(8) if pipeline == "demo" else None)
-        with _bar() as bar:
-            task = bar.add_task("starting", total=1)
-            return measure(
-                loaded, chosen, out, call={"num_inference_steps": steps, **loaded.call},
-                progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what[:70]),
-            )  # fmt: skip
-    except (ValueError, OSError) as error:
-        _refuse(error)
-    except KeyboardInterrupt:
-        console.print(f"stopped; {out} keeps what was measured, the same command goes on")
-        raise typer.Exit(130) from None
-
-
-@calibrate_app.command("teacache")
-def calibrate_teacache(
-    pipeline: Pipeline = "demo",
-    out: Artifact = Path("teacache.json"),
-    prompt: Prompts = None,
-    prompts: PromptFile = None,
-    seed: Seeds = [0],  # noqa: B006
-    steps: Steps = 50,
-    call: Call = None,
-    retention: Annotated[bool, typer.Option(help="Fit for the retention mode (projected embedding).")] = False,
-    small: Small = None,
-    of_small: Annotated[bool, typer.Option("--of-small", help="Fit for the small model instead.")] = False,
-    dtype: Dtype = "float32",
-) -> None:
-    """Fit TeaCache's coefficients by full runs of a model. Resumable: run it again after Ctrl-C."""
-    from vaccel.calibrate import calibrate_teacache as run
-
-    def measure(loaded: _Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
-        return run(loaded.pipe, chosen, path, seeds=seed, retention=retention, **options)
-
-    data = _calibrated(pipeline, small, call, dtype, steps, out, prompt, prompts, measure, of_small=of_small)
-    console.print(f"{out}: {len(data['samples'])} samples, coefficients {data['fields']['coefficients']}")
-
-
-@calibrate_app.command("lemica")
-def calibrate_lemica(
-    pipeline: Pipeline = "demo",
-    out: Artifact = Path("lemica.json"),
-    prompt: Prompts = None,
-    prompts: PromptFile = None,
-    seed: Seeds = [0],  # noqa: B006
-    steps: Steps = 50,
-    call: Call = None,
-    reuse: Annotated[str, typer.Option(help="What skipped steps reuse: 'blocks' or 'output'.")] = "blocks",
-    max_gap: Annotated[int, typer.Option(help="Longest stretch from one computed step to the next.")] = 7,
-    compare_in: Annotated[str, typer.Option("--compare", help="Compare 'latents' or 'pixels'.")] = "latents",
-    tails: Annotated[str, typer.Option(help="After a stretch: 'exact', 'coarse', 'small' or 'none'.")] = "exact",
-    stride: Annotated[int, typer.Option(help="With coarse tails: compute every so many steps.")] = 2,
-    batch: Annotated[int, typer.Option(help="Stretches measured in one forward, where memory allows.")] = 1,
-    hopeless: Annotated[
-        int | None, typer.Option(help="Smallest budget that will be asked for: stretches too bad for it are left out.")
-    ] = None,
-    small: Small = None,
-    dtype: Dtype = "float32",
-) -> None:
-    """Measure what every skipped stretch costs at the end. Resumable: run it again after Ctrl-C, or by torchrun."""
-    from vaccel.calibrate import calibrate_lemica as run
-
-    def measure(loaded: _Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
-        return run(
-            loaded.pipe, chosen, path, seeds=seed, small=loaded.small, reuse=reuse, max_gap=max_gap,
-            compare=compare_in, tails=tails, stride=stride, batch=batch, hopeless=hopeless, **options,
-        )  # fmt: skip
-
-    for name, value, known in [
-        ("--reuse", reuse, ("blocks", "output")), ("--compare", compare_in, ("latents", "pixels")),
-        ("--tails", tails, ("exact", "coarse", "small", "none")),
-    ]:  # fmt: skip
-        if value not in known:
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}", param_hint=name)
-    data = _calibrated(pipeline, small, call, dtype, steps, out, prompt, prompts, measure)
-    measured = next(iter(data["samples"].values()))["errors"]
-    forwards = sum(s["forwards"] for s in data["samples"].values())
-    console.print(f"{out}: {len(data['samples'])} samples, {len(measured)} edges each, {forwards} forwards")
-
-
-@calibrate_app.command("mixcache")
-def calibrate_mixcache(
-    pipeline: Pipeline = "demo",
-    out: Artifact = Path("mixcache.json"),
-    prompt: Prompts = None,
-    prompts: PromptFile = None,
-    seed: Seeds = [0],  # noqa: B006
-    steps: Steps = 50,
-    call: Call = None,
-    candidate: Annotated[
-        list[int] | None,
-        typer.Option(help="Block to resume after. Repeat for more; quarters of the depth if left out."),
-    ] = None,
-    dtype: Dtype = "float32",
-) -> None:
-    """Profile how much each level of caching harms. Resumable: run it again after Ctrl-C, or by torchrun."""
-    from vaccel.calibrate import calibrate_mixcache as run
-
-    def measure(loaded: _Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
-        return run(loaded.pipe, chosen, path, seeds=seed, candidates=tuple(candidate) if candidate else None, **options)
-
-    found = _calibrated(pipeline, None, call, dtype, steps, out, prompt, prompts, measure)["fields"]
-    console.print(f"{out}: theta {found['theta']:.3g}, d1 {found['d1']:.3g}, d2 {found['d2']:.3g}, blocks "
-                  f"{found['candidates']}, impacts of step {found['step_impact']:.3g}, cfg "
-                  f"{found.get('cfg_impact', 0):.3g}")  # fmt: skip
-
-
-def _add_distill() -> None:
-    """In a file of its own, which needs this one."""
+def _add_groups() -> None:
+    """Commands in files of their own, which need this one."""
+    from vaccel.calibrate.command import app as calibrate_app
     from vaccel.distill.command import app as distill_app
 
+    app.add_typer(calibrate_app, name="calibrate")
     app.add_typer(distill_app, name="distill")
 
 
-_add_distill()
+_add_groups()
 
 if __name__ == "__main__":
     app()

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from .buffers import Buffers
-from .engine import Call, Run, Stage
+from .engine import Run
 from .families import Family, find
 from .methods import Method
-from .models import Model, PlainCallable, Transformer
+from .models import Call, Model, PlainCallable, Stage, Transformer
 from .trace import Trace
 
 

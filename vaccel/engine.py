@@ -7,7 +7,6 @@ buffers hold counts only if this run wrote it.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Hashable
@@ -19,39 +18,10 @@ from . import ops
 from .actions import Action, Expert, Full, Guidance, Output, Rescale, Residual, Resume, Small
 from .buffers import Buffers
 from .methods import Method, Observation, Policy, RunInfo
-from .models import Model
+from .models import Call, Model, Stage
 from .modulations import Modulations
 from .states import States, contents
 from .trace import StepRecord, Trace
-
-
-@dataclasses.dataclass(slots=True)
-class Stage:
-    """The models of one part of a run (Wan 2.2 has two parts); caches never cross from one to the other."""
-
-    index: int
-    large: Model
-    small: Model | None = None
-
-
-@dataclasses.dataclass(slots=True)
-class Call:
-    """One invocation: its arguments, x (the noisy latents [rows, ...]), and which branches its rows are.
-
-    ``branch`` 0 is the first call of a step (the conditional branch of two-call guidance), 1 the second.  With
-    ``batched`` the rows are [unconditional; conditional].
-    """
-
-    stage: Stage
-    branch: int
-    inputs: Any
-    x: torch.Tensor
-    batched: bool = False
-
-    @property
-    def half(self) -> int:
-        """First row of the conditional branch."""
-        return len(self.x) // 2 if self.batched else 0
 
 
 class _Step:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from . import artifacts
@@ -34,6 +33,7 @@ class SavedExperts:
         boundary: the unshifted time, in (0, 1), where the detail expert takes over.
         semantic: whether the semantic expert has weights of its own; without, it is the base itself.
         kind: the detail expert: "lora" (with ``adapter``), "full", or "none": one model for all steps.
+        training: the settings of each stage, plain data.
     """
 
     folder: Path
@@ -44,6 +44,7 @@ class SavedExperts:
     semantic: bool
     kind: str
     adapter: Adapter | None = None
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def save_experts(
@@ -85,7 +86,7 @@ def save_experts(
     partials = {name: folder / (name + ".partial") for name, state in weights.items() if state is not None}
     try:
         for name, partial in partials.items():
-            save_file(_savable(weights[name]), partial, metadata={"format": "pt"})
+            artifacts.save_tensors(partial, weights[name], {"format": "pt"})
         (folder / DESCRIPTION).unlink(missing_ok=True)
         for name in weights:
             if name in partials:
@@ -133,6 +134,7 @@ def read_experts(folder: str | Path) -> SavedExperts:
             data["semantic"],
             kind,
             Adapter.from_json(detail) if kind == "lora" else None,
+            data["training"],
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / DESCRIPTION} does not describe experts: {error!r}") from None
@@ -186,15 +188,3 @@ def _found(folder: str | Path) -> Path:
     except Exception as error:  # of the name, the network, the hub: whatever it is, the experts are not here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"there is no folder {name}, and the hub has no experts of that name: {reason}") from error
-
-
-def _savable(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors, contiguous and each with memory of its own, as the format wants them."""
-    seen, out = set(), {}
-    for name, tensor in state.items():
-        tensor = tensor.detach().contiguous()
-        if tensor.untyped_storage().data_ptr() in seen:
-            tensor = tensor.clone()
-        seen.add(tensor.untyped_storage().data_ptr())
-        out[name] = tensor
-    return out

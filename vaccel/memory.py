@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .engine import Stage
 from .methods import Method
+from .models import Stage
 
 
 def plan(method: Method, stages: Sequence[Stage], x: torch.Tensor, branches: int, *, batched: bool) -> dict[str, int]:

@@ -1,7 +1,11 @@
-"""A model as the engine calls it: in full, storing or reusing the residual of its blocks, on some of its rows."""
+"""A model as the engine calls it: in full, storing or reusing the residual of its blocks, on some of its rows.
+
+And a call of one, with the stage of the run that it is made in.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol
@@ -38,6 +42,35 @@ class Model(Protocol):
     def encoder_shape(self, inputs: Any) -> tuple[int, ...] | None: ...
     def modulation(self, inputs: Any, projected: bool) -> torch.Tensor: ...
     def modulations(self, inputs: Any, timesteps: torch.Tensor, projected: bool) -> torch.Tensor | None: ...
+
+
+@dataclasses.dataclass(slots=True)
+class Stage:
+    """The models of one part of a run (Wan 2.2 has two parts); caches never cross from one to the other."""
+
+    index: int
+    large: Model
+    small: Model | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class Call:
+    """One invocation: its arguments, x (the noisy latents [rows, ...]), and which branches its rows are.
+
+    ``branch`` 0 is the first call of a step (the conditional branch of two-call guidance), 1 the second.  With
+    ``batched`` the rows are [unconditional; conditional].
+    """
+
+    stage: Stage
+    branch: int
+    inputs: Any
+    x: torch.Tensor
+    batched: bool = False
+
+    @property
+    def half(self) -> int:
+        """First row of the conditional branch."""
+        return len(self.x) // 2 if self.batched else 0
 
 
 class Transformer:

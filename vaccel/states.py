@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .actions import Branches
 from .buffers import Buffers
+from .models import Call
 from .views import BlockState
-
-if TYPE_CHECKING:
-    from .engine import Call
 
 
 class States:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from .. import artifacts
 from ..actions import ReuseLevel
 from ..methods.lemica import LeMiCa
 from .replay import Record, Replayer, Stretch, Tails
@@ -148,7 +149,5 @@ def _recorded(replayer: Replayer, kept: Path, prompt: str, seed: int) -> Record:
     record = replayer.record(prompt, seed)
     named = {f"{i:05d}.{b}": v for i, step in enumerate(record.outputs) for b, v in enumerate(step)}
     kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_name(kept.name + ".partial")
-    save_file({**{k: v.contiguous() for k, v in named.items()}, "final": record.final.contiguous()}, partial)
-    partial.replace(kept)
+    artifacts.save_tensors(kept, {**named, "final": record.final})
     return record

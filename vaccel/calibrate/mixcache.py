@@ -11,8 +11,8 @@ import torch
 
 from .. import ops
 from ..buffers import Buffers
-from ..engine import Call
 from ..methods.mixcache import MixCache
+from ..models import Call
 from ..states import States
 from .replay import StandIn
 from .samples import Progress, Samples, header, prompts_encoded_once, sample, silent

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from ..actions import ReuseLevel
-from ..engine import Call
 from ..families import find
 from ..integrations.diffusers import Session
 from ..methods import Schedule
+from ..models import Call
 from . import samples
 
 Tails = Literal["exact", "coarse", "small", "none"]

@@ -6,6 +6,9 @@ Layout of a family's folder::
     small/               the small WanTransformer3DModel, same latents and conditions
     teacache.json        TeaCache coefficients fitted on this family (absent until calibrated), likewise
     lemica.json, mixcache.json, teacache_small.json
+    dual_expert/         the experts distilled from the large model (absent until trained): dual_expert.json,
+                         semantic.safetensors, detail.safetensors; and diagnosis.json, what `vaccel distill diagnose`
+                         measured
 """
 
 from __future__ import annotations
@@ -53,6 +56,8 @@ METHODS = (
     *(f"LeMiCa(artifact='lemica.json', budget={n})" for n in (25, 17, 10)),
     "MixCache(artifact='mixcache.json')",
     "MixCache(artifact='mixcache.json', intervals='eff')",
+    "DualExpert(folder='dual_expert', steps=4)",
+    "DualExpert(folder='dual_expert', steps=8)",
     "diffusers.FirstBlockCache(threshold=0.1)",
     "diffusers.MagCache(threshold=0.06)",
     "diffusers.TaylorSeer(cache_interval=3)",

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+
+from .. import artifacts
 
 Tensors = dict[str, torch.Tensor]
 
 
 def write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
     """An interrupted write leaves the last checkpoint whole."""
-    partial = path.with_name(path.name + ".partial")
-    save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
-    partial.replace(path)
+    artifacts.save_tensors(path, tensors, metadata)
 
 
 def read(path: Path, device: str | torch.device = "cpu") -> tuple[Tensors, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import cli
+from .settings import PUBLISHED, Distillation
 
 
 class _TrainsUnlessTold(TyperGroup):
@@ -28,10 +30,31 @@ app = typer.Typer(
     "then the same with --stage detail. Several GPUs: `accelerate launch -m vaccel distill ...`.",
 )
 
+STAGES = ("semantic", "detail", "single")
+
+
+def _published(name: str) -> str:
+    """A setting's published value as help shows it, and the families that have another."""
+
+    def shown(value: Any) -> str:
+        return "the scheduler's own" if value is None else f"{value:g}"
+
+    values = {family: getattr(Distillation.published("semantic", family), name) for family in PUBLISHED}
+    usual = values["hunyuanvideo"]  # also what families without a published value get
+    return ", ".join([shown(usual), *(f"{family} {shown(v)}" for family, v in values.items() if v != usual)])
+
+
+def _of_both(name: str) -> str:
+    return f"{_published(name)}; detail stage: {_published('detail_' + name)}"
+
+
 Data = Annotated[Path, typer.Option(help="Folder that `vaccel distill prepare` wrote.")]
-Split = Annotated[int | None, typer.Option(help="First point of the semantic phase; published for the family.")]
-Shift = Annotated[float | None, typer.Option(help="Shift of the teacher's path; published for the family.")]
-Guidance = Annotated[float | None, typer.Option(help="Guidance scale that the teacher solves with.")]
+Split = Annotated[int | None, typer.Option(help="First point of the semantic phase.", show_default=_published("split"))]
+Shift = Annotated[float | None, typer.Option(help="Shift of the teacher's path.", show_default=_published("shift"))]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Guidance scale that the teacher solves with.", show_default=_published("guidance")),
+]
 
 
 @app.command()
@@ -78,18 +101,29 @@ def train(
     pipeline: cli.Pipeline = "demo",
     data: Data = Path("distill-data"),
     out: Annotated[Path, typer.Option(help="Folder of the experts; both stages go there.")] = Path("experts"),
-    stage: Annotated[str, typer.Option(help="'semantic', then 'detail'; 'single': one plain consistency model.")] = "",
-    iterations: Annotated[int | None, typer.Option(min=1, help="Of this stage; published for the family.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Samples an iteration, over all processes.")] = None,
+    stage: Annotated[str, typer.Option(help="'semantic', then 'detail'; 'single': one plain consistency model.")] = ...,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Of this stage.", show_default=_of_both("iterations"))
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples an iteration, over all processes.", show_default=_published("batch")),
+    ] = None,
     parts: Annotated[int, typer.Option(min=1, help="Work an iteration off in so many batches (accumulation).")] = 1,
-    rate: Annotated[float | None, typer.Option(help="Learning rate of this stage.")] = None,
-    head_rate: Annotated[float | None, typer.Option(help="Learning rate of the discriminator.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Learning rate of this stage.", show_default=_of_both("rate"))
+    ] = None,
+    head_rate: Annotated[
+        float | None, typer.Option(help="Learning rate of the discriminator.", show_default=_published("head_rate"))
+    ] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Iterations over which the rates rise.")] = 0,
     loss: Annotated[str, typer.Option(help="'huber' (the release) or 'l2' (the paper).")] = "huber",
     temporal: Annotated[float, typer.Option(help="Weight of the temporal coherence loss.")] = 1.0,
     lag: Annotated[int, typer.Option(min=1, help="Its lag in latent frames.")] = 3,
     gan: Annotated[float, typer.Option(help="Weight of GAN and feature matching; 0 trains without.")] = 0.1,
-    matching: Annotated[float | None, typer.Option(help="Weight of feature matching inside it.")] = None,
+    matching: Annotated[
+        float | None, typer.Option(help="Weight of feature matching inside it.", show_default=_published("matching"))
+    ] = None,
     ema: Annotated[float, typer.Option(help="Decay of the target's moving average; 0: the student itself.")] = 0.0,
     sharing: Annotated[str, typer.Option(help="Detail expert: 'lora' on the semantic one, or 'full'.")] = "lora",
     rank: Annotated[int, typer.Option(min=1, help="Of the LoRA.")] = 128,
@@ -100,19 +134,29 @@ def train(
     shift: Shift = None,
     guidance: Guidance = None,
     seed: Annotated[int, typer.Option(help="Of samples' order, noise and new layers.")] = 0,
-    precision: Annotated[str, typer.Option(help="Mixed precision: no, bf16 or fp16.")] = "no",
+    precision: Annotated[
+        str | None, typer.Option(help="Mixed precision: no, bf16 or fp16; what `accelerate launch` says if left out.")
+    ] = None,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Gradient checkpointing.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read ahead.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Iterations between checkpoints.")] = 100,
     sample_every: Annotated[int, typer.Option(min=1, help="Iterations between sampled clips.")] = 250,
-    prompt: cli.Prompts = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="To sample. Repeat for more.")] = None,
     call: cli.Call = None,
-    save_dtype: Annotated[str, typer.Option(help="Of the saved weights; the model's own if left out.")] = "",
+    save_dtype: Annotated[
+        str | None, typer.Option(help="Of the saved weights: float32, bfloat16 or float16.", show_default="as --dtype")
+    ] = None,
     dtype: cli.Dtype = "float32",
 ) -> None:
-    """Train one stage of a dual expert. Resumable: run it again after Ctrl-C or a kill."""
-    if stage not in ("semantic", "detail", "single"):
-        raise typer.BadParameter("'semantic', 'detail' or 'single'", param_hint="--stage")
+    """Train one stage of a dual expert. Resumable: run it again after Ctrl-C or a kill.
+
+    Defaults are what the authors published, for families by name where it differs.
+    """
+    cli._one_of("--stage", stage, STAGES)
+    if precision is not None:
+        cli._one_of("--precision", precision, ("no", "bf16", "fp16"))
+    if save_dtype is not None:
+        cli._one_of("--save-dtype", save_dtype, cli.DTYPES)
     which = "detail_" if stage == "detail" else ""
     given = {
         f"{which}iterations": iterations, "batch": batch, f"{which}rate": rate, "head_rate": head_rate, "split": split,
@@ -131,14 +175,13 @@ def train(
 
 def _train(
     loaded: Any, pipeline: str, data: Path, out: Path, stage: str, changes: dict[str, Any], options: dict[str, Any],
-    precision: str, prompts: list[str] | None, sample_every: int, save_dtype: str,
+    precision: str | None, prompts: list[str] | None, sample_every: int, save_dtype: str | None,
 ) -> None:  # fmt: skip
     import torch
     from accelerate import Accelerator
 
     from ..demo import family as demo
     from ..families import find
-    from .settings import Distillation
     from .stages import Samples
     from .stages import train as run
 
@@ -146,11 +189,12 @@ def _train(
     settings = Distillation.published(stage, find(loaded.pipe.transformer).name, **changes)
     prompts = prompts or (demo.calibration_captions(4) if pipeline == "demo" else [])
     samples = Samples(tuple(prompts), sample_every)
-    kept = getattr(torch, save_dtype) if save_dtype else None
+    kept = getattr(torch, save_dtype) if save_dtype is not None else None
     with cli._bar() as bar:
         task = bar.add_task("starting", total=settings.steps, visible=accelerator.is_main_process)
         run(
             loaded.pipe, data, out, settings, call=loaded.call, accelerator=accelerator, samples=samples, dtype=kept,
+            base=pipeline,
             progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what[:90]),
             **options,
         )  # fmt: skip
@@ -161,7 +205,9 @@ def diagnose_command(
     pipeline: cli.Pipeline = "demo",
     data: Data = Path("distill-data"),
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("diagnosis.json"),
-    experts: Annotated[Path | None, typer.Option(help="Folder of a --stage single model; else the teacher.")] = None,
+    experts: Annotated[
+        Path | None, typer.Option(help="Folder of a --stage single model; measured beside the teacher's own weights.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples a batch.")] = 4,
     batches: Annotated[int, typer.Option(min=1, help="Batches a point.")] = 2,
     split: Split = None,
@@ -169,14 +215,13 @@ def diagnose_command(
     guidance: Guidance = None,
     dtype: cli.Dtype = "float32",
 ) -> None:
-    """Measure loss and gradient of a single consistency model over the noise levels (the paper's Figure 2)."""
-    from safetensors.torch import load_file
+    """Measure loss and gradient of a single consistency model over the noise levels (the paper's Figure 2).
 
-    from ..expert_files import SEMANTIC
+    Writes {"curves": {"teacher": ..., "trained": ...}}: before training, and what --experts holds.
+    """
     from ..families import find
     from ..trajectory import Trajectory
     from .diagnosis import diagnose
-    from .settings import Distillation
     from .shards import Shards
 
     given = {k: v for k, v in {"split": split, "shift": shift, "guidance": guidance}.items() if v is not None}
@@ -185,17 +230,40 @@ def diagnose_command(
         teacher = loaded.pipe.transformer
         family = find(teacher)
         settings = Distillation.published("single", family.name, batch=batch, **given)
-        student = load_file(experts / SEMANTIC) if experts is not None else None
+        trajectory, shards = Trajectory.of(loaded.pipe.scheduler, settings.shift), Shards(data, model=teacher)
+        students = {"teacher": None} | ({"trained": _single(experts, teacher)} if experts is not None else {})
+        curves: dict[str, Any] = {}
         with cli._bar() as bar:
-            task = bar.add_task("starting", total=settings.points)
-            found = diagnose(
-                teacher, family, Trajectory.of(loaded.pipe.scheduler, settings.shift), Shards(data, model=teacher),
-                settings, student=student, batches=batches,
-                progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
-            )  # fmt: skip
+            for name, student in students.items():
+                task = bar.add_task(name, total=settings.points)
+                curves[name] = diagnose(
+                    teacher, family, trajectory, shards, settings, student=student, batches=batches,
+                    progress=functools.partial(_advance, bar, task, name),
+                )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=1))
-    cli.console.print(f"{out}: {len(found['points'])} points")
+    out.write_text(json.dumps({"curves": curves}, indent=1))
+    cli.console.print(f"{out}: {', '.join(curves)}; {len(curves['teacher']['points'])} points")
+
+
+def _advance(bar: Any, task: Any, name: str, done: int, total: int, what: str) -> None:
+    bar.update(task, completed=done, total=total, description=f"{name}: {what}")
+
+
+def _single(folder: Path, teacher: Any) -> dict[str, Any]:
+    """The weights of a --stage single model.  Raises ``ValueError`` for a folder that holds none of this teacher's."""
+    from safetensors.torch import load_file
+
+    from .. import artifacts, fingerprints
+    from ..expert_files import DESCRIPTION, METHOD, SEMANTIC
+
+    if not (folder / DESCRIPTION).is_file():
+        raise ValueError(f"{folder} has no {DESCRIPTION}: no model was saved there whole")
+    saved = artifacts.read(folder / DESCRIPTION, METHOD)
+    if "single" not in saved["training"]:
+        raise ValueError(f"{folder} holds no single model, which is what --stage single trains")
+    if saved["model"] != fingerprints.of_model(teacher):
+        raise ValueError(f"{folder} holds a model that was trained from another one than this pipeline's")
+    return load_file(folder / SEMANTIC)
 
 
 class _clear_refusals:  # noqa: N801 (reads as a context)

@@ -27,7 +27,7 @@ from .. import artifacts, fingerprints
 from ..calibrate.samples import Progress, silent
 from ..families import Family, find
 from ..families.base import Inputs
-from .shards import INDEX, METHOD, SHARED, Sample, ShardFile, Tensors, pack, write_shard, write_tensors
+from .shards import INDEX, METHOD, SHARED, Sample, ShardFile, Tensors, pack, write_shard
 
 #: Arguments of a pipeline's call that a recording sets itself.
 _SET = ("num_inference_steps", "generator", "output_type", "return_dict")
@@ -325,7 +325,7 @@ class _Store:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.saved:
-            write_tensors(self.folder / SHARED, self.tensors)
+            artifacts.save_tensors(self.folder / SHARED, self.tensors)
         data = self.data()
         write_shard(self.folder / data["shards"][-1]["file"], self.pending[: data["shards"][-1]["count"]])
         artifacts.write(self.folder / INDEX, data)

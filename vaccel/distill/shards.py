@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -62,6 +62,8 @@ class Shards(Dataset):
 
     def __init__(self, folder: str | Path, *, model: nn.Module | None = None):
         self.folder = Path(folder)
+        if not (self.folder / INDEX).is_file():
+            raise FileNotFoundError(f"no training data at {self.folder}: `vaccel distill prepare` writes them")
         self.index = artifacts.read(self.folder / INDEX, METHOD)
         if model is not None and (here := fingerprints.of_model(model)) != self.index["model"]:
             made = self.index["model"]
@@ -159,14 +161,7 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
         tensors[f"size.{name}"] = sizes
         for filled, row in zip(tensors[name], rows, strict=True):
             filled[tuple(slice(n) for n in row.shape)] = row
-    write_tensors(path, tensors)
-
-
-def write_tensors(path: Path, tensors: Tensors) -> None:
-    """Replaces the file in one move: an interrupted write leaves the last one whole."""
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial)
-    partial.replace(path)
+    artifacts.save_tensors(path, tensors)
 
 
 def pack(value: Any, name: str, tensors: Tensors) -> dict[str, Any]:

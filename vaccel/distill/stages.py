@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from ..calibrate.samples import Progress, silent
-from ..expert_files import SEMANTIC, read_experts, save_experts
+from ..expert_files import DESCRIPTION, SEMANTIC, read_experts, save_experts
 from ..families import Family, find
 from ..methods import DualExpert
 from ..trajectory import Trajectory
@@ -95,10 +95,9 @@ def train(
 
 def _semantic(out: Path, settings: Distillation, trajectory: Trajectory) -> Path:
     """Weights of the semantic expert that a detail stage stands on.  Raises ``ValueError`` where it cannot."""
-    try:
-        saved = read_experts(out)
-    except ValueError as error:
-        raise ValueError(f"{out} has no semantic expert yet: train --stage semantic there first ({error})") from None
+    if not (out / DESCRIPTION).is_file():
+        raise ValueError(f"{out} has no semantic expert yet: train --stage semantic there first")
+    saved = read_experts(out)
     if (saved.boundary, saved.trajectory) != (settings.boundary, trajectory):
         raise ValueError(
             f"the semantic expert in {out} ends elsewhere or follows another path: give both stages the same split, "

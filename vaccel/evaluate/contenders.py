@@ -26,7 +26,11 @@ _CACHES = ("FirstBlockCache", "MagCache", "TaylorSeer", "SeaCache")
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """One way to run the pipeline.  ``label`` is what was written; ``group`` joins the points of one curve."""
+    """One way to run the pipeline.
+
+    ``label`` is what was written; ``group`` joins the points of one curve; ``num_steps`` is what the pipeline is called
+    with, None for as many as the full model.
+    """
 
     label: str
     kind: Kind
@@ -60,8 +64,9 @@ class Contender:
 def parse_contender(text: str, folder: str | Path = ".") -> Contender:
     """Reads a contender; relative artifacts are looked for in ``folder``.
 
-    ``TeaCache(artifact="teacache.json", threshold=0.1)`` takes its coefficients from a calibration artifact.  Raises
-    ``ValueError`` that says what is wrong with the text.
+    ``TeaCache(artifact="teacache.json", threshold=0.1)`` takes its coefficients from a calibration artifact, and
+    ``DualExpert(folder="dual_expert", steps=4)`` its experts from that folder inside ``folder``, or from wherever the
+    method itself finds them.  Raises ``ValueError`` that says what is wrong with the text.
     """
     try:
         node = ast.parse(text.strip(), mode="eval").body
@@ -86,7 +91,9 @@ def parse_contender(text: str, folder: str | Path = ".") -> Contender:
     method = _method(node, Path(folder), text)
     group = name if not isinstance(method, methods.SRDiffusion) or not method.rendering else f"{name} + TeaCache"
     named = [ast.literal_eval(k.value) for k in node.keywords if k.arg == "artifact"]
-    return Contender(text, "vaccel", group, method=method, artifact=Path(folder) / named[0] if named else None)
+    artifact = Path(folder) / named[0] if named else None
+    steps = method.steps if isinstance(method, methods.DualExpert) else None  # asked for as many as it makes
+    return Contender(text, "vaccel", group, method=method, num_steps=steps, artifact=artifact)
 
 
 def _arguments(node: ast.Call, folder: Path, text: str) -> dict[str, Any]:
@@ -119,7 +126,10 @@ def _method(node: ast.Call, folder: Path, text: str) -> Method:
             return known[name].load(path, *args, **kwargs)
         if "preset" in kwargs:
             return known[name].preset(kwargs.pop("preset"), *args, **kwargs)
-        return known[name](*args, **kwargs)
+        method = known[name](*args, **kwargs)
+        if isinstance(method, methods.DualExpert) and (folder / method.folder).is_dir():
+            return dataclasses.replace(method, folder=folder / method.folder)
+        return method
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{text!r}: {error}") from None
 

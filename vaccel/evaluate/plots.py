@@ -84,6 +84,32 @@ def error_graph(artifact: dict[str, Any], paths: dict[str, tuple[int, ...]]) -> 
     return _svg(figure)
 
 
+def noise_levels(curves: dict[str, dict[str, Any]]) -> str:
+    """Consistency loss and norm of its gradient over the noise levels, most noise left (seed 004, Figure 2 (b)).
+
+    Args:
+        curves: name -> what ``vaccel.distill.diagnosis.diagnose`` returns.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(12, 3.8))
+    for axis, key, title in zip(axes, ("loss", "gradient"), ("consistency loss", "gradient norm"), strict=True):
+        for number, (name, curve) in enumerate(curves.items()):
+            axis.plot(curve["sigma"], curve[key], ".-", color=plt.get_cmap("tab10")(number), linewidth=1.2, label=name)
+        for boundary in {curve["boundary"] for curve in curves.values()}:
+            axis.axvline(boundary, color="0.4", linestyle="--", linewidth=1)
+            for text, side, offset in (("semantic", "right", -2), ("detail", "left", 2)):
+                axis.annotate(
+                    text, (boundary, 0.04), xycoords=("data", "axes fraction"), xytext=(offset, 0),
+                    textcoords="offset points", ha=side, rotation=90, fontsize=8, color="0.3",
+                )  # fmt: skip
+        axis.set_yscale("log")
+        axis.set_xlim(1.04, -0.04)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("noise level sigma (sampling goes from left to right)")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    return _svg(figure)
+
+
 def observations(seen: Observations) -> str:
     """Direction, magnitude ratio, and conditional against unconditional magnitude, over the steps."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import imageio.v3 as iio
 import jinja2
 
 from .. import artifacts
-from ..methods import LeMiCa
+from ..methods import DualExpert, LeMiCa
 from . import clips, plots
 from .compare import Comparison
 from .observations import Observations
+
+#: What is shown of a curve of `vaccel distill diagnose`.
+_CURVE = ("sigma", "loss", "gradient", "boundary")
 
 
 def write_report(
@@ -28,6 +32,8 @@ def write_report(
     if seen is not None:
         data["observations"] = {"middle": seen.middle(), "direction": seen.direction, "ratio": seen.ratio}
         data["observations"] |= {"small_cond": seen.small_cond, "small_uncond": seen.small_uncond}
+    if levels := _noise_levels(comparison):
+        data["noise_levels"] = levels
     (folder / "report.json").write_text(json.dumps(_no_nan(data), indent=1))
     jobs = list(dict.fromkeys((prompt, seed) for _, prompt, seed in comparison.clips))
     shows = [_show(comparison, prompt, seed) for prompt, seed in jobs]
@@ -42,7 +48,9 @@ def write_report(
         facts=facts,
         data=data,
         plot=plots.cost_fidelity(data["summary"], comparison.small) if data["summary"] else "",
+        distilled=any(isinstance(c.method, DualExpert) for c in comparison.contenders),
         graphs=_error_graphs(comparison),
+        levels=[plots.noise_levels(curves) for curves in levels],
         observed=plots.observations(seen) if seen is not None else "",
         middle=seen.middle() if seen is not None else {},
         shows=shows,
@@ -60,6 +68,21 @@ def _error_graphs(comparison: Comparison) -> list[str]:
             name = f"{len(contender.method.full_steps)} full steps" + (", sum" if "sum" in contender.label else "")
             found.setdefault(contender.artifact, {})[name] = contender.method.full_steps
     return [plots.error_graph(artifacts.read(path, LeMiCa.id), paths) for path, paths in found.items()]
+
+
+def _noise_levels(comparison: Comparison) -> list[dict[str, Any]]:
+    """What ``vaccel distill diagnose`` measured, by curve; of every folder of experts that holds such a file."""
+    folders = {Path(c.method.folder): None for c in comparison.contenders if isinstance(c.method, DualExpert)}
+    found = []
+    for path in (folder / "diagnosis.json" for folder in folders):
+        if not path.is_file():
+            continue
+        try:
+            curves = json.loads(path.read_text())["curves"].items()
+            found.append({name: {key: curve[key] for key in _CURVE} for name, curve in curves})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # no reason to lose a comparison
+            warnings.warn(f"{path} is not what `vaccel distill diagnose` writes: {error!r}", stacklevel=2)
+    return found
 
 
 def _show(comparison: Comparison, prompt: str, seed: int) -> dict[str, Any]:

@@ -17,14 +17,14 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
 from ..buffers import Buffers
-from ..engine import Call, Run, Stage
+from ..engine import Run
 from ..expert_files import SavedExperts
 from ..expert_weights import Experts
 from ..families import Family
 from ..graphs import Captures
 from ..memory import plan
 from ..methods import ExpertWeights, Method
-from ..models import HOOK, Transformer
+from ..models import HOOK, Call, Stage, Transformer
 from ..trace import Trace
 from .sampler import ExpertScheduler
 from .schedulers import denoised

@@ -65,6 +65,11 @@ class DualExpert(Method):
         return _Policy(self.steps - self.steps // 2)
 
     @classmethod
+    def load(cls, artifact: str | os.PathLike[str], *args: Any, **overrides: Any) -> Method:
+        """``DualExpert(folder, ...)``: experts are a folder already, read when a pipeline is accelerated."""
+        return cls(artifact, *args, **overrides)
+
+    @classmethod
     def preset(cls, model: str, **overrides: Any) -> Method:
         """Raises ``ValueError``: its numbers are weights, which ``vaccel distill`` trains and saves."""
         raise ValueError(
