@@ -188,17 +188,43 @@ def cost(folder: Folder = Path("out/dcm"), runs: int = 20) -> None:
     print(results.write("distill_cost", payload))
 
 
-def switching(pipe: Any, family: Any, runs: int) -> dict[str, float]:
-    """How much longer the detail expert's first step of eight is than its others, in medians over all runs."""
+def switching(pipe: Any, family: Any, runs: int) -> dict[str, Any]:
+    """A step of eight, the detail expert's first beside its others, and the choice of an expert with no forward in it.
+
+    Steps: quartiles of seconds over all runs.  The choice: quartiles of the seconds that a call takes when the expert
+    changes with every call, and when it stays.
+    """
     first, others = [], []
+    quartiles = [0.25, 0.5, 0.75]
     with vaccel.accelerate(pipe, vaccel.DualExpert(family.folder / "dual_expert", steps=8)) as handle:
         for _ in range(2 * runs):
             sampled(pipe, held_out_captions(1)[0], **family.call)
             seconds = [s.seconds for s in handle.trace.steps]
             first.append(seconds[4])
             others += seconds[5:]
-    usual = statistics.median(others)
-    return {"step_seconds": usual, "excess_share": statistics.median(first) / usual - 1}
+        large = handle._session.stages[0].large
+        for model in large.experts:
+            model.full = lambda inputs: None
+        choice = {name: per_call(lambda i, every=every: large.expert(None, i // every % 2)) for name, every in
+                  (("changing", 1), ("staying", 10**9))}  # fmt: skip
+        for model in large.experts:
+            del model.full
+    return {
+        "first_detail_step": np.quantile(first, quartiles).tolist(),
+        "other_detail_steps": np.quantile(others, quartiles).tolist(),
+        "choice": choice,
+    }
+
+
+def per_call(function: Any, calls: int = 1000, repeats: int = 50) -> list[float]:
+    """Quartiles of the seconds a call ``function(i)`` takes."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for i in range(calls):
+            function(i)
+        times.append((time.perf_counter() - start) / calls)
+    return [float(q) for q in np.quantile(times, [0.25, 0.5, 0.75])]
 
 
 _TRAINS = """
