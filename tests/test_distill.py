@@ -273,6 +273,15 @@ def test_phases_and_published_settings():
     assert json.loads(json.dumps(wan.to_json())) == wan.to_json()
 
 
+def test_noise_levels_are_told_apart_whatever_the_latents_dtype():
+    """At shift 17 neighbouring levels near pure noise are closer than bf16 tells."""
+    trajectory = Trajectory("flow", 17.0)
+    x, v = torch.zeros(49, 2, dtype=torch.bfloat16), torch.ones(49, 2, dtype=torch.bfloat16)
+    points = torch.arange(1, 50)
+    moved = trajectory.solve(x, v, trajectory.level((points + 1) / 50), trajectory.level(points / 50))
+    assert (moved < 0).all()
+
+
 def test_draws_stay_in_their_phase_and_follow_their_slot():
     latents = torch.zeros(4, 2, 3)
     for stage, first, last in (("semantic", 35, 49), ("detail", 0, 34), ("single", 0, 49)):

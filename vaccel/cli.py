@@ -39,14 +39,17 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 
 
 class _Loaded:
-    """A pipeline, its small model, the arguments of its call and a checker of its clips, as far as there are such."""
+    """A pipeline, its small model, the arguments of its call and a checker of its clips, as far as there are such.
 
-    def __init__(self, name: str, small: str | None, call: list[str] | None, dtype: str):
+    On the GPU where there is one, unless ``device`` says otherwise.
+    """
+
+    def __init__(self, name: str, small: str | None, call: list[str] | None, dtype: str, device: str | None = None):
         import torch
 
         _one_of("--dtype", dtype, DTYPES)
         kind = getattr(torch, dtype)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.checker = None
         if name == "demo":
             from vaccel import demo

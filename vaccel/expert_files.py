@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -53,7 +53,7 @@ def save_experts(
     *,
     trajectory: Trajectory,
     boundary: float,
-    semantic: Mapping[str, torch.Tensor] | None = None,
+    semantic: Mapping[str, torch.Tensor] | Literal[True] | None = None,
     detail: Mapping[str, torch.Tensor] | None = None,
     adapter: Adapter | None = None,
     base: str = "",
@@ -66,14 +66,16 @@ def save_experts(
         folder: made where it is missing.
         model: the transformer that the experts are for: its class and configuration are what a pipeline must have.
         trajectory, boundary: the teacher's path, and the unshifted time in (0, 1) where the detail expert takes over.
-        semantic: the semantic expert's whole state dict; None where it is the base itself.
+        semantic: the semantic expert's whole state dict; True for the file that is there already; None where it is the
+            base itself.
         detail: with ``adapter`` the detail expert's ``own_parameters``, without it its whole state dict, None for none.
         adapter: what the detail expert has of its own.
         base: name or path of the base model.
         guidance, training: plain data for whoever reads the file.
 
-    Returns the folder.  An interrupted write leaves no ``dual_expert.json``, so that nobody takes a half for a whole.
-    Raises ``ValueError`` for a boundary outside (0, 1), or an adapter without its parameters.
+    Returns the folder.  An interrupted write of another semantic expert leaves no ``dual_expert.json``, so that nobody
+    takes a half for a whole.  Raises ``ValueError`` for a boundary outside (0, 1), or an adapter without its
+    parameters.
     """
     if not 0 < boundary < 1:
         raise ValueError(f"boundary must lie between 0 and 1, got {boundary}")
@@ -82,12 +84,13 @@ def save_experts(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     kind = "none" if detail is None else "full" if adapter is None else "lora"
-    weights = {SEMANTIC: semantic, DETAIL: detail}
+    weights = {DETAIL: detail} if semantic is True else {SEMANTIC: semantic, DETAIL: detail}
     partials = {name: folder / (name + ".partial") for name, state in weights.items() if state is not None}
     try:
         for name, partial in partials.items():
             artifacts.save_tensors(partial, weights[name], {"format": "pt"})
-        (folder / DESCRIPTION).unlink(missing_ok=True)
+        if semantic is not True:
+            (folder / DESCRIPTION).unlink(missing_ok=True)
         for name in weights:
             if name in partials:
                 partials[name].replace(folder / name)

@@ -175,8 +175,13 @@ def suitable(model: nn.Module, saved: SavedExperts) -> None:
         made, given = (f"{m['class']} (configuration {m['config']})" for m in (saved.model, here))
         base = f", {saved.base}" if saved.base else ""
         raise ValueError(f"these experts were made from a {made}{base}; the pipeline's transformer is a {given}")
-    if reason := _immovable(model) or _patched(model):
+    if reason := unsuitable(model):
         raise ValueError(f"the experts' weights cannot take this transformer's place: {reason}")
+
+
+def unsuitable(model: nn.Module) -> str | None:
+    """Why a transformer's weights are not plainly there to be copied or replaced; None where they are."""
+    return _immovable(model) or _patched(model)
 
 
 def _immovable(model: nn.Module) -> str | None:

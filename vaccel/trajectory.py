@@ -62,6 +62,8 @@ class Trajectory:
         kind = config.get("prediction_type", "flow_prediction")
         if kind == "flow_prediction" or config.get("use_flow_sigmas", False):
             own = config.get("flow_shift", config.get("shift", 1.0))
+            if shift is None and config.get("use_dynamic_shifting", False):
+                raise ValueError(f"{type(scheduler).__name__} takes its shift from the picture's size: name one")
             return cls("flow", float(own if shift is None else shift), num_train_timesteps=steps)
         if shift is not None:
             raise ValueError(f"{type(scheduler).__name__} samples a diffusion model, whose path has no shift")
@@ -90,7 +92,8 @@ class Trajectory:
     def solve(self, x: torch.Tensor, prediction: torch.Tensor, start: Level, end: Level) -> torch.Tensor:
         """Phi(x, prediction, start, end): one first-order step [B, ...]; x itself where both levels are one."""
         if self.prediction == "flow":  # Euler as it is usually written, exact where start is end
-            return x + (end.like(x)[1] - start.like(x)[1]) * prediction
+            step = (end.sigma - start.sigma).to(x.device, x.dtype)  # taken apart before it is rounded
+            return x + step.view(-1, *[1] * (x.ndim - 1)) * prediction
         clean, noise = self.parts(x, prediction, start)
         a, s = end.like(x)
         same = (end.sigma == start.sigma).to(x.device).view(s.shape)

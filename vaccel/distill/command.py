@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,7 +85,9 @@ def prepare(
             clips = demo_clips(count, seed)
         else:
             clips = video_folder(data, frames=frames, height=height, width=width)
-            loaded.call |= {"num_frames": frames, "height": height, "width": width} if pipeline != "demo" else {}
+            sizes = {"num_frames": frames, "height": height, "width": width}
+            known = inspect.signature(type(loaded.pipe).__call__).parameters
+            loaded.call = {k: v for k, v in sizes.items() if k in known} | loaded.call
         with cli._bar() as bar:
             task = bar.add_task("starting", total=count)
             index = run(
@@ -135,7 +138,7 @@ def train(
     guidance: Guidance = None,
     seed: Annotated[int, typer.Option(help="Of samples' order, noise and new layers.")] = 0,
     precision: Annotated[
-        str | None, typer.Option(help="Mixed precision: no, bf16 or fp16; what `accelerate launch` says if left out.")
+        str | None, typer.Option(help="Mixed precision: no or bf16; what `accelerate launch` says if left out.")
     ] = None,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Gradient checkpointing.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read ahead.")] = 0,
@@ -154,7 +157,7 @@ def train(
     """
     cli._one_of("--stage", stage, STAGES)
     if precision is not None:
-        cli._one_of("--precision", precision, ("no", "bf16", "fp16"))
+        cli._one_of("--precision", precision, ("no", "bf16"))
     if save_dtype is not None:
         cli._one_of("--save-dtype", save_dtype, cli.DTYPES)
     which = "detail_" if stage == "detail" else ""
@@ -168,9 +171,9 @@ def train(
     }  # fmt: skip
     options = {"parts": parts, "checkpointing": checkpointing, "workers": workers, "save_every": save_every}
     with _clear_refusals(f"{out} keeps the checkpoint; the same command goes on"):
-        loaded = cli._Loaded(pipeline, None, call, dtype)
+        # On the host: each process takes to its own device what it needs there.
+        loaded = cli._Loaded(pipeline, None, call, dtype, device="cpu")
         _train(loaded, pipeline, data, out, stage, changes, options, precision, prompt, sample_every, save_dtype)
-    cli.console.print(f"{out}: {stage} expert; loss curves and samples in {out / 'training' / stage}")
 
 
 def _train(
@@ -178,15 +181,16 @@ def _train(
     precision: str | None, prompts: list[str] | None, sample_every: int, save_dtype: str | None,
 ) -> None:  # fmt: skip
     import torch
-    from accelerate import Accelerator
 
     from ..demo import family as demo
     from ..families import find
     from .stages import Samples
     from .stages import train as run
+    from .trainer import accelerator_for
 
-    accelerator = Accelerator(mixed_precision=precision)
-    settings = Distillation.published(stage, find(loaded.pipe.transformer).name, **changes)
+    family = find(loaded.pipe.transformer)
+    accelerator = accelerator_for(family, precision)
+    settings = Distillation.published(stage, family.name, **changes)
     prompts = prompts or (demo.calibration_captions(4) if pipeline == "demo" else [])
     samples = Samples(tuple(prompts), sample_every)
     kept = getattr(torch, save_dtype) if save_dtype is not None else None
@@ -198,6 +202,8 @@ def _train(
             progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what[:90]),
             **options,
         )  # fmt: skip
+    if accelerator.is_main_process:
+        cli.console.print(f"{out}: {stage} expert; loss curves and samples in {out / 'training' / stage}")
 
 
 @app.command("diagnose")

@@ -49,26 +49,32 @@ def diagnose(
         network.load_state_dict(student)
     objective = Objective(settings, trajectory, family, teacher)
     chosen = list(range(settings.points) if points is None else points)
-    rows = [[shards[i] for i in range(b * settings.batch, (b + 1) * settings.batch)] for b in range(batches)]
     found: dict[str, list[float]] = {"loss": [], "gradient": []}
-    for done, point in enumerate(chosen):
-        progress(done, len(chosen), f"point {point}")
-        losses, norms = [], []
-        for number, samples in enumerate(rows):
-            batch = shards.collate(samples).to(next(teacher.parameters()).device)
-            first = number * settings.batch
-            draws = Draws.of(settings, batch.latents, range(first, first + settings.batch))
-            draws.index = torch.full_like(draws.index, point)
-            loss = objective.consistency(*objective.pair(network, network, batch, draws))
-            network.zero_grad(set_to_none=True)
-            loss.backward()
-            norms.append(torch.stack([p.grad.norm() for p in network.parameters() if p.grad is not None]).norm().item())
-            losses.append(loss.item())
-        found["loss"].append(sum(losses) / len(losses))
-        found["gradient"].append(sum(norms) / len(norms))
+    try:
+        for done, point in enumerate(chosen):
+            progress(done, len(chosen), f"point {point}")
+            values = [_loss_and_gradient(objective, network, shards, point, number) for number in range(batches)]
+            for name, means in zip(found, zip(*values, strict=True), strict=True):
+                found[name].append(sum(means) / batches)
+    finally:
+        for p, requires in flags:
+            p.requires_grad_(requires)
     progress(len(chosen), len(chosen), "done")
-    for p, requires in flags:
-        p.requires_grad_(requires)
     sigma = objective.level(torch.tensor(chosen)).sigma.tolist()
     boundary = trajectory.level([settings.boundary]).sigma.item()
     return {"points": chosen, "sigma": sigma, **found, "boundary": boundary, "settings": settings.to_json()}
+
+
+def _loss_and_gradient(
+    objective: Objective, network: nn.Module, shards: Shards, point: int, number: int
+) -> tuple[float, float]:
+    """Of batch ``number``, with every sample at one point."""
+    slots = range(number * objective.settings.batch, (number + 1) * objective.settings.batch)
+    batch = shards.collate([shards[i % len(shards)] for i in slots]).to(next(network.parameters()).device)
+    draws = Draws.of(objective.settings, batch.latents, slots)
+    draws.index = torch.full_like(draws.index, point)
+    loss = objective.consistency(*objective.pair(network, network, batch, draws))
+    network.zero_grad(set_to_none=True)
+    loss.backward()
+    norms = [p.grad.norm() for p in network.parameters() if p.grad is not None]
+    return loss.item(), torch.stack(norms).norm().item()

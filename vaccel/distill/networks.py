@@ -27,7 +27,11 @@ class Networks(nn.Module):
 
     def __init__(self, settings: Distillation, family: Family, teacher: nn.Module, semantic: Path | None):
         super().__init__()
-        torch.manual_seed(settings.seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            self._build(settings, family, teacher, semantic)
+
+    def _build(self, settings: Distillation, family: Family, teacher: nn.Module, semantic: Path | None) -> None:
         self.settings, self.adapter = settings, None
         teacher.requires_grad_(False)
         if settings.stage == "detail" and settings.sharing == "lora":

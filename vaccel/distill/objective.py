@@ -58,7 +58,7 @@ class Objective:
         timestep = self.family.timestep(at.timestep.to(x.device, torch.float32))
         inputs = {**arguments, "hidden_states": x, "timestep": timestep, "return_dict": False}
         output = model(**inputs)[0]
-        return self.family.prediction(model, inputs, output).to(x.dtype)
+        return self.family.prediction(self.teacher, inputs, output).to(x.dtype)  # a wrapped model has no config
 
     @torch.no_grad()
     def teach(self, x: torch.Tensor, at: Level, to: Level, batch: Batch) -> torch.Tensor:
@@ -73,6 +73,9 @@ class Objective:
         self, student: nn.Module, target: nn.Module, batch: Batch, draws: Draws
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Where student and target say the phase ends, [B, ...] each: from a point, and from the teacher's next one.
+
+        The second is the x^ of eq. 9: one step of the teacher, then the target network's jump, without gradient.  It is
+        what the detail stage takes for real.
 
         A sample whose next point is the end already has its target there: solving on from it changes nothing.
         """
@@ -118,7 +121,7 @@ class Objective:
     def features(
         self, mine: torch.Tensor, theirs: torch.Tensor, batch: Batch, draws: Draws, numbers: tuple[int, ...]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """The teacher's features of both clean ends, noised again alike, at the blocks ``numbers``."""
+        """The teacher's features [B, tokens, C] of both clean ends, noised again alike, at the blocks ``numbers``."""
         at = self.level(draws.again)
         with tapped(self.teacher, self.family, numbers) as take:
             self.predict(self.teacher, self.trajectory.noised(mine, draws.noise_again, at), at, batch.cond)

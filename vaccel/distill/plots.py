@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 _LEFT_OUT = ("iteration", "seconds")
 
@@ -20,7 +17,8 @@ def losses(log: Path, picture: Path, window: int = 25) -> None:
     if not lines:
         return
     names = [n for n in lines[0] if n not in _LEFT_OUT]
-    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 2.9), squeeze=False)
+    figure = Figure(figsize=(3.6 * len(names), 2.9))
+    axes = figure.subplots(1, len(names), squeeze=False)
     at = np.array([line["iteration"] for line in lines])
     for axis, name in zip(axes[0], names, strict=True):
         values = np.array([line[name] for line in lines])
@@ -35,4 +33,3 @@ def losses(log: Path, picture: Path, window: int = 25) -> None:
         axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(picture, dpi=100)
-    plt.close(figure)

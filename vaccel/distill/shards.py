@@ -107,6 +107,7 @@ class Shards(Dataset):
         """
         rows = {name: _stacked(name, [s["cond"][name] for s in samples]) for name in samples[0]["cond"]}
         latents = _stacked("latents", [s["latents"] for s in samples])
+        latents = latents.float() if latents.element_size() < 4 else latents  # noise levels lie closer than bf16 tells
         structure, count = self.index["arguments"], len(samples)
         cond = self._arguments(structure["cond"], count) | rows
         uncond = None if structure["uncond"] is None else self._arguments(structure["uncond"], count)

@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from torch import nn
 
 from ..calibrate.samples import Progress, silent
 from ..expert_files import DESCRIPTION, SEMANTIC, read_experts, save_experts
+from ..expert_weights import unsuitable
 from ..families import Family, find
+from ..fingerprints import of_model
 from ..methods import DualExpert
 from ..trajectory import Trajectory
 from . import plots
 from .settings import Distillation
 from .shards import Shards
-from .trainer import Trainer
+from .trainer import Trainer, accelerator_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ def train(
     Killed or interrupted, the same call goes on from the last checkpoint, to the same loss curve.
 
     Args:
-        pipe: the teacher's pipeline, with one transformer; it is moved to the accelerator's device and stays there.
+        pipe: the teacher's pipeline, with one transformer, which is moved to the accelerator's device and stays there.
         data: what ``prepare`` wrote with this pipeline.
         settings: the stage; a detail stage finds the semantic expert in ``out``.
         call: arguments of the pipeline's call for the sampled clips.
@@ -67,37 +69,78 @@ def train(
         base: the name that the saved experts give the model they were made from; the pipeline's own if left out.
         progress: told (iterations done, in all, the losses in words).
 
-    Raises ``ValueError`` for a pipeline of two transformers, data of another model, settings that do not fit the
-    model, and a detail stage without its semantic expert.
+    A stage that is done already is left as it is.  Raises ``ValueError``, before any forward, for a teacher whose
+    weights are not plainly there (offloaded, quantised, with a LoRA, two transformers), data of another model or
+    without the branch that guidance needs, settings that do not fit them, a folder whose other experts this stage
+    would replace, and a detail stage without its semantic expert.
     """
-    if getattr(pipe, "transformer_2", None) is not None:
-        raise ValueError("pipelines with two transformers are experts already: distillation takes those with one")
     out, teacher = Path(out), pipe.transformer
-    described = find(teacher, family)
-    shards = Shards(data, model=teacher)
+    described, shards = find(teacher, family), Shards(data, model=teacher)
+    _check_teacher(pipe)
+    _check_data(settings, described, shards)
     trajectory = Trajectory.of(pipe.scheduler, settings.shift)
-    semantic = _semantic(out, settings, trajectory) if settings.stage == "detail" else None
-    trained = [(p, p.requires_grad) for p in teacher.parameters()]
+    before = read_experts(out).training if (out / DESCRIPTION).is_file() else {}
+    if lost := set(before) - {settings.stage, *(["semantic"] if settings.stage == "detail" else [])}:
+        raise ValueError(f"{out} holds a {', '.join(sorted(lost))} expert, which this would replace: choose another")
+    semantic = _semantic(out, settings, trajectory, teacher) if settings.stage == "detail" else None
+    flags = [(p, p.requires_grad) for p in teacher.parameters()]
     trainer = Trainer(
         settings, teacher, described, trajectory, shards, out / "training" / settings.stage, semantic=semantic,
-        accelerator=accelerator, parts=parts, checkpointing=checkpointing, workers=workers,
+        stands_on=before.get("semantic") if semantic is not None else None, parts=parts, checkpointing=checkpointing,
+        accelerator=accelerator or accelerator_for(described), workers=workers,
     )  # fmt: skip
     base = base or getattr(pipe, "name_or_path", None) or type(pipe).__name__
     dtype = dtype or next(teacher.parameters()).dtype
-    run = _Run(pipe, trainer, trajectory, out, dict(call or {}), samples, dtype, base)
+    run = _Run(pipe, trainer, trajectory, out, dict(call or {}), samples, dtype, base, before)
     try:
         run.to_the_end(save_every, progress)
     finally:
-        for p, requires in trained:
+        trainer.close()
+        for p, requires in flags:
             p.requires_grad_(requires)
     return out
 
 
-def _semantic(out: Path, settings: Distillation, trajectory: Trajectory) -> Path:
+def _check_teacher(pipe: Any) -> None:
+    if getattr(pipe, "transformer_2", None) is not None:
+        raise ValueError("pipelines with two transformers are experts already: distillation takes those with one")
+    if reason := unsuitable(pipe.transformer):
+        raise ValueError(f"this transformer cannot be distilled as it is: {reason}")
+
+
+def _check_data(settings: Distillation, family: Family, shards: Shards) -> None:
+    """Raises ``ValueError`` for data that the stage would only stumble over later."""
+    first = shards.collate([shards[0]])
+    embedded = first.cond.get("guidance") is not None
+    if first.uncond is None and not embedded and settings.guidance != 1:
+        raise ValueError(
+            f"the teacher is to solve with guidance {settings.guidance:g}, and {shards.folder} holds no unconditional "
+            "branch: prepare the data with a guidance scale above 1 (and a negative prompt, where the pipeline needs "
+            "one), or train with guidance 1"
+        )
+    axis = family.frame_axis
+    if settings.stage == "semantic" and settings.temporal > 0 and axis is not None:
+        frames = first.latents.shape[axis]
+        if settings.lag >= frames:
+            raise ValueError(
+                f"the temporal coherence loss looks {settings.lag} latent frames back; these clips have {frames}: "
+                "choose a smaller lag, or 0 for its weight"
+            )
+
+
+def _semantic(out: Path, settings: Distillation, trajectory: Trajectory, teacher: nn.Module) -> Path:
     """Weights of the semantic expert that a detail stage stands on.  Raises ``ValueError`` where it cannot."""
     if not (out / DESCRIPTION).is_file():
         raise ValueError(f"{out} has no semantic expert yet: train --stage semantic there first")
     saved = read_experts(out)
+    if saved.model != of_model(teacher):
+        raise ValueError(f"the semantic expert in {out} was trained from another model, {saved.base}")
+    described = saved.training.get("semantic", {})
+    if described and described["iteration"] < described["iterations"]:
+        raise ValueError(
+            f"the semantic expert in {out} is at iteration {described['iteration']} of {described['iterations']}: "
+            "finish its stage first"
+        )
     if (saved.boundary, saved.trajectory) != (settings.boundary, trajectory):
         raise ValueError(
             f"the semantic expert in {out} ends elsewhere or follows another path: give both stages the same split, "
@@ -118,9 +161,15 @@ class _Run:
     samples: Samples | None
     dtype: torch.dtype
     base: str
+    before: Mapping[str, Any]  # what the folder's experts said of their training
+
+    @property
+    def done(self) -> bool:
+        """Whether the folder holds experts of this iteration."""
+        return self.before.get(self.trainer.settings.stage, {}).get("iteration") == self.trainer.iteration
 
     def to_the_end(self, save_every: int, progress: Progress) -> None:
-        trainer, total = self.trainer, self.trainer.settings.steps
+        trainer, total, start = self.trainer, self.trainer.settings.steps, self.trainer.iteration
         progress(trainer.iteration, total, f"{trainer.settings.stage} expert")
         try:
             for found in trainer.run():
@@ -130,10 +179,12 @@ class _Run:
                 if self.samples is not None and trainer.iteration % self.samples.every == 0 < total - trainer.iteration:
                     self.look()
         except KeyboardInterrupt:
-            trainer.save()
+            if trainer.whole:  # else the last checkpoint stands
+                trainer.save()
             raise
-        trainer.save()
-        self.look()
+        if trainer.iteration > start or not self.done:
+            trainer.save()
+            self.look()
 
     def look(self) -> None:
         """Saves the experts as they are, the plot of the losses, and clips sampled with them."""
@@ -149,13 +200,13 @@ class _Run:
         settings, networks = self.trainer.settings, self.trainer.networks
         result = {k: self._cast(v) for k, v in networks.result.items()}
         detail = settings.stage == "detail"
-        before = read_experts(self.out).training if detail else {}
+        before = {k: v for k, v in self.before.items() if k == "semantic"} if detail else {}
         save_experts(
             self.out,
             self.pipe.transformer,
             trajectory=self.trajectory,
             boundary=settings.boundary,
-            semantic=load_file(self.out / SEMANTIC) if detail else result,
+            semantic=True if detail else result,
             detail=result if detail else None,
             adapter=networks.adapter,
             base=self.base,
@@ -170,13 +221,21 @@ class _Run:
         from ..api import accelerate
         from ..evaluate.clips import contact_sheet, write_image
 
-        clips = []
-        self.pipe.to(self.trainer.accelerator.device)
+        clips, device = [], self.trainer.accelerator.device
+        others = [
+            m for m in self.pipe.components.values() if isinstance(m, nn.Module) and m is not self.pipe.transformer
+        ]
+        homes = [next((p.device for p in m.parameters()), None) for m in others]
+        for module in others:
+            module.to(device)
         with accelerate(self.pipe, DualExpert(self.out, steps=self.samples.steps)):
             for prompt in prompts:
                 generator = torch.Generator().manual_seed(self.samples.seed)
                 result = self.pipe(prompt, generator=generator, **{**self.call, "output_type": "np"})
                 frames = result.frames[0] if hasattr(result, "frames") else result.images
                 clips.append(frames)
+        for module, home in zip(others, homes, strict=True):
+            if home is not None:
+                module.to(home)
         sheet = contact_sheet(clips)
         write_image(self.trainer.folder / f"samples-{self.trainer.iteration:06d}.png", sheet)

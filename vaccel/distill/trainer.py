@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import math
 import time
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import nn
 
+from ..calibrate.samples import hash_of
 from ..families import Family
 from ..trajectory import Trajectory
 from . import checkpoint
@@ -34,13 +36,14 @@ class Trainer:
         shards: the prepared data.
         folder: for the checkpoint and the log of losses, one JSON line an iteration.
         semantic: weights of the semantic expert, for a detail stage that shares them.
-        accelerator: accelerate's, for devices, processes and precision.
+        stands_on: what is said of the semantic expert's training; a checkpoint goes on with the same one only.
+        accelerator: accelerate's, for devices, processes and precision; see ``accelerator_for``.
         parts: batches that an iteration's samples are worked off in, one after another (gradient accumulation).
         checkpointing: compute activations again instead of keeping them (gradient checkpointing).
         workers: processes that read ahead.
 
-    Raises ``ValueError`` for a batch that does not divide, a teacher in half precision without mixed precision, or a
-    checkpoint of other settings.
+    Raises ``ValueError`` for a batch that does not divide, a teacher in half precision without mixed precision, fp16,
+    sharded training, or a checkpoint of other settings, other data or another semantic expert.
     """
 
     def __init__(
@@ -53,31 +56,42 @@ class Trainer:
         folder: Path,
         *,
         semantic: Path | None = None,
+        stands_on: Any = None,
         accelerator: Accelerator | None = None,
         parts: int = 1,
         checkpointing: bool = False,
         workers: int = 0,
     ):
         self.settings, self.shards, self.folder, self.workers = settings, shards, folder, workers
-        self.accelerator = accelerator or Accelerator()
-        world, dtype = self.accelerator.num_processes, next(teacher.parameters()).dtype
-        if dtype.itemsize < 4 and self.accelerator.mixed_precision == "no":
-            raise ValueError(f"the teacher is in {dtype}: train with mixed precision (bf16), or load it in float32")
+        self.accelerator = accelerator or accelerator_for(family)
+        _check_precision(self.accelerator, next(teacher.parameters()).dtype)
+        self.made_with = {"data": hash_of(json.dumps(shards.index, sort_keys=True)), "semantic": stands_on}
+        world = self.accelerator.num_processes
         self.slots = Slots(
             len(shards), settings.batch, seed=settings.seed, rank=self.accelerator.process_index, world=world,
             parts=parts,
         )  # fmt: skip
         self.networks = Networks(settings, family, teacher, semantic)
-        if checkpointing:
-            self.networks.student.enable_gradient_checkpointing()
+        self._checkpointed = []
+        if checkpointing:  # of the teacher too, where a gradient goes through its features
+            for network in (self.networks.student, *([teacher] if settings.discriminates else [])):
+                if not network.is_gradient_checkpointing:
+                    network.enable_gradient_checkpointing()
+                    self._checkpointed.append(network)
         self.objective = Objective(settings, trajectory, family, teacher.to(self.accelerator.device))
         self.parameters = list(self.networks.trained().values())
         self.heads_parameters = list(self.networks.heads.parameters()) if self.networks.heads is not None else []
         self._prepare()
-        self.iteration = 0
+        self.iteration, self.whole = 0, True
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.is_file():
             self._load()
+        self._forget_later_lines()
+
+    def close(self) -> None:
+        """Leaves the teacher's gradient checkpointing as it was."""
+        for network in self._checkpointed:
+            network.disable_gradient_checkpointing()
 
     def _prepare(self) -> None:
         s, prepare = self.settings, self.accelerator.prepare
@@ -113,18 +127,19 @@ class Trainer:
             last = part == self.slots.parts - 1
             for name, value in self._part(next(batches), self.slots.of(self.iteration, part), last).items():
                 sums[name] = sums.get(name, 0) + value / self.slots.parts
+        self.whole = False
         sums["gradient"] = self._update(self.optimizer, self.parameters)
         if self.heads is not None:
             self._update(self.heads_optimizer, self.heads_parameters)
         if self.settings.ema:
             self.networks.follow(self.settings.ema)
         self.iteration += 1
+        self.whole = True
         names = sorted(sums)
         reduced = self.accelerator.reduce(torch.stack([sums[n].float() for n in names]), "mean").tolist()
         found = dict(zip(names, reduced, strict=True))
-        # In fp16 an infinite gradient now and then is what the loss scale is found by.
-        if not all(math.isfinite(v) for k, v in found.items() if k != "gradient"):
-            raise FloatingPointError(f"iteration {self.iteration}: a loss is not finite: {found}")
+        if not all(map(math.isfinite, reduced)):
+            raise FloatingPointError(f"iteration {self.iteration}: a loss or gradient is not finite: {found}")
         return found
 
     def _part(self, batch: Any, slots: list[int], last: bool) -> dict[str, torch.Tensor]:
@@ -189,15 +204,22 @@ class Trainer:
         for prefix, optimizer in self._optimizers().items():
             tensors |= checkpoint.of_optimizer(optimizer, prefix)
         settings = json.dumps(self.settings.to_json(), sort_keys=True)
-        checkpoint.write(self.checkpoint, tensors, {"iteration": str(self.iteration), "settings": settings})
+        about = {"iteration": str(self.iteration), "settings": settings, "made_with": json.dumps(self.made_with)}
+        checkpoint.write(self.checkpoint, tensors, about)
 
     def _load(self) -> None:
-        tensors, metadata = checkpoint.read(self.checkpoint, self.accelerator.device)
+        tensors, metadata = checkpoint.read(self.checkpoint)  # on the host: copying moves what must move
         made, ours = json.loads(metadata["settings"]), self.settings.to_json()
         # Longer training of the same thing is the one change that keeps the curve so far.
         if different := [k for k in ours if ours[k] != made.get(k) and "iterations" not in k]:
             raise ValueError(
                 f"{self.checkpoint} was made with another {', '.join(different)}; choose another folder or start anew"
+            )
+        kept = json.loads(metadata.get("made_with", "{}"))
+        if other := [k for k, v in self.made_with.items() if kept.get(k) != json.loads(json.dumps(v))]:
+            raise ValueError(
+                f"{self.checkpoint} was made with other {' and another '.join(other)}: remove {self.folder} to start "
+                "anew"
             )
         with torch.no_grad():
             for prefix, part in self._parts().items():
@@ -207,7 +229,6 @@ class Trainer:
         for prefix, optimizer in self._optimizers().items():
             checkpoint.load_optimizer(optimizer, tensors, prefix)
         self.iteration = int(metadata["iteration"])
-        self._forget_later_lines()
 
     def _forget_later_lines(self) -> None:
         """The log of iterations after the checkpoint, which are made again."""
@@ -216,6 +237,29 @@ class Trainer:
             kept = [s for s in log.read_text().splitlines() if _iteration(s) <= self.iteration]
             log.write_text("".join(s + "\n" for s in kept))
         self.accelerator.wait_for_everyone()
+
+
+def accelerator_for(family: Family, precision: str | None = None) -> Accelerator:
+    """Accelerate's with what a distillation needs: time for one process to save and sample while the others wait, and
+    no exchange awaited for weights that a family's forward leaves out (Qwen-Image's last text branch)."""
+    return Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_steps=1,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=datetime.timedelta(hours=3)),
+            DistributedDataParallelKwargs(find_unused_parameters=family.returns == "encoder_hidden"),
+        ],
+    )
+
+
+def _check_precision(accelerator: Accelerator, dtype: torch.dtype) -> None:
+    plain = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    if accelerator.distributed_type not in plain:
+        raise ValueError(f"{accelerator.distributed_type.value} is not supported: every process holds whole networks")
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ValueError(f"mixed precision is 'no' or 'bf16', not {accelerator.mixed_precision!r}")
+    if dtype.itemsize < 4 and accelerator.mixed_precision == "no":
+        raise ValueError(f"the teacher is in {dtype}: train with mixed precision (bf16), or load it in float32")
 
 
 def _iteration(line: str) -> float:
