@@ -128,7 +128,7 @@ def test_interrupted_and_run_again(pipe, data, tmp_path, monkeypatch):
     [
         ([], "Missing option '--stage'"),
         (["--stage", "third"], "'third' is not one of semantic, detail, single"),
-        (["--stage", "semantic", "--precision", "bf8"], "'bf8' is not one of no, bf16, fp16"),
+        (["--stage", "semantic", "--precision", "bf8"], "'bf8' is not one of no, bf16"),
         (["--stage", "semantic", "--dtype", "float7"], "'float7' is not one of float32"),
         (["--stage", "semantic", "--save-dtype", "Tensor"], "'Tensor' is not one of float32"),
         (["--stage", "semantic", "--data", "nowhere"], "error: no training data at nowhere"),
