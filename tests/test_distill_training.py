@@ -150,13 +150,23 @@ from pathlib import Path
 from test_distill_training import settings
 from vaccel.distill.stages import train
 for stage in {stages!r}:
-    train(tiny.wan_pipeline(), {data!r}, {out!r}, settings(stage, {steps}), save_every=2, parts={parts})
+    chosen = settings(stage, {steps}, batch={batch})
+    train(tiny.family({name!r})[0], {data!r}, {out!r}, chosen, save_every=2, parts={parts})
 """
 
 
-def process(data, out, stages=("semantic", "detail"), steps=4, parts=1):
-    tests = str(Path(__file__).parent)
-    return SCRIPT.format(tests=tests, data=str(data), out=str(out), stages=list(stages), steps=steps, parts=parts)
+def process(data, out, stages=("semantic", "detail"), **changes):
+    given = {"tests": str(Path(__file__).parent), "data": str(data), "out": str(out), "stages": list(stages)}
+    return SCRIPT.format(**{**given, "steps": 4, "parts": 1, "batch": 4, "name": "wan", **changes})
+
+
+def by_two_processes(script: str, folder: Path) -> None:
+    (folder / "script.py").write_text(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(
+        [*command, str(folder / "script.py")], check=True, env=environment, stderr=subprocess.DEVNULL, timeout=300
+    )
 
 
 @pytest.mark.parametrize("stage", ["semantic", "detail"])
@@ -185,13 +195,21 @@ def test_killed_and_resumed_is_the_same_curve(data, reference, tmp_path, stage):
 
 def test_two_processes_are_one(data, reference, tmp_path):
     """gloo, the same global batch: each process half of every batch."""
-    out = tmp_path / "two"
-    script = tmp_path / "script.py"
-    script.write_text(process(data, out))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL, timeout=300)
-    close(reference, out, rtol=1e-3)
+    by_two_processes(process(data, tmp_path / "two"), tmp_path)
+    close(reference, tmp_path / "two", rtol=1e-3)
+
+
+def test_two_processes_with_weights_that_a_forward_leaves_out(tmp_path):
+    """Qwen-Image's last text branch has no gradient; in two parts, of which only the last is exchanged."""
+    pipe, g = tiny.qwen_pipeline(), torch.Generator().manual_seed(0)
+    call = {"height": 32, "width": 32, "true_cfg_scale": 3.0}
+    pictures = [("a cat", torch.rand(1, 32, 32, 3, generator=g)) for _ in range(4)]
+    prepare(pipe, pictures, tmp_path / "data", call=call, negative_prompt="")
+    train(pipe, tmp_path / "data", tmp_path / "one", settings("semantic", 2), parts=4)
+    given = {"steps": 2, "parts": 2, "name": "qwen-image"}
+    by_two_processes(process(tmp_path / "data", tmp_path / "two", ["semantic"], **given), tmp_path)
+    for one, two in zip(*(curve(tmp_path / n, "semantic") for n in ("one", "two")), strict=True):
+        assert one == pytest.approx(two, rel=1e-3)
 
 
 def test_accumulated_is_at_once(data, reference, tmp_path):

@@ -28,7 +28,8 @@ class Distillation:
         points: N, of the teacher's trajectory, evenly spaced in unshifted time: point i lies at (i + 1) / N.
         split: the first point of the semantic phase, whose last end point is ``split / points``.
         shift: of flow matching; None leaves the scheduler's own (and is a must for a diffusion model).
-        guidance: scale w that the teacher solves with, where guidance takes two branches.
+        guidance: scale w that the teacher solves with, where guidance takes two branches (the data must hold both);
+            where it is an embedding, the data's own value counts.
         loss: "huber" (the release) or "l2" (eq. 6, 7), with ``huber_c``.
         temporal, lag: weight and latent frames of the temporal coherence loss (semantic stage).
         gan, adversarial, matching: consistency + gan * (adversarial * hinge + matching * feature matching) (detail

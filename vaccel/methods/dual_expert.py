@@ -19,7 +19,8 @@ class DualExpert(Method):
     it lasts, the pipeline's transformer holds the semantic expert's weights and its scheduler is replaced; the detail
     expert is the same weights with LoRA and a few layers of its own (section 3.3), so changing over costs nothing.
     Whatever number of steps and guidance scale the pipeline is called with, it makes ``steps`` steps and the scale
-    has no effect.
+    has no effect; where a model takes the scale as an embedding, it goes in as it is given, and should be what the
+    experts were trained with.
 
     Args:
         folder: where the experts were saved, or their name on the hub.  Read when a pipeline is accelerated.
