@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,22 +84,30 @@ def train(
     if lost := set(before) - {settings.stage, *(["semantic"] if settings.stage == "detail" else [])}:
         raise ValueError(f"{out} holds a {', '.join(sorted(lost))} expert, which this would replace: choose another")
     semantic = _semantic(out, settings, trajectory, teacher) if settings.stage == "detail" else None
-    flags = [(p, p.requires_grad) for p in teacher.parameters()]
-    trainer = Trainer(
-        settings, teacher, described, trajectory, shards, out / "training" / settings.stage, semantic=semantic,
-        stands_on=before.get("semantic") if semantic is not None else None, parts=parts, checkpointing=checkpointing,
-        accelerator=accelerator or accelerator_for(described), workers=workers,
-    )  # fmt: skip
     base = base or getattr(pipe, "name_or_path", None) or type(pipe).__name__
     dtype = dtype or next(teacher.parameters()).dtype
-    run = _Run(pipe, trainer, trajectory, out, dict(call or {}), samples, dtype, base, before)
-    try:
+    with _as_it_was(teacher):
+        trainer = Trainer(
+            settings, teacher, described, trajectory, shards, out / "training" / settings.stage, semantic=semantic,
+            stands_on=before.get("semantic") if semantic is not None else None, parts=parts,
+            checkpointing=checkpointing, accelerator=accelerator or accelerator_for(described), workers=workers,
+        )  # fmt: skip
+        run = _Run(pipe, trainer, trajectory, out, dict(call or {}), samples, dtype, base, before)
         run.to_the_end(save_every, progress)
+    return out
+
+
+@contextlib.contextmanager
+def _as_it_was(teacher: nn.Module) -> Iterator[None]:
+    """What is trained and what is computed again of the teacher is, after the context, what it was."""
+    flags, checkpointed = [(p, p.requires_grad) for p in teacher.parameters()], teacher.is_gradient_checkpointing
+    try:
+        yield
     finally:
-        trainer.close()
         for p, requires in flags:
             p.requires_grad_(requires)
-    return out
+        if teacher.is_gradient_checkpointing and not checkpointed:
+            teacher.disable_gradient_checkpointing()
 
 
 def _check_teacher(pipe: Any) -> None:

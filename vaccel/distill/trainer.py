@@ -72,12 +72,10 @@ class Trainer:
             parts=parts,
         )  # fmt: skip
         self.networks = Networks(settings, family, teacher, semantic)
-        self._checkpointed = []
-        if checkpointing:  # of the teacher too, where a gradient goes through its features
-            for network in (self.networks.student, *([teacher] if settings.discriminates else [])):
-                if not network.is_gradient_checkpointing:
-                    network.enable_gradient_checkpointing()
-                    self._checkpointed.append(network)
+        if checkpointing:
+            self.networks.student.enable_gradient_checkpointing()
+            if settings.discriminates:  # a gradient goes through the teacher's features
+                teacher.enable_gradient_checkpointing()
         self.objective = Objective(settings, trajectory, family, teacher.to(self.accelerator.device))
         self.parameters = list(self.networks.trained().values())
         self.heads_parameters = list(self.networks.heads.parameters()) if self.networks.heads is not None else []
@@ -87,11 +85,6 @@ class Trainer:
         if self.checkpoint.is_file():
             self._load()
         self._forget_later_lines()
-
-    def close(self) -> None:
-        """Leaves the teacher's gradient checkpointing as it was."""
-        for network in self._checkpointed:
-            network.disable_gradient_checkpointing()
 
     def _prepare(self) -> None:
         s, prepare = self.settings, self.accelerator.prepare
@@ -117,10 +110,11 @@ class Trainer:
                     seconds = round(time.perf_counter() - began, 3)
                     log.write(json.dumps({"iteration": self.iteration, **found, "seconds": seconds}) + "\n")
                     log.flush()
+                self.whole = True
                 yield found
 
     def iterate(self, batches: Iterator[Any]) -> dict[str, float]:
-        """One update of the student, and of the discriminator where there is one."""
+        """One update of the student, and of the discriminator where there is one; ``whole`` is False from then on."""
         self._warm_up()
         sums: dict[str, torch.Tensor] = {}
         for part in range(self.slots.parts):
@@ -134,7 +128,6 @@ class Trainer:
         if self.settings.ema:
             self.networks.follow(self.settings.ema)
         self.iteration += 1
-        self.whole = True
         names = sorted(sums)
         reduced = self.accelerator.reduce(torch.stack([sums[n].float() for n in names]), "mean").tolist()
         found = dict(zip(names, reduced, strict=True))
