@@ -85,20 +85,7 @@ def save_experts(
     folder.mkdir(parents=True, exist_ok=True)
     kind = "none" if detail is None else "full" if adapter is None else "lora"
     weights = {DETAIL: detail} if semantic is True else {SEMANTIC: semantic, DETAIL: detail}
-    partials = {name: folder / (name + ".partial") for name, state in weights.items() if state is not None}
-    try:
-        for name, partial in partials.items():
-            artifacts.save_tensors(partial, weights[name], {"format": "pt"})
-        if semantic is not True:
-            (folder / DESCRIPTION).unlink(missing_ok=True)
-        for name in weights:
-            if name in partials:
-                partials[name].replace(folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
-    finally:
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)
+    _replace(folder, weights, undescribed=semantic is not True)
     described = {
         "schema": artifacts.SCHEMA,
         "method": METHOD,
@@ -113,6 +100,27 @@ def save_experts(
     }
     artifacts.write(folder / DESCRIPTION, described)
     return folder
+
+
+def _replace(folder: Path, weights: Mapping[str, Mapping[str, torch.Tensor] | None], undescribed: bool) -> None:
+    """Puts weight files in place of those that are there, once all are written; None takes one away.
+
+    Meanwhile nothing describes them where they are ``undescribed``.
+    """
+    partials = {name: folder / (name + ".partial") for name, state in weights.items() if state is not None}
+    try:
+        for name, partial in partials.items():
+            artifacts.save_tensors(partial, weights[name], {"format": "pt"})
+        if undescribed:
+            (folder / DESCRIPTION).unlink(missing_ok=True)
+        for name in weights:
+            if name in partials:
+                partials[name].replace(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
 
 
 def read_experts(folder: str | Path) -> SavedExperts:
