@@ -8,7 +8,7 @@ import accelerate as hf_accelerate
 import pytest
 import tiny
 import torch
-from diffusers import CogVideoXDPMScheduler
+from diffusers import CogVideoXDPMScheduler, FirstBlockCacheConfig
 from made_experts import (
     BOUNDARY,
     FAMILIES,
@@ -128,6 +128,19 @@ def test_other_kinds_of_experts(kind, semantic, pipe, tmp_path):
         assert handle.expert_bytes["parked"] == whole * semantic
     assert handle.expert_bytes == {"detail": 0, "parked": 0}
     assert_given_back(pipe, before)
+
+
+def test_after_a_cache_of_diffusers(pipe, folder):
+    """A cache that was switched off leaves empty registries of hooks on the blocks."""
+    with vaccel.accelerate(pipe, vaccel.DualExpert(folder)):
+        expected = tiny.latents(pipe, steps=4)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ValueError, match="carries hooks"):
+        vaccel.accelerate(pipe, vaccel.DualExpert(folder))
+    tiny.latents(pipe, steps=4)
+    pipe.transformer.disable_cache()
+    with vaccel.accelerate(pipe, vaccel.DualExpert(folder)):
+        assert torch.equal(tiny.latents(pipe, steps=4), expected)
 
 
 @pytest.mark.parametrize(("steps", "experts"), [(2, [0, 1]), (3, [0, 0, 1]), (5, [0, 0, 0, 1, 1])])

@@ -166,7 +166,8 @@ def _copied_along(model: nn.Module, names: Iterable[str]) -> nn.Module:
     for path in _ways(names):
         parent, last = _parent(root, path)
         inner = parent._modules[last]
-        if "_hf_hook" in inner.__dict__ or getattr(inner, "_diffusers_hook", None) is not None:
+        registry = inner.__dict__.get("_diffusers_hook")  # one that is empty is what a cache leaves behind
+        if "_hf_hook" in inner.__dict__ or (registry is not None and registry.hooks):
             raise ValueError(f"{path} of the transformer carries hooks (offload by layers?), which a copy would miss")
         parent._modules[last] = _shallow(inner)
     return root
