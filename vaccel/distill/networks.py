@@ -20,9 +20,9 @@ class Networks(nn.Module):
 
     Attributes:
         student: computes with the parameters that are trained.
-        target: the network of the other end (eq. 4): the student, or its moving average.
+        average: the student's moving average, or None.
         heads: the discriminator, or None.
-        semantic: the frozen semantic expert that a shared detail expert stands on, or None.
+        adapter: what a detail expert that shares its weights has of its own, or None.
     """
 
     def __init__(self, settings: Distillation, family: Family, teacher: nn.Module, semantic: Path | None):
@@ -56,11 +56,15 @@ class Networks(nn.Module):
             self.heads = Discriminator(
                 channels, len(blocks), width=settings.head_width, stride=settings.head_stride
             ).to(next(teacher.parameters()).device)
+        self._followed: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         if average is not None:
+            theirs, ours = self.trained(average), self.trained()
+            self._followed = [p.requires_grad_(False) for p in theirs.values()], [ours[name] for name in theirs]
             self.follow(0.0)
 
     @property
     def target(self) -> nn.Module:
+        """The network of the other end (eq. 4): the student, or its moving average."""
         return self.student if self.average is None else self.average
 
     def trained(self, network: nn.Module | None = None) -> dict[str, nn.Parameter]:
@@ -71,13 +75,9 @@ class Networks(nn.Module):
     @property
     def result(self) -> dict[str, torch.Tensor]:
         """What is saved: the moving average where there is one."""
-        chosen = self.student if self.average is None else self.average
-        return chosen.state_dict() if self.adapter is None else dict(self.trained(chosen))
+        return self.target.state_dict() if self.adapter is None else self.trained(self.target)
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
         """Moves the average towards the student: average = decay average + (1 - decay) student."""
-        theirs, ours = self.trained(self.average), self.trained()
-        for name, p in theirs.items():
-            p.requires_grad_(False)
-            p.lerp_(ours[name].to(p.dtype), 1 - decay)
+        torch._foreach_lerp_(*self._followed, 1 - decay)

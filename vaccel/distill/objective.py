@@ -19,13 +19,13 @@ from .shards import Batch
 
 @dataclasses.dataclass
 class Draws:
-    """The chance of an iteration, a row a sample: the point it starts from, its noise, and where both ends are noised
-    again for the discriminator."""
+    """The chance of an iteration, a row a sample: the point it starts from, its noise, and, where there is a
+    discriminator, the point at which both ends are noised again for it and with what."""
 
     index: torch.Tensor
     noise: torch.Tensor
-    again: torch.Tensor
-    noise_again: torch.Tensor
+    again: torch.Tensor | None = None
+    noise_again: torch.Tensor | None = None
 
     @classmethod
     def of(cls, settings: Distillation, latents: torch.Tensor, slots: Sequence[int]) -> Draws:
@@ -34,13 +34,12 @@ class Draws:
         rows = []
         for slot in slots:
             g = torch.Generator().manual_seed((settings.seed * 2_000_003 + slot) * 2 + 1)
-            index = torch.randint(first, last + 1, (), generator=g)
-            noise = torch.randn(latents.shape[1:], generator=g)
-            again = torch.randint(0, settings.split, (), generator=g)
-            rows.append((index, noise, again, torch.randn(latents.shape[1:], generator=g)))
-        index, noise, again, noise_again = (torch.stack(v) for v in zip(*rows, strict=True))
-        like = {"device": latents.device, "dtype": latents.dtype}
-        return cls(index, noise.to(**like), again, noise_again.to(**like))
+            row = [torch.randint(first, last + 1, (), generator=g), torch.randn(latents.shape[1:], generator=g)]
+            if settings.discriminates:
+                row += [torch.randint(0, settings.split, (), generator=g), torch.randn(latents.shape[1:], generator=g)]
+            rows.append(row)
+        drawn = [torch.stack(v) for v in zip(*rows, strict=True)]
+        return cls(*(v.to(latents) if v.is_floating_point() else v for v in drawn))
 
 
 class Objective:
