@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import imageio.v3 as iio
 import numpy as np
 import results
 import torch
@@ -28,7 +29,7 @@ from vaccel import demo
 from vaccel.demo.checker import check
 from vaccel.demo.shapes import held_out_captions
 from vaccel.evaluate import metrics
-from vaccel.evaluate.clips import contact_sheet, write_image
+from vaccel.evaluate.clips import contact_sheet
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 Folder = Annotated[Path, typer.Option(help="Folder of the data and of all variants.")]
@@ -152,7 +153,7 @@ def quality(
     out = Path("out/distill")
     out.mkdir(parents=True, exist_ok=True)
     for name, clips in sheets.items():
-        write_image(out / f"{name.replace(' ', '_')}.png", contact_sheet(clips))
+        iio.imwrite(out / f"{name.replace(' ', '_')}.png", contact_sheet(clips))
     described = {n: json.loads((f / "dual_expert.json").read_text())["training"] for n, f in folders.items()}
     payload = {
         "prompts": captions, "summary": {n: m.summary() for n, m in found.items()}, "training": described,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,6 +116,18 @@ def _refuse(error: Exception) -> None:
     """A clear line instead of a traceback."""
     console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(2)
+
+
+@contextlib.contextmanager
+def _clear_refusals(interrupted: str) -> Iterator[None]:
+    """A clear line instead of a traceback; after Ctrl-C what is kept, and exit status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(f"stopped; {interrupted}")
+        raise typer.Exit(130) from None
+    except (ValueError, OSError, FloatingPointError) as error:
+        _refuse(error)
 
 
 @app.command()

@@ -22,7 +22,7 @@ def _calibrated(
     """What ``measure(loaded, prompts, path, call=..., progress=...)`` returns, with progress and clear refusals."""
     from ..demo import family
 
-    try:
+    with cli._clear_refusals(f"{out} keeps what was measured, the same command goes on"):
         loaded = cli._Loaded(pipeline, small, call, dtype)
         if of_small:
             if loaded.small is None:
@@ -35,11 +35,6 @@ def _calibrated(
                 loaded, chosen, out, call={"num_inference_steps": steps, **loaded.call},
                 progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what[:70]),
             )  # fmt: skip
-    except (ValueError, OSError) as error:
-        cli._refuse(error)
-    except KeyboardInterrupt:
-        cli.console.print(f"stopped; {out} keeps what was measured, the same command goes on")
-        raise typer.Exit(130) from None
 
 
 @app.command("teacache")

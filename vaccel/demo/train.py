@@ -36,6 +36,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..artifacts import save_tensors
 from ..distill import checkpoint
 from . import family, shapes
 from .vae import PatchTransformVAE
@@ -178,11 +179,11 @@ class Trainer:
             tensors |= checkpoint.of_optimizer(optimizer, f"optimizer.{i}.")
         vae = {k: v for k, v in self.vae.config.items() if not k.startswith("_")}
         meta = {"step": str(self.step), "vae": json.dumps(vae)} | self.settings
-        checkpoint.write(self.checkpoint, tensors, meta)
+        save_tensors(self.checkpoint, tensors, meta)
 
     def resume(self) -> None:
         """Loads the checkpoint; raises ``ValueError`` if it was made with other settings."""
-        tensors, meta = checkpoint.read(self.checkpoint, self.device)
+        tensors, meta = checkpoint.read(self.checkpoint)
         made = {name: meta.get(name) for name in self.settings}
         if made != self.settings:
             raise ValueError(f"{self.checkpoint} was made with {made}, not with {self.settings}")

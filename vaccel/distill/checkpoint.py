@@ -1,4 +1,4 @@
-"""Checkpoints of a training in safetensors: weights and optimisers, written whole or not at all."""
+"""Checkpoints of a training in safetensors, as ``artifacts.save_tensors`` writes them: weights and optimisers."""
 
 from __future__ import annotations
 
@@ -8,20 +8,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from .. import artifacts
-
 Tensors = dict[str, torch.Tensor]
 
 
-def write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """An interrupted write leaves the last checkpoint whole."""
-    artifacts.save_tensors(path, tensors, metadata)
-
-
-def read(path: Path, device: str | torch.device = "cpu") -> tuple[Tensors, dict[str, str]]:
+def read(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """Tensors, on the host: what loads them moves what must move (an optimiser's steps must not); and metadata."""
     with safe_open(path, "pt") as f:
         metadata = f.metadata()
-    return load_file(path, device=str(device)), metadata
+    return load_file(path), metadata
 
 
 def part(tensors: Tensors, prefix: str) -> Tensors:

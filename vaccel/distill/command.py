@@ -78,7 +78,7 @@ def prepare(
     from . import demo_clips, video_folder
     from . import prepare as run
 
-    with _clear_refusals(f"{out} keeps what was written; the same command goes on"):
+    with cli._clear_refusals(f"{out} keeps what was written; the same command goes on"):
         loaded = cli._Loaded(pipeline, None, call, dtype)
         if data == "demo":
             count = count or 1024
@@ -170,7 +170,7 @@ def train(
         "rank": rank, "alpha": alpha, "head_width": head_width, "points": points, "seed": seed,
     }  # fmt: skip
     options = {"parts": parts, "checkpointing": checkpointing, "workers": workers, "save_every": save_every}
-    with _clear_refusals(f"{out} keeps the checkpoint; the same command goes on"):
+    with cli._clear_refusals(f"{out} keeps the checkpoint; the same command goes on"):
         # On the host: each process takes to its own device what it needs there.
         loaded = cli._Loaded(pipeline, None, call, dtype, device="cpu")
         _train(loaded, pipeline, data, out, stage, changes, options, precision, prompt, sample_every, save_dtype)
@@ -231,7 +231,7 @@ def diagnose_command(
     from .shards import Shards
 
     given = {k: v for k, v in {"split": split, "shift": shift, "guidance": guidance}.items() if v is not None}
-    with _clear_refusals("stopped"):
+    with cli._clear_refusals("stopped"):
         loaded = cli._Loaded(pipeline, None, None, dtype)
         teacher = loaded.pipe.transformer
         family = find(teacher)
@@ -270,20 +270,3 @@ def _single(folder: Path, teacher: Any) -> dict[str, Any]:
     if saved["model"] != fingerprints.of_model(teacher):
         raise ValueError(f"{folder} holds a model that was trained from another one than this pipeline's")
     return load_file(folder / SEMANTIC)
-
-
-class _clear_refusals:  # noqa: N801 (reads as a context)
-    """A clear line instead of a traceback, and what an interruption leaves behind."""
-
-    def __init__(self, interrupted: str):
-        self.interrupted = interrupted
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            cli.console.print(f"stopped; {self.interrupted}")
-            raise typer.Exit(130) from None
-        if isinstance(error, (ValueError, OSError, FloatingPointError)):
-            cli._refuse(error)

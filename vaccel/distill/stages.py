@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as iio
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -228,7 +229,7 @@ class _Run:
 
     def sample(self, prompts: Sequence[str]) -> None:
         from ..api import accelerate
-        from ..evaluate.clips import contact_sheet, write_image
+        from ..evaluate.clips import contact_sheet
 
         clips, device = [], self.trainer.accelerator.device
         others = [
@@ -246,5 +247,4 @@ class _Run:
         for module, home in zip(others, homes, strict=True):
             if home is not None:
                 module.to(home)
-        sheet = contact_sheet(clips)
-        write_image(self.trainer.folder / f"samples-{self.trainer.iteration:06d}.png", sheet)
+        iio.imwrite(self.trainer.folder / f"samples-{self.trainer.iteration:06d}.png", contact_sheet(clips))

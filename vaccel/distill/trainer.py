@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import nn
 
+from ..artifacts import save_tensors
 from ..calibrate.samples import hash_of
 from ..families import Family
 from ..trajectory import Trajectory
@@ -198,10 +199,10 @@ class Trainer:
             tensors |= checkpoint.of_optimizer(optimizer, prefix)
         settings = json.dumps(self.settings.to_json(), sort_keys=True)
         about = {"iteration": str(self.iteration), "settings": settings, "made_with": json.dumps(self.made_with)}
-        checkpoint.write(self.checkpoint, tensors, about)
+        save_tensors(self.checkpoint, tensors, about)
 
     def _load(self) -> None:
-        tensors, metadata = checkpoint.read(self.checkpoint)  # on the host: copying moves what must move
+        tensors, metadata = checkpoint.read(self.checkpoint)
         made, ours = json.loads(metadata["settings"]), self.settings.to_json()
         # Longer training of the same thing is the one change that keeps the curve so far.
         if different := [k for k in ours if ours[k] != made.get(k) and "iterations" not in k]:

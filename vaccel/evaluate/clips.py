@@ -40,11 +40,6 @@ def write_video(path: Path, clip: np.ndarray, fps: int = 12) -> None:
         iio.imwrite(path, frames, fps=fps, codec="libx264", macro_block_size=2, plugin="FFMPEG")
 
 
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Writes [h, w, 3] in 0..255, as ``contact_sheet`` makes it."""
-    iio.imwrite(path, image)
-
-
 def contact_sheet(clips: list[np.ndarray], columns: int = 6, scale: int = 2) -> np.ndarray:
     """One row a clip, ``columns`` of its frames evenly spaced; [h, w, 3] in 0..255, thin gaps between."""
     rows = []

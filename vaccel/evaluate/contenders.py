@@ -92,7 +92,7 @@ def parse_contender(text: str, folder: str | Path = ".") -> Contender:
     group = name if not isinstance(method, methods.SRDiffusion) or not method.rendering else f"{name} + TeaCache"
     named = [ast.literal_eval(k.value) for k in node.keywords if k.arg == "artifact"]
     artifact = Path(folder) / named[0] if named else None
-    steps = method.steps if isinstance(method, methods.DualExpert) else None  # asked for as many as it makes
+    steps = method.experts.steps if method.experts is not None else None  # asked for as many as they make
     return Contender(text, "vaccel", group, method=method, num_steps=steps, artifact=artifact)
 
 
