@@ -53,4 +53,4 @@ def launches(device: str) -> dict[str, dict[str, int]]:
 
 
 def _call(case: object, args: tuple, impl: str, out: torch.Tensor) -> None:
-    getattr(ops, case.op)(*args, *((out,) if case.writes else ()), impl=impl)
+    getattr(ops, case.op)(*case.grouped(args), *((out,) if case.writes else ()), impl=impl, **case.options)

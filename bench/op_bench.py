@@ -53,8 +53,12 @@ def shapes() -> list[str]:
     return [name for name, shape in SHAPES.items() if torch.Size(shape).numel() <= limit]
 
 
-def bench(case: harness.Case, traffic: int) -> Callable:
-    """The benchmark of one op; ``traffic`` is how many tensors like x it reads and writes."""
+def bench(case: harness.Case, traffic: int, name: str | None = None) -> Callable:
+    """The benchmark of one op; ``traffic`` is how many tensors like x it reads and writes.
+
+    ``name`` is what the op is called in the results, where it is measured in more ways than one.
+    """
+    name = name or case.op
 
     @pytest.mark.parametrize("contender", contenders())
     @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
@@ -65,8 +69,8 @@ def bench(case: harness.Case, traffic: int) -> Callable:
         args = case.make(SHAPES[shape], dtype, device=DEVICE)
         call = _call(case, args, contender)
         moved = traffic * args[0].numel() * args[0].element_size()
-        benchmark.group = f"{case.op} {shape} {dtype}"
-        benchmark.extra_info |= {"op": case.op, "shape": shape, "elements": args[0].numel(), "bytes": moved,
+        benchmark.group = f"{name} {shape} {dtype}"
+        benchmark.extra_info |= {"op": name, "shape": shape, "elements": args[0].numel(), "bytes": moved,
                                  "dtype": str(dtype), "contender": contender, "device": DEVICE,
                                  "copy_gb_s": copy_bandwidth(moved)}  # fmt: skip
         benchmark.pedantic(call, rounds=_rounds(call), warmup_rounds=3)
@@ -78,14 +82,15 @@ def _call(case: harness.Case, args: tuple, contender: str) -> Callable[[], None]
     """One timed call, its result checked before."""
     impl = {"default": None, "eager": "torch", "compiled": "torch"}.get(contender, contender)
     out = (torch.empty_like(args[0]),) if case.writes else ()
-    op = functools.partial(getattr(ops, case.op), impl=impl)
+    op = functools.partial(getattr(ops, case.op), impl=impl, **case.options)
     if contender == "compiled":
         torch._dynamo.reset()
         op = torch.compile(op, fullgraph=True)
     harness.check(case, args, impl, op)
+    given = (*case.grouped(args), *out)
 
     def call() -> None:
-        op(*args, *out)
+        op(*given)
         if DEVICE == "cuda":
             torch.cuda.synchronize()
 

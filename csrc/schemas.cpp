@@ -13,6 +13,10 @@ STABLE_TORCH_LIBRARY(vaccel, m) {
   m.def("cfg_combine(Tensor cond, Tensor uncond, float scale, Tensor(a!) out) -> ()");
   m.def("cfg_delta_store(Tensor cond, Tensor uncond, Tensor(a!) out) -> ()");
   m.def("cfg_delta_reuse(Tensor cond, Tensor delta, float scale, Tensor(a!) out) -> ()");
+  m.def("linear_combination(Tensor[] tensors, Tensor coefficients, Tensor(a!) out, int channel_dim=1) -> ()");
+  m.def(
+      "linear_combination_guided(Tensor[] cond, Tensor[] uncond, Tensor coefficients, float scale, Tensor(a!) out, "
+      "int channel_dim=1) -> ()");
   m.def("block_store(Tensor x, Tensor(a!) out) -> ()");
   m.def("block_reuse(Tensor x, Tensor residual, Tensor(a!) out) -> ()");
   m.def(

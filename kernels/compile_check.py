@@ -22,7 +22,7 @@ from vaccel_kernels import frame
 
 ARCHITECTURES = (80, 90, 100)
 STORAGE = ("fp32", "fp16", "bf16")
-CONSTANTS = {"CHUNK": frame.CHUNK, "PARTIALS": frame.PARTIALS, "BLOCK": 1024}
+CONSTANTS = {"CHUNK": frame.CHUNK, "PARTIALS": frame.PARTIALS, "BLOCK": 1024, "COUNT": 6}
 #: What a parameter is, by name; a pointer that is not here points to what is stored.
 TYPES = {
     "partial_ptr": "*fp32",
@@ -34,6 +34,11 @@ TYPES = {
     "n": "i64",
     "chunks": "i64",
     "batch": "i64",
+    "of_set": "i64",
+    "rows": "i64",
+    "channels": "i64",
+    "inner": "i64",
+    "table": "i64",
 }
 SPILLS = re.compile(r"([1-9]\d*) bytes spill")
 BACKEND = Path(triton.backends.__path__[0]) / "nvidia" / "bin"

@@ -15,6 +15,10 @@
 
 #define VACCEL_DEVICE CUDA  // what ../ops/*.h registers their functions for
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.11 has it under another name
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
+
 namespace vaccel {
 
 inline Tensor new_floats(const Tensor& like, int64_t count) {

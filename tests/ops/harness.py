@@ -70,6 +70,8 @@ class Case:
         terms: what rounding errors are relative to where terms cancel; by default the result.
         writes: whether it writes into ``out``.
         differentiable: whether inputs that need gradients may be given; by default where nothing is written.
+        grouped: what the op is called with, of the flat arguments that the tests make and ``plain`` takes.
+        options: what the op is called with by name.
     """
 
     op: str
@@ -79,6 +81,8 @@ class Case:
     terms: Callable[..., torch.Tensor] | None = None
     writes: bool = False
     differentiable: bool | None = None
+    grouped: Callable[[tuple], tuple] = lambda args: args
+    options: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def make(self, shape: tuple[int, ...], dtype: torch.dtype, **how: Any) -> tuple:
         inputs = tensors(self.inputs, shape, dtype, **how)
@@ -86,15 +90,16 @@ class Case:
 
     def run(self, args: tuple, impl: str | None, function: Callable | None = None) -> list[torch.Tensor]:
         """The results, ``out`` full of NaN beforehand; ``function`` in place of the public one."""
-        function = function or functools.partial(getattr(ops, self.op), impl=impl)
+        function = function or functools.partial(getattr(ops, self.op), impl=impl, **self.options)
+        given = self.grouped(args)
         if not self.writes:
-            return [function(*args)]
+            return [function(*given)]
         out = torch.full(args[0].shape, float("nan"), dtype=args[0].dtype, device=args[0].device)
-        result = function(*args, out)
+        result = function(*given, out)
         return [out] if result is out else [out, *result]
 
     def truth(self, args: tuple) -> list[torch.Tensor]:
-        return _listed(getattr(reference, self.op)(*args))
+        return _listed(getattr(reference, self.op)(*self.grouped(args), **self.options))
 
     def plainly(self, args: tuple) -> list[torch.Tensor]:
         """The plain formula's results.  In fp16 its sums of squares overflow: there it has fp32 for all but storage."""
@@ -223,10 +228,10 @@ def registered(case: Case) -> Callable:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test(dtype: torch.dtype, impl: str) -> None:
         args = case.make((2, 4, 8), dtype, device=device_of(impl))
-        if case.writes:
-            args = (*args, torch.empty_like(args[0]))
+        out = (torch.empty_like(args[0]),) if case.writes else ()
         library = torch.ops.vaccel_triton if impl == "triton" else torch.ops.vaccel
-        results = torch.library.opcheck(getattr(library, case.op).default, args)
+        given = (*case.grouped(args), *out)
+        results = torch.library.opcheck(getattr(library, case.op).default, given, case.options)
         assert set(results.values()) == {"SUCCESS"}
 
     return test

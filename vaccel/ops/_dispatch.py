@@ -37,6 +37,7 @@ def run(
     out: torch.Tensor | None = None,
     *,
     fits: bool = True,
+    options: dict[str, int] | None = None,
 ) -> Any:
     """The result of ``op`` by the implementation ``impl``, by default the fastest one that can run.
 
@@ -45,19 +46,20 @@ def run(
         tensors: those of ``args`` that must share dtype and device for a kernel to take them, the main one first.
         out: what is written to and returned, for an op that writes; it must be contiguous for a kernel.
         fits: whether the other arguments are as a kernel wants them.
+        options: what every implementation takes by name, past ``out``.
 
     Raises ``ValueError`` for an ``impl`` that does not exist, or that was asked for and cannot run here.
     """
-    written = () if out is None else (out,)
+    written, options = () if out is None else (out,), options or {}
     chosen = _choose(op, impl, tensors + written, fits and (out is None or out.is_contiguous()))
     if chosen in ("cpp", "cuda"):
-        result = getattr(torch.ops.vaccel, op)(*args, *written)
+        result = getattr(torch.ops.vaccel, op)(*args, *written, **options)
     elif chosen == "triton":
-        result = _triton(op)(*args, *written)
+        result = _triton(op)(*args, *written, **options)
     elif chosen == "torch":
-        result = plain(*args, *written)
+        result = plain(*args, *written, **options)
     else:  # the fp64 reference, rounded to what the op returns
-        result = getattr(reference, op)(*args)
+        result = getattr(reference, op)(*args, **options)
         if out is None:
             return result.to(torch.float32 if op in REDUCTIONS else tensors[0].dtype)
         out.copy_(result)
@@ -103,7 +105,7 @@ def _why_not(impl: str, tensor: torch.Tensor, able: bool) -> str:
     if not able:
         return (
             "it needs one of fp32, fp16, bf16 for all tensors, on one device, no gradients, outputs contiguous, "
-            "errors, changes and magnitudes in fp32"
+            "errors, changes, coefficients and magnitudes in fp32"
         )
     return f"the tensors are on {tensor.device}"
 
@@ -131,8 +133,8 @@ def _register_triton() -> torch.library.Library:
     return library
 
 
-def _launch(op: str, *args: Any) -> Any:
-    return _launcher(op)(*args)
+def _launch(op: str, *args: Any, **options: Any) -> Any:
+    return _launcher(op)(*args, **options)
 
 
 TRITON_OPS = _register_triton() if TRITON and LOADED else None

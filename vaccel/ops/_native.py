@@ -45,7 +45,7 @@ def _stats(v: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     return v.new_empty((2, *v.shape[:1]), dtype=torch.float32)
 
 
-def nothing(*args: object) -> None:
+def nothing(*args: object, **options: object) -> None:
     """What an op returns that writes."""
 
 
@@ -63,6 +63,8 @@ IN_PLACE = (
     "cfg_combine",
     "cfg_delta_store",
     "cfg_delta_reuse",
+    "linear_combination",
+    "linear_combination_guided",
     "block_store",
     "block_reuse",
     "accumulate_and_test",

@@ -145,6 +145,37 @@ struct GuidedByDelta {
   }
 };
 
+// -- linear_combination ----------------------------------------------------------------------------------------------
+
+// What a sum starts from, -0: adding it changes nothing, not even the sign of a zero.
+template <class V>
+VACCEL_FORMULA V nothing() {
+  return -V{};
+}
+
+// Tensor after tensor is added to each branch's sum; the formula makes an element of the sums.
+template <class C, class V>
+VACCEL_FORMULA V added(const V& sum, const C& coefficient, const V& value) {
+  return sum + coefficient * value;
+}
+
+struct Combination {
+  static constexpr int kBranches = 1;
+  template <class V>
+  VACCEL_FORMULA V operator()(const V* sums) const {
+    return sums[0];
+  }
+};
+
+struct GuidedCombination {
+  static constexpr int kBranches = 2;
+  float scale;
+  template <class V>
+  VACCEL_FORMULA V operator()(const V* sums) const {
+    return Guided{scale}(sums[0], sums[1]);
+  }
+};
+
 // -- block_store, block_reuse ----------------------------------------------------------------------------------------
 
 struct Copy {

@@ -1,0 +1,3 @@
+#include "channels.h"
+
+#include "../ops/linear_combination.h"

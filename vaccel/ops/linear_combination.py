@@ -1,0 +1,132 @@
+"""linear_combination(x, a) = sum over k of a[k] x[k], a by sample and channel; guided: of both branches, and theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ._check import output
+from ._dispatch import run
+
+MOST_TENSORS = 6  # that a kernel takes, of each branch
+
+
+def linear_combination(
+    tensors: Sequence[torch.Tensor],
+    coefficients: torch.Tensor,
+    out: torch.Tensor | None = None,
+    *,
+    channel_dim: int = 1,
+    impl: str | None = None,
+) -> torch.Tensor:
+    """What a linear multistep formula makes of its terms: sum over k of coefficients[k] tensors[k].
+
+    Args:
+        tensors: 1 to 6, each [B, ...], of one dtype; added in their order, in fp32.
+        coefficients: [n, B or 1, C or 1], fp32: of each tensor, by sample and channel.
+        out: where to write, of the tensors' dtype; allocated if not given.
+        channel_dim: which dimension C is, any but the first; tensors of one dimension have no channels.
+        impl: one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
+
+    Raises ``ValueError`` for too few or too many tensors, shapes or coefficients that do not fit, coefficients on
+    another device, an unknown ``impl``, or one that was asked for and cannot run here.
+    """
+    op = "linear_combination"
+    tensors = _listed(op, "tensors", tensors)
+    out = output(op, out, **_named("tensors", tensors))
+    options, fits = _channels(op, tensors, coefficients, channel_dim)
+    return run(op, impl, _plain, (*tensors,), (tensors, coefficients), out, fits=fits, options=options)
+
+
+def linear_combination_guided(
+    cond: Sequence[torch.Tensor],
+    uncond: Sequence[torch.Tensor],
+    coefficients: torch.Tensor,
+    scale: float,
+    out: torch.Tensor | None = None,
+    *,
+    channel_dim: int = 1,
+    impl: str | None = None,
+) -> torch.Tensor:
+    """Both branches' combinations with the same coefficients, and their guidance (seed 000, eq. 2): u + w (c - u).
+
+    Args:
+        cond, uncond: 1 to 6 tensors each, as ``linear_combination`` takes them; as many of one as of the other.
+        coefficients: [n, B or 1, C or 1], fp32.
+        scale: the guidance scale w.
+        out, channel_dim, impl: as ``linear_combination`` takes them.
+
+    Raises as ``linear_combination`` does, and for branches of different lengths.
+    """
+    op = "linear_combination_guided"
+    cond, uncond = _listed(op, "cond", cond), _listed(op, "uncond", uncond)
+    if len(cond) != len(uncond):
+        raise ValueError(f"{op}: cond has {len(cond)} tensors, uncond {len(uncond)}")
+    out = output(op, out, **_named("cond", cond), **_named("uncond", uncond))
+    options, fits = _channels(op, cond, coefficients, channel_dim)
+    args = (cond, uncond, coefficients, float(scale))
+    return run(op, impl, _plain_guided, (*cond, *uncond), args, out, fits=fits, options=options)
+
+
+def _listed(op: str, name: str, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    tensors = list(tensors)
+    if not 1 <= len(tensors) <= MOST_TENSORS:
+        raise ValueError(f"{op}: {name} must be 1 to {MOST_TENSORS} tensors, got {len(tensors)}")
+    return tensors
+
+
+def _named(name: str, tensors: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{name}[{k}]": t for k, t in enumerate(tensors)}
+
+
+def _channels(
+    op: str, tensors: list[torch.Tensor], coefficients: torch.Tensor, channel_dim: int
+) -> tuple[dict[str, int], bool]:
+    """Which dimension the channels are, by its number from the first; and whether a kernel can take the coefficients.
+
+    Raises ``ValueError`` for a dimension that is none, or coefficients that are not of these tensors.
+    """
+    x, channels = tensors[0], 1
+    if x.ndim > 1:
+        if not -x.ndim < channel_dim < x.ndim or channel_dim == 0:
+            raise ValueError(f"{op}: channel_dim {channel_dim} is no dimension of {tuple(x.shape)} after the first")
+        channel_dim %= x.ndim
+        channels = x.shape[channel_dim]
+    shape = coefficients.shape
+    if len(shape) != 3 or shape[0] != len(tensors) or shape[1] not in (1, len(x)) or shape[2] not in (1, channels):
+        expected = f"[{len(tensors)}, {len(x)} or 1, {channels} or 1]"
+        raise ValueError(f"{op}: coefficients must be {expected}, got {tuple(shape)}")
+    if coefficients.device != x.device:
+        raise ValueError(f"{op}: the coefficients are on {coefficients.device}, the tensors on {x.device}")
+    gradients = coefficients.requires_grad and torch.is_grad_enabled()
+    return {"channel_dim": channel_dim}, coefficients.dtype == torch.float32 and not gradients
+
+
+def _combined(tensors: list[torch.Tensor], coefficients: torch.Tensor, channel_dim: int) -> torch.Tensor:
+    count, batch, channels = coefficients.shape
+    shape = [count, batch, *[1] * (tensors[0].ndim - 1)]
+    if tensors[0].ndim > 1:
+        shape[1 + channel_dim] = channels
+    first, *others = (
+        factor * x.float() for factor, x in zip(coefficients.float().reshape(shape), tensors, strict=True)
+    )
+    return sum(others, first)
+
+
+def _plain(
+    tensors: list[torch.Tensor], coefficients: torch.Tensor, out: torch.Tensor, channel_dim: int
+) -> torch.Tensor:
+    return out.copy_(_combined(tensors, coefficients, channel_dim))
+
+
+def _plain_guided(
+    cond: list[torch.Tensor],
+    uncond: list[torch.Tensor],
+    coefficients: torch.Tensor,
+    scale: float,
+    out: torch.Tensor,
+    channel_dim: int,
+) -> torch.Tensor:
+    c, u = (_combined(branch, coefficients, channel_dim) for branch in (cond, uncond))
+    return out.copy_(u + scale * (c - u))
