@@ -39,7 +39,7 @@ def skipping_methods():
         vaccel.SRDiffusion(threshold=0.05, rendering=vaccel.TeaCache(threshold=0.5, coefficients=COEFFICIENTS)),
         vaccel.TeaCache(threshold=0.6, coefficients=COEFFICIENTS),
         vaccel.Schedule([0, 1, 2, 6, 10, 19], num_steps=20),
-        vaccel.Schedule([0, 1, 2, 6, 10, 19], num_steps=20, reuse="output"),
+        vaccel.Schedule([0, 1, 2, 6, 10, 19], num_steps=20, reuse="residual"),
         vaccel.LeMiCa((0, 1, 2, 6, 10, 19), 20),
         vaccel.MixCache(theta=1.0, d1=0.3, d2=0.6, cfg_impact=0.1),
         vaccel.MixCache(theta=1.0, d1=0.3, d2=0.6, cfg_impact=0.1, block_branches="both"),

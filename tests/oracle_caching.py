@@ -343,7 +343,7 @@ def scheduled(task: Task, full_steps: Iterable[int], reuse: str = "blocks") -> R
         reuse: "blocks", the residual of the block stack, with embedding and head computed at the step itself, or
             "output", v - x of the whole model.
     """
-    assert reuse in ("blocks", "output")
+    assert reuse in ("blocks", "residual")
     task, chosen = again(task), set(full_steps)
     assert 0 in chosen
     solver, x = Solver(task), task.latents

@@ -61,7 +61,7 @@ def test_a_run_can_be_replayed(name, skipping_methods):
             assert torch.equal(tiny.latents(pipe, steps=20), ran), method
 
 
-@pytest.mark.parametrize("reuse", ["blocks", "output"])
+@pytest.mark.parametrize("reuse", ["blocks", "residual"])
 def test_a_batch_under_a_fixed_schedule_is_its_members_alone(wan, reuse):
     with vaccel.accelerate(wan, vaccel.Schedule([0, 1, 4, 8, 11], num_steps=12, reuse=reuse)):
         alone = [tiny.latents(wan, p, seed=i) for i, p in enumerate(PROMPTS)]
@@ -150,14 +150,14 @@ def test_a_transformer_used_outside_the_pipeline_is_left_alone(wan):
     }
     with torch.no_grad():
         plain = wan.transformer(**arguments).sample
-        with vaccel.accelerate(wan, vaccel.Schedule([0], num_steps=12, reuse="output")) as handle:
+        with vaccel.accelerate(wan, vaccel.Schedule([0], num_steps=12, reuse="residual")) as handle:
             tiny.latents(wan)
             assert torch.equal(wan.transformer(**arguments).sample, plain)
             assert len(handle.traces) == 1
 
 
 def test_inference_mode_and_no_grad_runs_mix(wan):
-    with vaccel.accelerate(wan, vaccel.Schedule([0, 4], num_steps=12, reuse="output")):
+    with vaccel.accelerate(wan, vaccel.Schedule([0, 4], num_steps=12, reuse="residual")):
         with torch.inference_mode():
             first = tiny.latents(wan).clone()
         assert torch.equal(tiny.latents(wan), first)

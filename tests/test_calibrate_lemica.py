@@ -44,7 +44,7 @@ def from_scratch(pipe, stretch, reuse):
         return (tiny.latents(pipe, steps=STEPS).double() - plain.double()).abs().mean().item()
 
 
-@pytest.mark.parametrize("reuse", ["blocks", "output"])
+@pytest.mark.parametrize("reuse", ["blocks", "residual"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_replay_is_the_run_from_scratch(solver, reuse):
     pipe, _ = pipeline(solver)
@@ -67,7 +67,7 @@ def test_replays_in_one_batch_are_those_alone(name):
     assert together == pytest.approx(alone, rel=1e-4)
 
 
-@pytest.mark.parametrize("reuse", ["blocks", "output"])
+@pytest.mark.parametrize("reuse", ["blocks", "residual"])
 @pytest.mark.parametrize("solver", ["unipc", "cog-dpm"])
 def test_an_edge_is_the_oracles(solver, reuse):
     pipe, _ = pipeline(solver)

@@ -42,7 +42,7 @@ def test_callables_and_transformers_agree(guided):
     for method in (
         vaccel.DirectionMagnitude(threshold=0.004),
         vaccel.SRDiffusion(threshold=0.05),
-        vaccel.Schedule.from_timeline("FFrrF" * 4, reuse="output"),
+        vaccel.Schedule.from_timeline("FFrrF" * 4, reuse="residual"),
     ):
         x, trace = sample(vaccel.Denoiser(*transformers, method=method, guidance=4.0), guided=guided)
         y, other = sample(vaccel.Denoiser(*functions, method=method, guidance=4.0), guided=guided)
@@ -54,7 +54,7 @@ def test_callables_and_transformers_agree(guided):
 
 def test_the_full_method_is_the_plain_loop():
     _, (large, _) = callables()
-    method = vaccel.Schedule(range(STEPS), num_steps=STEPS, reuse="output")
+    method = vaccel.Schedule(range(STEPS), num_steps=STEPS, reuse="residual")
     x, trace = sample(vaccel.Denoiser(large, method=method, guidance=4.0))
     generator = torch.Generator().manual_seed(0)
     y = torch.randn(2, 16, 3, 4, 4, generator=generator)
@@ -88,9 +88,9 @@ def test_what_it_refuses():
     with pytest.raises(ValueError, match="pass denoise"):
         vaccel.Denoiser(large, small, method=vaccel.SRDiffusion(signal="denoised"))
     with pytest.raises(ValueError, match="must be a callable"):
-        vaccel.Denoiser(3, method=vaccel.Schedule([0], num_steps=2, reuse="output"))
+        vaccel.Denoiser(3, method=vaccel.Schedule([0], num_steps=2, reuse="residual"))
     with pytest.raises(ValueError, match="both be callables"):
         vaccel.Denoiser(large, tiny.wan_small(), method=vaccel.DirectionMagnitude())
-    run = vaccel.Denoiser(large, method=vaccel.Schedule([0], num_steps=2, reuse="output")).run(num_steps=2)
+    run = vaccel.Denoiser(large, method=vaccel.Schedule([0], num_steps=2, reuse="residual")).run(num_steps=2)
     with pytest.raises(ValueError, match="in order"):
         run.step(1, torch.tensor(1.0), torch.randn(1, 16, 3, 4, 4), None)

@@ -24,7 +24,7 @@ def test_fault_1_two_pipelines_of_one_class_do_not_touch_each_other(wan):
     plain = tiny.latents(other)
     handle = vaccel.accelerate(wan, skipping())
     assert torch.equal(tiny.latents(other), plain)
-    second = vaccel.accelerate(other, skipping(reuse="output"))
+    second = vaccel.accelerate(other, skipping(reuse="residual"))
     accelerated = tiny.latents(wan)
     assert handle.trace.timeline() == "FrrFrrFrrFrr"
     handle.remove()
@@ -85,7 +85,7 @@ def test_fault_3_a_rendering_step_with_nothing_cached_is_the_small_models(small)
         assert handle.trace.calls == {"large": 2, "small": 4}
 
 
-@pytest.mark.parametrize("reuse", ["blocks", "output"])
+@pytest.mark.parametrize("reuse", ["blocks", "residual"])
 def test_fault_4_an_in_place_kernel_cannot_reach_the_caches(wan, reuse):
     """Without guidance the pipeline holds the very tensor the engine returned; here its scheduler ruins it."""
     step = wan.scheduler.step
@@ -152,7 +152,7 @@ def _groups(model):
 @pytest.mark.parametrize("first", ["offload", "accelerate"])
 def test_fault_7_offload_and_caching_together(wan, offload, first):
     plain = tiny.latents(wan)
-    for method in (skipping(), skipping(reuse="output"), vaccel.TeaCache(threshold=0.6, coefficients=(1.0, 0.0))):
+    for method in (skipping(), skipping(reuse="residual"), vaccel.TeaCache(threshold=0.6, coefficients=(1.0, 0.0))):
         with vaccel.accelerate(wan, method):
             expected = tiny.latents(wan)
         pipe = tiny.wan_pipeline()

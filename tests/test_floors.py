@@ -12,10 +12,10 @@ import vaccel
 ROOT = Path(vaccel.__file__).parent
 FLOORS = [
     ("reference", "ops", "schedules"),
-    ("actions", "trace", "readings", "buffers", "artifacts"),
+    ("actions", "trace", "readings", "buffers", "artifacts", "flow", "gram"),
     ("methods", "families"),
     ("views", "models", "modulations", "engine", "memory", "graphs", "attention", "fingerprints", "states",
-     "trajectory", "experts", "expert_files", "expert_weights"),
+     "past", "trajectory", "experts", "expert_files", "expert_weights"),
     ("integrations", "api", "denoiser"),
     ("calibrate", "distill", "evaluate", "demo", "doctor", "cli", "__main__"),
 ]  # fmt: skip

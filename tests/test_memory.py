@@ -40,7 +40,7 @@ def test_at_480p_on_the_meta_device():
             "large.blocks": 2 * 32760 * 5120 * 2,
             "total": 2 * 32760 * 5120 * 2,
         }
-    with vaccel.accelerate(pipe, vaccel.Schedule([0], num_steps=50, reuse="output")) as handle:
+    with vaccel.accelerate(pipe, vaccel.Schedule([0], num_steps=50, reuse="residual")) as handle:
         assert handle.memory_plan(**size)["total"] == 2 * 16 * 21 * 60 * 104 * 2
     with vaccel.accelerate(pipe, vaccel.MixCache(candidates=(0, 1), block_branches="both")) as handle:
         candidate = handle.memory_plan(**size)["large.states"] / 2

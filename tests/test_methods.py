@@ -20,7 +20,7 @@ METHODS = [
     vaccel.SRDiffusion(rendering=vaccel.TeaCache(threshold=0.1, coefficients=POLYNOMIAL)),
     vaccel.TeaCache(threshold=0.2, coefficients=POLYNOMIAL, retention=True),
     vaccel.Schedule([0, 3], num_steps=6),
-    vaccel.Schedule.from_timeline("FFmmFrs", reuse="output"),
+    vaccel.Schedule.from_timeline("FFmmFrs", reuse="residual"),
     vaccel.Schedule.from_timeline("eeee"),
     vaccel.DualExpert("experts", steps=8, merged=True),
 ]

@@ -20,7 +20,7 @@ STEPS = 10
 ALWAYS = {"theta": math.inf}  # the warm-up ends as soon as there is anything to compare: steps 0 and 1
 
 families = pytest.mark.parametrize("family", ["wan", "cog", "qwen"])
-both_reuses = pytest.mark.parametrize("reuse", ["blocks", "output"])
+both_reuses = pytest.mark.parametrize("reuse", ["blocks", "residual"])
 
 
 @functools.cache

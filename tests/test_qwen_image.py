@@ -26,7 +26,7 @@ SEED = 11
 
 prompts = pytest.mark.parametrize("prompt", [ONE, TWO], ids=["one", "two"])
 guidances = pytest.mark.parametrize("guidance", [4.0, 1.0], ids=["cfg", "no-cfg"])
-reuses = pytest.mark.parametrize("reuse", ["blocks", "output"])
+reuses = pytest.mark.parametrize("reuse", ["blocks", "residual"])
 
 
 # --- the loop, from the pipeline's description ----------------------------------------------------------------------
@@ -198,9 +198,9 @@ def test_an_edit_pipeline(monkeypatch):
         ).images
 
     plain = edit()
-    with vaccel.accelerate(pipe, vaccel.Schedule(range(6), num_steps=6, reuse="output")):
+    with vaccel.accelerate(pipe, vaccel.Schedule(range(6), num_steps=6, reuse="residual")):
         assert torch.equal(edit(), plain)
-    for reuse, nbytes in (("blocks", 2 * 2 * (16 + 24) * 32 * 4), ("output", 2 * 2 * 16 * 16 * 4)):
+    for reuse, nbytes in (("blocks", 2 * 2 * (16 + 24) * 32 * 4), ("residual", 2 * 2 * 16 * 16 * 4)):
         with vaccel.accelerate(pipe, vaccel.Schedule.from_timeline("FFrrFr", reuse=reuse)) as handle:
             changed = edit()
             assert handle.trace.calls == {"large": 6, "small": 0}

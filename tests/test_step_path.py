@@ -46,7 +46,7 @@ def asked(monkeypatch):
     "method",
     [
         vaccel.Schedule([0, 1, 2, 6, 10, 19], num_steps=20),
-        vaccel.Schedule([0, 1, 2, 6, 10, 19], num_steps=20, reuse="output"),
+        vaccel.Schedule([0, 1, 2, 6, 10, 19], num_steps=20, reuse="residual"),
         vaccel.Schedule.from_timeline("FFFFFFmmmmFmmmmmmsss"),
         vaccel.TeaCache(threshold=0.6, coefficients=(1.0, 0.0)),
     ],

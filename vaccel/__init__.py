@@ -12,6 +12,7 @@ from . import actions, ops
 from .methods import (
     DirectionMagnitude,
     DualExpert,
+    Forecast,
     LeMiCa,
     Method,
     MixCache,
@@ -28,6 +29,7 @@ __all__ = [
     "Denoiser",
     "DirectionMagnitude",
     "DualExpert",
+    "Forecast",
     "Handle",
     "LeMiCa",
     "Method",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
+
+import numpy as np
 
 ReuseLevel = Literal["blocks", "output"]
 Model = Literal["large", "small"]
@@ -94,8 +97,58 @@ class Expert(Action):
     expert: int = 0
 
 
+class Weights:
+    """What a forecast takes of each remembered velocity: [K, bands, channels], newest first, fp32.
+
+    One band: of the velocity.  Two: of its low spatial frequencies and of the others.  One channel: of all alike.
+    Compares and hashes by value.  Raises ``ValueError`` for another shape, or for what is no number.
+    """
+
+    __slots__ = ("_hash", "values")
+
+    def __init__(self, values: Sequence[Any] | np.ndarray):
+        values = np.array(values, dtype=np.float32)
+        if values.ndim != 3 or 0 in values.shape or values.shape[1] > 2 or not np.isfinite(values).all():
+            raise ValueError(f"weights must be finite, [K, 1 or 2 bands, channels], got shape {values.shape}")
+        values.flags.writeable = False
+        self.values, self._hash = values, hash((values.shape, values.tobytes()))
+
+    @classmethod
+    def plain(cls, *weights: float) -> Weights:
+        """One number a remembered velocity."""
+        return cls([[[w]] for w in weights])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Weights) and np.array_equal(self.values, other.values)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"Weights({self.values.tolist()})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast(Action):
+    """A linear combination of the velocities that were computed last, of each branch alike.
+
+    Without ``weights``, as in a timeline, a schedule puts those of the damped line through the last two in their place.
+    """
+
+    letter: ClassVar[str] = "p"
+    weights: Weights | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and not isinstance(self.weights, Weights):
+            object.__setattr__(self, "weights", Weights(self.weights))
+
+    def to_json(self) -> dict[str, Any]:
+        given = {} if self.weights is None else {"weights": self.weights.values.tolist()}
+        return {"action": self.letter, **given}
+
+
 ACTIONS: dict[str, type[Action]] = {
-    cls.letter: cls for cls in (Full, Small, Rescale, Residual, Output, Guidance, Resume, Expert)
+    cls.letter: cls for cls in (Full, Small, Rescale, Residual, Output, Guidance, Resume, Expert, Forecast)
 }
 
 
@@ -108,5 +161,5 @@ def from_json(data: dict[str, Any] | str) -> Action:
         raise ValueError(f"unknown action {letter!r}; known: {known}")
     try:
         return ACTIONS[letter](**fields)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"action {letter!r}: {error}") from None

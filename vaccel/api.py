@@ -53,6 +53,13 @@ class Handle:
         return list(self._traces)
 
     @property
+    def family(self) -> Family:
+        """The description of the transformers.  Raises ``RuntimeError`` after ``remove``."""
+        if self._session is None:
+            raise RuntimeError("the handle was removed: nothing is accelerated")
+        return self._session.family
+
+    @property
     def expert_bytes(self) -> dict[str, int]:
         """Bytes of a method's experts: "detail", what the detail expert has of its own on the device, and "parked", the
         transformer's original weights, in host memory or in a temporary file.  Both 0 for other methods."""

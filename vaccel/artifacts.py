@@ -5,12 +5,14 @@ An artifact says what was measured, on which model, and how.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -64,6 +66,21 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def seal_of(path: str | Path) -> str:
+    """The digest that an artifact is sealed with."""
+    return json.loads(Path(path).read_text())["digest"]
+
+
+def pack(values: np.ndarray) -> str:
+    """fp64 numbers as text: their bytes, exactly."""
+    return base64.b64encode(np.ascontiguousarray(values, dtype="<f8").tobytes()).decode()
+
+
+def unpack(text: str) -> np.ndarray:
+    """What ``pack`` was given, flat."""
+    return np.frombuffer(base64.b64decode(text), dtype="<f8").astype(np.float64)
 
 
 def fitted(artifact: dict[str, Any]) -> Fitted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
@@ -19,6 +19,7 @@ class Buffers:
     def __init__(self) -> None:
         self._tensors: dict[Hashable, torch.Tensor] = {}
         self._pinned: dict[Hashable, torch.Tensor] = {}
+        self._constants: dict[Hashable, torch.Tensor] = {}
         #: How often a buffer has been put elsewhere: as long as it stays, every address given out is good.
         self.moves = 0
 
@@ -40,6 +41,14 @@ class Buffers:
         if t is not None and t.shape == tensor.shape and t.dtype == tensor.dtype and t.device == tensor.device:
             return t
         return self.empty(key, tensor.shape, tensor.dtype, tensor.device)
+
+    def constant(self, key: Hashable, device: torch.device | str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What ``make`` gives, made and brought to the device once; a few numbers, so not counted as held."""
+        t = self._constants.get((key, device))
+        if t is None:
+            with torch.inference_mode(False):
+                t = self._constants[key, device] = make().to(device)
+        return t
 
     def of(self, key: Hashable) -> torch.Tensor:
         """The buffer ``key`` as it stands.  Raises ``KeyError`` if it was never allocated."""
@@ -64,4 +73,5 @@ class Buffers:
     def clear(self) -> None:
         self.moves += 1
         self._tensors.clear()
+        self._constants.clear()
         self._pinned.clear()

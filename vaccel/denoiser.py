@@ -11,6 +11,7 @@ from torch import nn
 from .buffers import Buffers
 from .engine import Run
 from .families import Family, find
+from .flow import Flow
 from .methods import Method
 from .models import Call, Model, PlainCallable, Stage, Transformer
 from .trace import Trace
@@ -61,22 +62,31 @@ class Denoiser:
         if inside and not all(m.described for m in models):
             raise ValueError(
                 f"{type(method).__name__} reuses what is inside the transformer, which no plain callable shows: "
-                'pass diffusers transformers, or reuse="output" where the method has it'
+                'pass diffusers transformers, or reuse="residual" where the method has it'
             )
         if len(models) == 2 and models[0].described != models[1].described:
             raise ValueError("large and small must both be callables or both be transformers")
         self._stage = Stage(0, *models)
         self._buffers = Buffers()
 
-    def run(self, num_steps: int) -> DenoiserRun:
-        """A fresh run, to be used as a context manager.  Raises ``ValueError`` when the method does not fit T."""
-        return DenoiserRun(self, num_steps)
+    def run(self, num_steps: int, flow: Flow | None = None) -> DenoiserRun:
+        """A fresh run, to be used as a context manager.
+
+        Args:
+            flow: the loop's noise levels, for methods that forecast; evenly spaced, with a model that predicts
+                velocities, if not given.
+
+        Raises ``ValueError`` when the method does not fit T, or ``flow`` has another T.
+        """
+        if flow is not None and flow.num_steps != num_steps:
+            raise ValueError(f"flow has the levels of {flow.num_steps} steps, the run has {num_steps}")
+        return DenoiserRun(self, num_steps, flow)
 
 
 class DenoiserRun:
     """One run of a ``Denoiser``."""
 
-    def __init__(self, denoiser: Denoiser, num_steps: int):
+    def __init__(self, denoiser: Denoiser, num_steps: int, flow: Flow | None = None):
         self._denoiser = denoiser
         self._run = Run(
             denoiser.method,
@@ -85,6 +95,7 @@ class DenoiserRun:
             guidance=lambda stage: denoiser.guidance,
             denoise=denoiser._denoise,
             depth=getattr(denoiser._stage.large, "depth", 0),
+            flow=flow,
         )
 
     @property

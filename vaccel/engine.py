@@ -15,11 +15,13 @@ from typing import Any
 import torch
 
 from . import ops
-from .actions import Action, Expert, Full, Guidance, Output, Rescale, Residual, Resume, Small
+from .actions import Action, Expert, Forecast, Full, Guidance, Output, Rescale, Residual, Resume, Small
 from .buffers import Buffers
+from .flow import Flow
 from .methods import Method, Observation, Policy, RunInfo
 from .models import Call, Model, Stage
 from .modulations import Modulations
+from .past import Past
 from .states import States, contents
 from .trace import StepRecord, Trace
 
@@ -56,6 +58,7 @@ class Run:
         execute: (key, step function, arguments, tensors it reads and overwrites) -> what the function returns; the
             place for captured graphs.
         depth: how many blocks the large model has, 0 where nobody knows.
+        flow: the run's noise levels; evenly spaced, and velocities predicted, where nobody says.
     """
 
     def __init__(
@@ -69,21 +72,26 @@ class Run:
         timesteps: torch.Tensor | None = None,
         execute: Callable[..., Any] | None = None,
         depth: int = 0,
+        flow: Flow | None = None,
     ):
         self.method, self.num_steps, self.buffers = method, num_steps, buffers
         self.guidance, self.denoise = guidance, denoise
         self.execute = _eagerly if execute is None else execute
-        self.policy = method.start(RunInfo(num_steps, buffers, depth))
         self.trace = Trace(method.to_json(), num_steps)
+        self.policy = method.start(
+            RunInfo(num_steps, buffers, depth, flow, self.trace.notes.append, self.trace.deliver)
+        )
         self.stores, self.watches = method.stores, method.watches - {"small"}
         self.signals = bool(self.watches & {"prediction", "denoised", "branches"})
         kept = method.keeps_states(depth) if "large.states" in self.stores else ()
         self.states = States(buffers, kept, method.state_branches)
+        self.past = Past(buffers, flow or Flow.even(num_steps), method.remembers, method.banded)
         self.modulations = Modulations(buffers, timesteps)
         observes = type(self.policy).observe is not Policy.observe
         # What only the next step shows (the latents, a guidance scale that changes) has to wait for it.
         self._observes_late = observes and bool(self.watches)
         self._observes_early = observes and not self.watches
+        self._finishes = type(self.policy).finish is not Policy.finish
         self.action: Action = Full()
         self.reused: str | None = None  # the stored residual that the current step's action reuses
         self.index = -1
@@ -95,10 +103,12 @@ class Run:
         self._expert_output: torch.Tensor | None = None
         self._batched = False
         self._entered: tuple[Stage, torch.Tensor | None] | None = None
+        self._computed: Stage | None = None
         self._step: _Step | None = None
         self._carry_out = {
             Full: self._full, Small: self._small_step, Rescale: self._rescale, Residual: self._residual,
             Output: self._output, Guidance: self._guidance, Resume: self._resume, Expert: self._expert,
+            Forecast: self._forecast,
         }  # fmt: skip
 
     def call(self, index: int, call: Call) -> torch.Tensor:
@@ -137,6 +147,9 @@ class Run:
     def _missing(self, action: Action, call: Call) -> str | None:
         """What an action reuses that nothing has left behind for this model; None if all is there."""
         stage, guided = call.stage.index, call.batched or self.expected > 1
+        if isinstance(action, Forecast):
+            known = self.past.known(call.stage, call.branch)
+            return None if known >= len(action.weights.values) else f"{len(action.weights.values)} velocities"
         if isinstance(action, Resume) and not self.states.ready(call, action.block):
             return f"state after block {action.block}"
         delta = isinstance(action, Guidance) or (isinstance(action, Resume) and guided and action.branches == "cond")
@@ -151,6 +164,7 @@ class Run:
         if isinstance(self.action, Full):
             if "latents" in self.watches:
                 seen.latents = following.x[following.half :]
+            self._show_velocity(seen)
             if self.signals:
                 seen.branches = self._both()
             if self.watches & {"prediction", "denoised"}:
@@ -159,6 +173,19 @@ class Run:
                 if "denoised" in self.watches:
                     seen.denoised = self.denoise(seen.prediction, entered, self.index)
         self.policy.observe(self._step, seen)
+
+    def _show_velocity(self, seen: Observation) -> None:
+        """What a computed step's velocity shows, as far as it is watched."""
+        if not self.watches & {"velocity", "surprise"}:
+            return
+        stage, given = self._computed, (self._batched, self.calls > 1)
+        guidance = self.guidance(stage.index) if any(given) else 1.0
+        if "velocity" in self.watches:
+            seen.velocity = self.past.velocity(stage, guidance, *given)
+        weights = self.policy.expects(self.index) if "surprise" in self.watches else None
+        if weights is not None and self.past.known(stage, 0) > len(weights.values):
+            seen.elements = self.past.elements(stage)
+            seen.surprise = self.past.surprise(stage, weights, guidance, *given)
 
     def _both(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The last step's conditional output and, with guidance, the other."""
@@ -176,6 +203,11 @@ class Run:
 
     def _finish(self) -> None:
         self.trace.finished = True
+        if self._finishes:
+            seen = Observation(self.action)
+            if isinstance(self.action, Full):
+                self._show_velocity(seen)
+            self.policy.finish(self._step, seen)
         if self.method.adaptive and all(isinstance(s.action, Full) for s in self.trace.steps):
             note = (
                 f"vaccel: {type(self.method).__name__} computed all {self.num_steps} steps in full and saved nothing; "
@@ -206,6 +238,9 @@ class Run:
         self.record.large += 2 if call.batched else 1
         if "large.delta" in self.stores:
             self._keep_delta(call, v)
+        if "large.past" in self.stores:
+            self.past.remember(self.index, call, v)
+            self._batched, self._computed = call.batched, call.stage
         if self.signals:
             if last is None:
                 self.buffers.keep(self._signal_key(call.stage, call.branch), v)
@@ -288,6 +323,12 @@ class Run:
     def _output(self, call: Call) -> torch.Tensor:
         key = self._buffer_key("large.last", call)
         return self.buffers.of(key).clone() if key in self._valid else self._fall_back(call, "large.last")
+
+    def _forecast(self, call: Call) -> torch.Tensor:
+        weights = self.action.weights
+        if self.past.known(call.stage, call.branch) < len(weights.values):
+            return self._fall_back(call, f"{len(weights.values)} velocities")
+        return self.past.forecast(self.index, call, weights)
 
     def _guidance(self, call: Call) -> torch.Tensor:
         large = call.stage.large

@@ -31,6 +31,10 @@ def plan(method: Method, stages: Sequence[Stage], x: torch.Tensor, branches: int
             if level == "delta":
                 planned[kind] = planned.get(kind, 0) + (_nbytes(sample) if branches > 1 else 0)
                 continue
+            if level == "past":
+                kept = method.remembers * (1 + method.banded)
+                planned[kind] = planned.get(kind, 0) + kept * calls * _nbytes(x)
+                continue
             if level == "blocks":
                 described = stage.large if model == "large" else stage.small
                 elements = torch.Size(described.hidden_shape({"hidden_states": x})).numel()
@@ -44,6 +48,8 @@ def plan(method: Method, stages: Sequence[Stage], x: torch.Tensor, branches: int
             planned["signal.latents"] = _nbytes(sample)
         if branches > 1 and method.watches & {"prediction", "denoised"}:
             planned["signal.guided"] = _nbytes(sample)
+    if method.watches & {"velocity", "surprise"} and (branches > 1 or "surprise" in method.watches):
+        planned["past.guided"] = _nbytes(sample)
     planned |= {name: _nbytes(kept) for name, kept in method.keeps(sample).items()}
     return planned | {"total": sum(planned.values())}
 

@@ -25,9 +25,15 @@ ADAPTER_STATE = ("scaling", "active_adapters", "disable_adapters", "merged_adapt
 
 
 class Model(Protocol):
-    """What the engine needs of a model.  ``described`` says whether the inside of it can be reached."""
+    """What the engine needs of a model.
+
+    ``described`` says whether the inside of it can be reached; latents have their channels along ``channel_axis`` and,
+    where they are ``spatial``, rows and columns last.
+    """
 
     described: bool
+    channel_axis: int
+    spatial: bool
 
     def latents(self, inputs: Any) -> torch.Tensor: ...
     def rows(self, inputs: Any, rows: slice | list[int]) -> Any: ...
@@ -88,6 +94,14 @@ class Transformer:
         self.experts: tuple[Transformer, ...] = ()
         self._views: dict[Hashable, View] = {}
         self._warned = False
+
+    @property
+    def channel_axis(self) -> int:
+        return self.family.channel_axis
+
+    @property
+    def spatial(self) -> bool:
+        return self.family.spatial
 
     def latents(self, inputs: Inputs) -> torch.Tensor:
         return self.family.latents(self.model, inputs)
@@ -219,6 +233,8 @@ class PlainCallable:
     """A callable ``(x, t, condition) -> output`` of a hand-written loop: nothing inside it can be reached."""
 
     described = False
+    channel_axis = 1
+    spatial = True
 
     def __init__(self, function: Callable[..., torch.Tensor]):
         self.function = function

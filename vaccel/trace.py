@@ -34,6 +34,11 @@ class Trace:
     steps: list[StepRecord] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
     finished: bool = False
+    delivered: Any = None
+
+    def deliver(self, delivered: Any) -> None:
+        """Something that the run leaves behind beside this record; no part of its JSON."""
+        self.delivered = delivered
 
     def timeline(self) -> str:
         """One letter a step, as in "FFFFFFFFFFmmmmFmmmm...sss" (letters: ``vaccel.actions``)."""

@@ -70,7 +70,7 @@ def calibrate_lemica(
     seed: cli.Seeds = [0],  # noqa: B006
     steps: cli.Steps = 50,
     call: cli.Call = None,
-    reuse: Annotated[str, typer.Option(help="What skipped steps reuse: 'blocks' or 'output'.")] = "blocks",
+    reuse: Annotated[str, typer.Option(help="What skipped steps reuse: 'blocks' or 'residual'.")] = "blocks",
     max_gap: Annotated[int, typer.Option(help="Longest stretch from one computed step to the next.")] = 7,
     compare_in: Annotated[str, typer.Option("--compare", help="Compare 'latents' or 'pixels'.")] = "latents",
     tails: Annotated[str, typer.Option(help="After a stretch: 'exact', 'coarse', 'small' or 'none'.")] = "exact",
@@ -91,13 +91,45 @@ def calibrate_lemica(
             compare=compare_in, tails=tails, stride=stride, batch=batch, hopeless=hopeless, **options,
         )  # fmt: skip
 
-    cli._one_of("--reuse", reuse, ("blocks", "output"))
+    cli._one_of("--reuse", reuse, ("blocks", "residual"))
     cli._one_of("--compare", compare_in, ("latents", "pixels"))
     cli._one_of("--tails", tails, ("exact", "coarse", "small", "none"))
     data = _calibrated(pipeline, small, call, dtype, steps, out, prompt, prompts, measure)
     measured = next(iter(data["samples"].values()))["errors"]
     forwards = sum(s["forwards"] for s in data["samples"].values())
     cli.console.print(f"{out}: {len(data['samples'])} samples, {len(measured)} edges each, {forwards} forwards")
+
+
+@app.command("forecast")
+def calibrate_forecast(
+    pipeline: cli.Pipeline = "demo",
+    out: Artifact = Path("forecast.json"),
+    prompt: cli.Prompts = None,
+    prompts: cli.PromptFile = None,
+    seed: cli.Seeds = [0],  # noqa: B006
+    steps: cli.Steps = 50,
+    call: cli.Call = None,
+    bands: Annotated[int, typer.Option(help="2 to tell low spatial frequencies from high ones.")] = 1,
+    tails: Annotated[int, typer.Option(help="Steps whose errors are followed to the end; 0 for typical gains.")] = 10,
+    tail_samples: Annotated[int | None, typer.Option(help="Of how many samples; of all if left out.")] = None,
+    trials: Annotated[bool, typer.Option(help="Runs that show which PSNR an error means (for Auto(psnr=...)).")] = True,
+    keep: Annotated[str, typer.Option(help="Where a run's velocities wait: 'device' or 'host'.")] = "device",
+    dtype: cli.Dtype = "float32",
+) -> None:
+    """Measure weights, gains and the fidelity of every budget. Resumable: run it again after Ctrl-C, or by torchrun."""
+    from . import calibrate_forecast as run
+    from .forecast import BUDGETS
+
+    def measure(loaded: cli._Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
+        return run(
+            loaded.pipe, chosen, path, seeds=seed, bands=bands, tails=tails, tail_samples=tail_samples,
+            trials=BUDGETS if trials else (), keep=keep, **options,
+        )  # fmt: skip
+
+    cli._one_of("--keep", keep, ("device", "host"))
+    data = _calibrated(pipeline, None, call, dtype, steps, out, prompt, prompts, measure)
+    forwards = sum(s["forwards"] for s in data["samples"].values())
+    cli.console.print(f"{out}: {len(data['samples'])} samples, {forwards} forwards")
 
 
 @app.command("mixcache")

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .. import artifacts
-from ..actions import ReuseLevel
 from ..methods.lemica import LeMiCa
-from .replay import Record, Replayer, Stretch, Tails
+from .replay import Record, Replayer, Reuse, Stretch, Tails
 from .samples import Progress, Samples, header, silent
 
 
@@ -26,7 +25,7 @@ def calibrate_lemica(
     seeds: list[int] = (0,),
     call: dict[str, Any],
     small: nn.Module | None = None,
-    reuse: ReuseLevel = "blocks",
+    reuse: Reuse = "blocks",
     max_gap: int = 7,
     compare: Literal["latents", "pixels"] = "latents",
     tails: Tails = "exact",
@@ -43,7 +42,7 @@ def calibrate_lemica(
     Args:
         call: arguments of the pipeline's call, ``num_inference_steps`` among them.
         small: the small transformer, for ``tails="small"``.
-        reuse: what a stretch reuses, "blocks" or "output".
+        reuse: what a stretch reuses, "blocks" or "residual", of the output.
         max_gap: longest edge, in steps.
         compare: final latents, or decoded pixels (the paper's; a VAE decode an edge).
         tails, stride: how a replay goes on after its stretch; all but "exact" are surrogates (``calibrate.replay``).

@@ -15,13 +15,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from ..actions import ReuseLevel
 from ..families import find
 from ..integrations.diffusers import Session
 from ..methods import Schedule
 from ..models import Call
 from . import samples
 
+#: What a stretch reuses, as a schedule names it; its errors say nothing of other stand-ins.
+Reuse = Literal["blocks", "residual"]
 Tails = Literal["exact", "coarse", "small", "none"]
 
 
@@ -91,7 +92,7 @@ class _Replaying:
             if stretch.start != index or stretch.end - index < 2 or key in residuals:
                 continue
             rows = list(range(m, len(call.x), copies))
-            if self.replayer.reuse == "output":
+            if self.replayer.reuse == "residual":
                 residuals[key] = self.record.outputs[index][call.branch] - call.x[rows]
             else:
                 inputs = call.stage.large.rows(call.inputs, rows)
@@ -108,7 +109,7 @@ class _Replaying:
         kept = [self.replayer.residuals[self.stretches[r % copies].start, call.branch] for r in rows]
         # With batched guidance a residual has the rows of both branches.
         residual = torch.stack([k[r // copies] for r, k in zip(rows, kept, strict=True)])
-        if self.replayer.reuse == "output":
+        if self.replayer.reuse == "residual":
             return call.x[rows] + residual
         return call.stage.large.reusing(call.stage.large.rows(call.inputs, rows), residual)
 
@@ -168,7 +169,7 @@ class Replayer:
         pipe: a pipeline with one transformer of a known family.
         call: the arguments of its call, prompt and generator left out.
         small: the small transformer, for ``tails="small"``.
-        reuse: what a stretch reuses: "blocks" or "output".
+        reuse: what a stretch reuses: "blocks" or "residual", of the output.
         tails: how a replay goes on after its stretch: computed in full ("exact"), only every ``stride``-th step
             ("coarse"), by the small model ("small"), or not at all ("none").
         output: what is compared: "latent", or "pt" for pixels.
@@ -185,7 +186,7 @@ class Replayer:
         call: dict[str, Any],
         *,
         small: nn.Module | None = None,
-        reuse: ReuseLevel = "blocks",
+        reuse: Reuse = "blocks",
         tails: Tails = "exact",
         stride: int = 2,
         output: str = "latent",

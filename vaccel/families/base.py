@@ -36,6 +36,10 @@ class Family:
     row_lists: ClassVar[tuple[str, ...]] = ()
     #: Axis of ``latents`` that counts frames; None where there is but one.
     frame_axis: ClassVar[int | None] = None
+    #: Axis of ``latents`` that counts channels.
+    channel_axis: ClassVar[int] = 1
+    #: Whether the last two axes of ``latents`` are rows and columns.
+    spatial: ClassVar[bool] = True
     #: Configuration a small model must share with the large one, for latents and conditions to fit both.
     shared_config: ClassVar[tuple[str, ...]] = ("in_channels", "out_channels")
     #: Ends of the names of the attention's projections, those that a distilled expert adapts.

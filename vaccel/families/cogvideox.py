@@ -20,6 +20,7 @@ class CogVideoX(Family):
     indexes_blocks = False
     batched_guidance = True
     frame_axis = 1
+    channel_axis = 2
     row_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond", "ofs")
     shared_config = ("in_channels", "out_channels", "text_embed_dim")
     fresh = ("time_embedding", "norm_final", "norm_out", "proj_out")

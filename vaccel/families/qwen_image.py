@@ -23,6 +23,8 @@ class QwenImage(Family):
 
     name = "qwen-image"
     transformers = ("QwenImageTransformer2DModel",)
+    channel_axis = -1
+    spatial = False
     blocks = "transformer_blocks"
     returns = "encoder_hidden"
     indexes_blocks = False

@@ -27,7 +27,7 @@ from ..methods import ExpertWeights, Method
 from ..models import HOOK, Call, Stage, Transformer
 from ..trace import Trace
 from .sampler import ExpertScheduler
-from .schedulers import denoised
+from .schedulers import denoised, flow_of
 
 
 class _Hook(ModelHook):
@@ -234,6 +234,7 @@ class Session:
             timesteps=timesteps[begin:] if own else None,
             execute=self._executor(),
             depth=self.stages[0].large.depth,
+            flow=flow_of(pipe.scheduler, begin) if "large.past" in self.method.stores else None,
         )
         run.trace.notes.extend(notes)
         self.traces.append(run.trace)

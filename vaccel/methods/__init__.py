@@ -3,8 +3,10 @@
 from .base import ExpertWeights, Method, Observation, Policy, RunInfo, Step, method_from_json
 from .direction_magnitude import DirectionMagnitude
 from .dual_expert import DualExpert
+from .forecast import Forecast
 from .lemica import LeMiCa
 from .mixcache import MixCache
+from .recording import Recording
 from .schedule import Schedule
 from .srdiffusion import SRDiffusion
 from .teacache import TeaCache
@@ -13,11 +15,13 @@ __all__ = [
     "DirectionMagnitude",
     "DualExpert",
     "ExpertWeights",
+    "Forecast",
     "LeMiCa",
     "Method",
     "MixCache",
     "Observation",
     "Policy",
+    "Recording",
     "RunInfo",
     "SRDiffusion",
     "Schedule",

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 
 from .. import artifacts
-from ..actions import Action, Branches, Model
+from ..actions import Action, Branches, Model, Weights
 from ..buffers import Buffers
+from ..flow import Flow
 
 #: What ``Observation`` can carry; a method names what it watches.
-SIGNALS = ("prediction", "denoised", "latents", "small", "branches", "states")
+SIGNALS = ("prediction", "denoised", "latents", "small", "branches", "states", "velocity", "surprise")
 #: What a computed step can leave behind for later ones: residuals by model and level, the large output itself, its
-#: guidance delta u - c, the states after some blocks.
-STORES = ("large.output", "large.blocks", "small.blocks", "large.last", "large.delta", "large.states")
+#: guidance delta u - c, the states after some blocks, its velocities.
+STORES = ("large.output", "large.blocks", "small.blocks", "large.last", "large.delta", "large.states", "large.past")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +42,16 @@ class ExpertWeights:
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """What a policy may know when a run starts: the number of steps, storage for what it wants to keep, and how many
-    blocks the large model has (0 where nobody knows)."""
+    """What a policy may know when a run starts: the number of steps, storage for what it wants to keep, how many
+    blocks the large model has (0 where nobody knows), the run's noise levels (None where nobody knows), and where to
+    write what the trace shall say of the run (``note``) and carry (``deliver``, anything)."""
 
     num_steps: int
     buffers: Buffers
     depth: int = 0
+    flow: Flow | None = None
+    note: Callable[[str], None] = lambda text: None
+    deliver: Callable[[Any], None] = lambda delivered: None
 
 
 class Step(Protocol):
@@ -73,7 +79,9 @@ class Observation:
     guidance), ``denoised`` the estimate of x_0 made from it, ``latents`` what the solver made of it.  ``small`` is the
     small model's conditional output at a rescaled step.  ``branches`` are the two outputs, conditional first and the
     other None without guidance.  All [B, ...] and valid until the next step.  ``states``: for every kept block that
-    was run at this step and at the last one, the relative L1 [B] of its conditional state from then.
+    was run at this step and at the last one, the relative L1 [B] of its conditional state from then.  ``velocity`` is
+    the guided velocity (``vaccel.flow``) and ``surprise`` [B] the norm of its difference from the forecast that
+    ``Policy.expects`` gave the weights of, None where it gave none; ``elements`` are a sample's.
     """
 
     action: Action
@@ -83,6 +91,9 @@ class Observation:
     small: torch.Tensor | None = None
     branches: tuple[torch.Tensor, torch.Tensor | None] | None = None
     states: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    velocity: torch.Tensor | None = None
+    surprise: torch.Tensor | None = None
+    elements: int = 0
 
 
 class Policy:
@@ -97,6 +108,13 @@ class Policy:
         A method that watches nothing but "small" is told within the step, as soon as its first branch is done: what it
         asks of the device then is ready when the next step is decided.
         """
+
+    def expects(self, index: int) -> Weights | None:
+        """The weights by which the step that was just computed would have been forecast, for "surprise"."""
+        return None
+
+    def finish(self, step: Step, seen: Observation) -> None:
+        """Called once, when the last step is over; ``seen`` is what "velocity" and "surprise" show of it."""
 
 
 _METHODS: dict[str, type[Method]] = {}
@@ -142,6 +160,16 @@ class Method:
     def state_branches(self) -> Branches:
         """Whether states are kept of the conditional branch alone ("cond") or of both."""
         return "cond"
+
+    @property
+    def remembers(self) -> int:
+        """How many velocities are kept of a branch, where it stores "large.past"."""
+        return 0
+
+    @property
+    def banded(self) -> bool:
+        """Whether the velocities' low spatial frequencies are kept beside them."""
+        return False
 
     @property
     def watches(self) -> frozenset[str]:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .. import artifacts
-from ..actions import ReuseLevel
 from ..schedules import Edge, solve
 from .base import Method, Policy, RunInfo, require
-from .schedule import Schedule
+from .schedule import Reuse, Schedule
 
 
 def _steps(text: str) -> tuple[int, ...]:
@@ -59,7 +58,8 @@ class LeMiCa(Method):
     Args:
         full_steps: steps computed in full, the first and the last among them (seed 001, section 3.3).
         num_steps: T of the runs it is for; a run with another number of steps is refused.
-        reuse: the residual that is reused: "blocks" (of the block stack, head recomputed) or "output".
+        reuse: what stands in for the other steps: "blocks" (x + the residual of the block stack, head recomputed, as
+            the paper has it), or at output level "residual", "output" or "forecast" (``vaccel.Schedule``).
         fitted: the model and scheduler of the calibration; another pipeline is refused, unless ``allow_mismatch``.
 
     Raises ``ValueError`` for steps out of range, or without the first and last.
@@ -74,7 +74,7 @@ class LeMiCa(Method):
 
     full_steps: tuple[int, ...]
     num_steps: int
-    reuse: ReuseLevel = "blocks"
+    reuse: Reuse = "blocks"
     fitted: artifacts.Fitted = ()
     allow_mismatch: bool = False
 
@@ -118,7 +118,8 @@ class LeMiCa(Method):
             )
         chosen = edges(data)
         full = (0, *(chosen[i].end for i in paths[budget - 1].edges))
-        return cls(full, steps, **{"reuse": data["reuse"], "fitted": artifacts.fitted(data), **overrides})
+        reuse = "residual" if data["reuse"] == "output" else data["reuse"]  # what earlier calibrations called it
+        return cls(full, steps, **{"reuse": reuse, "fitted": artifacts.fitted(data), **overrides})
 
     @property
     def schedule(self) -> Schedule:
@@ -128,6 +129,10 @@ class LeMiCa(Method):
     @property
     def stores(self) -> frozenset[str]:
         return self.schedule.stores
+
+    @property
+    def remembers(self) -> int:
+        return self.schedule.remembers
 
     @property
     def adaptive(self) -> bool:

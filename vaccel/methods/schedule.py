@@ -4,36 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from ..actions import (
     Action,
     Branches,
     Expert,
+    Forecast,
     Full,
     Guidance,
     Output,
     Rescale,
     Residual,
     Resume,
-    ReuseLevel,
     Small,
+    Weights,
     from_json,
 )
+from ..flow import Flow, damped
 from .base import ExpertWeights, Method, Policy, RunInfo, Step, require
+
+#: What stands in for a step that is not computed: x + the residual of the block stack, head recomputed; x + that of the
+#: output; the last output; a forecast from the last two outputs.
+Reuse = Literal["blocks", "residual", "output", "forecast"]
+_STAND_INS: dict[str, Action] = {
+    "blocks": Residual(), "residual": Residual("output"), "output": Output(), "forecast": Forecast(),
+}  # fmt: skip
+#: How much of the straight line through the last two velocities a forecast goes along, where nothing is calibrated.
+DAMPING = 0.5
 
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Schedule(Method):
     """Fixed actions, one a step.
 
-    ``Schedule([0, 1, 2, 5, 9], num_steps=10)`` is Full at the listed steps and Residual elsewhere;
+    ``Schedule([0, 1, 2, 5, 9], num_steps=10)`` is Full at the listed steps and a residual elsewhere;
     ``Schedule.from_timeline("FFrFrr")`` takes any mix of letters, ``trace.as_schedule()`` what a run did.
 
     Args:
         full_steps: step indices computed in full, in [0, num_steps); step 0 must be among them.
         num_steps: T of the runs it is for; a run with another number of steps is refused.
-        reuse: the residual that is reused: "blocks" (of the block stack, head recomputed) or "output".
+        reuse: what stands in for the other steps: "blocks" (x + the residual of the block stack, head recomputed),
+            "residual" (x + the residual of the output), "output" (the last output again) or "forecast" (the straight
+            line through the last two outputs' velocities, damped by half).
 
     Raises ``ValueError`` for indices out of range, or for a first step with nothing to reuse.  One with ``Expert``
     steps shows what a run did; it cannot run, as it has no weights to switch between.
@@ -43,13 +56,13 @@ class Schedule(Method):
 
     actions: tuple[Action, ...]
 
-    def __init__(self, full_steps: Iterable[int], *, num_steps: int, reuse: ReuseLevel = "blocks"):
+    def __init__(self, full_steps: Iterable[int], *, num_steps: int, reuse: Reuse = "blocks"):
         full = sorted(set(full_steps))
         require(num_steps >= 1, f"num_steps must be >= 1, got {num_steps}")
         outside = [i for i in full if not 0 <= i < num_steps]
         require(not outside, f"full_steps {outside} are outside the run of {num_steps} steps")
-        require(reuse in ("blocks", "output"), f"reuse must be 'blocks' or 'output', got {reuse!r}")
-        actions = [Full() if i in set(full) else Residual(reuse=reuse) for i in range(num_steps)]
+        stand_in = _stand_in(reuse)
+        actions = [Full() if i in set(full) else stand_in for i in range(num_steps)]
         self._set(tuple(actions))
 
     def _set(self, actions: tuple[Action, ...]) -> None:
@@ -69,14 +82,14 @@ class Schedule(Method):
         return self
 
     @classmethod
-    def from_timeline(cls, letters: str, *, reuse: ReuseLevel = "blocks") -> Schedule:
-        """From a timeline's letters (``vaccel.actions``); "b" resumes after block 0.
+    def from_timeline(cls, letters: str, *, reuse: Reuse = "blocks") -> Schedule:
+        """From a timeline's letters (``vaccel.actions``); "r" is what ``reuse`` says, "b" resumes after block 0.
 
         Raises ``ValueError`` for an unknown letter, or a step with nothing to reuse.
         """
-        require(reuse in ("blocks", "output"), f"reuse must be 'blocks' or 'output', got {reuse!r}")
+        stand_in = _stand_in(reuse)
         actions = (from_json(letter) for letter in letters)
-        return cls.from_actions(Residual(reuse=reuse) if isinstance(a, Residual) else a for a in actions)
+        return cls.from_actions(stand_in if isinstance(a, Residual) else a for a in actions)
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Schedule:
@@ -111,7 +124,8 @@ class Schedule(Method):
         last = {"large.last"} if "projection" in rescales or reuses & {Output, Guidance, Resume} else set()
         delta = {"large.delta"} if reuses & {Guidance, Resume} else set()
         states = {"large.states"} if Resume in reuses else set()
-        return frozenset(residuals | outputs | last | delta | states)
+        past = {"large.past"} if Forecast in reuses else set()
+        return frozenset(residuals | outputs | last | delta | states | past)
 
     def keeps_states(self, depth: int) -> tuple[int, ...]:
         """Raises ``ValueError`` for a block that the model does not have."""
@@ -134,13 +148,42 @@ class Schedule(Method):
             f"this schedule is for {len(self.actions)} steps, the run has {run.num_steps}",
         )
         _ = self.experts  # raises where it has some
-        return _Policy(self.actions)
+        return _Policy(tuple(_weighed(self.actions, run.flow or Flow.even(run.num_steps))))
+
+    @property
+    def _forecasts(self) -> list[Weights | None]:
+        return [a.weights for a in self.actions if isinstance(a, Forecast)]
+
+    @property
+    def remembers(self) -> int:
+        return max((2 if w is None else len(w.values) for w in self._forecasts), default=0)
+
+    @property
+    def banded(self) -> bool:
+        return any(w is not None and w.values.shape[1] > 1 for w in self._forecasts)
+
+
+def _stand_in(reuse: str) -> Action:
+    known = ", ".join(map(repr, _STAND_INS))
+    require(reuse in _STAND_INS, f"reuse must be one of {known}, got {reuse!r}")
+    return _STAND_INS[reuse]
+
+
+def _weighed(actions: Iterable[Action], flow: Flow) -> Iterable[Action]:
+    """The same actions, forecasts without weights with those of the damped line."""
+    computed: list[int] = []
+    for i, action in enumerate(actions):
+        if isinstance(action, Full):
+            computed.insert(0, i)
+        if isinstance(action, Forecast) and action.weights is None:
+            action = Forecast(Weights.plain(*damped(flow.levels, computed[:2], i, DAMPING)))
+        yield action
 
 
 def _needs(action: Action) -> set[str]:
     if isinstance(action, Residual):
         return {action.model}
-    return {"large"} if isinstance(action, (Rescale, Output, Guidance, Resume)) else set()
+    return {"large"} if isinstance(action, (Rescale, Output, Guidance, Resume, Forecast)) else set()
 
 
 class _Policy(Policy):

@@ -1,0 +1,231 @@
+"""Measures what Forecast weighs with: inner products of full runs' velocities, how errors grow, what they look like."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from .. import artifacts
+from ..actions import Weights
+from ..api import accelerate
+from ..buffers import Buffers
+from ..flow import Flow
+from ..gram import Gram, inner_products
+from ..integrations.schedulers import flow_of
+from ..methods.forecast import Calibration, Forecast, packed, unpacked
+from ..methods.recording import Recording
+from ..models import Call
+from ..past import Past
+from .replay import StandIn
+from .samples import Progress, Samples, header, prompts_encoded_once, sample, silent
+
+#: Shares of the run where a deviation is made to see what it grows to: close where it grows most.
+POSITIONS = (0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.26, 0.36, 0.52, 0.76)
+#: Shares of all steps that runs are made with to see what a predicted error looks like.
+BUDGETS = (0.18, 0.26, 0.34, 0.44, 0.54)
+
+
+def calibrate_forecast(
+    pipe: Any,
+    prompts: list[str],
+    path: Path,
+    *,
+    seeds: Sequence[int] = (0,),
+    call: dict[str, Any],
+    bands: int = 1,
+    tails: int = len(POSITIONS),
+    tail_samples: int | None = None,
+    trials: Sequence[float] = BUDGETS,
+    keep: Literal["device", "host"] = "device",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Records every sample; writes the artifact ``path`` after each and returns its data.
+
+    A sample is one ordinary run, of which only inner products are kept.  Then, for a number of steps j, the run is
+    repeated with step j - 1 forecast and all from j on computed: the gain g_j is by what the deviation has grown at
+    the end.  At last it is run as ``Forecast`` would with some budgets, to see which PSNR belongs to which predicted
+    error.  Interrupted, the same call goes on where it stopped; further prompts add to the same artifact.
+
+    Args:
+        call: arguments of the pipeline's call, ``num_inference_steps`` among them.
+        bands: 2 to tell low spatial frequencies from high ones.
+        tails: how many steps j; 0 for none, typical gains then stand in.
+        tail_samples: of how many samples, of all if not given.
+        trials: budgets as shares of all steps; none for no runs, and then no PSNR can be asked for.
+        keep: where a run's velocities are kept until their inner products are taken.
+
+    Raises ``ValueError`` when ``path`` holds a calibration of something else, or a setting does not fit.
+    """
+    if bands not in (1, 2) or not 0 <= tails <= len(POSITIONS):
+        raise ValueError(f"bands must be 1 or 2 and tails 0 to {len(POSITIONS)}, got {bands} and {tails}")
+    steps = int(call["num_inference_steps"])
+    samples = Samples(Path(path), header(pipe, Forecast.id, call, num_steps=steps, bands=bands))
+    before = _added_up(samples)
+    jobs = samples.jobs(prompts, list(seeds))
+    chosen = _positions(steps, tails)
+    with prompts_encoded_once(pipe):
+        for number, (key, prompt, seed) in enumerate(jobs):
+            if key in samples.data:
+                continue
+            wanted = chosen if tail_samples is None or number < tail_samples else []
+            measuring = _Sample(pipe, prompt, seed, call, bands, keep)
+
+            def told(done: int, total: int, number: int = number, prompt: str = prompt) -> None:
+                progress(number * total + done, len(jobs) * total, prompt)
+
+            data = measuring.measured(wanted, told)
+            samples.data[key] = data
+            if trials:
+                known = Calibration(samples._artifact(samples.data, before), "")
+                data["trials"] = measuring.trials(known, trials)
+            samples.save(**before)
+    return samples.merge(lambda every: _sum(every, before, steps))
+
+
+def _positions(steps: int, count: int) -> list[int]:
+    """The steps whose gains are measured."""
+    shares = [POSITIONS[round(k)] for k in np.linspace(0, len(POSITIONS) - 1, count)] if count else []
+    return sorted({min(max(2, round(share * steps)), steps - 1) for share in shares} if steps > 3 else ())
+
+
+def _added_up(samples: Samples) -> dict[str, str]:
+    """The sum that an earlier calibration has left, by its name in the artifact."""
+    if not samples.path.exists():
+        return {}
+    data = artifacts.read(samples.path, Forecast.id)
+    return {"products": data["products"]} if "products" in data else {}
+
+
+def _sum(every: dict[str, dict[str, Any]], before: dict[str, str], steps: int) -> dict[str, str]:
+    """All samples' products in one, in the order of their keys; they are taken out of the samples."""
+    total = None
+    for _, data in sorted(every.items()):
+        if "products" in data:
+            groups = data["channels"] * data["bands"]
+            own = unpacked(data.pop("products"), groups, steps)
+            if total is None:
+                total = unpacked(before["products"], groups, steps) if before else np.zeros_like(own)
+            total = total + own
+    return before if total is None else {"products": packed(total)}
+
+
+class _Sample:
+    """One prompt and seed: its full run, and replays of it."""
+
+    def __init__(self, pipe: Any, prompt: str, seed: int, call: dict[str, Any], bands: int, keep: str):
+        self.pipe, self.prompt, self.seed, self.call, self.bands, self.keep = pipe, prompt, seed, call, bands, keep
+        self.forwards = 0
+
+    def measured(self, positions: list[int], told: Callable[[int, int], None]) -> dict[str, Any]:
+        """Levels, inner products, gains, and what that cost."""
+        began = time.perf_counter()
+        steps = int(self.call["num_inference_steps"])
+        total = steps + sum(steps - j for j in positions)
+        told(0, total)
+        with accelerate(self.pipe, Recording(self.keep)) as handle:
+            family = handle.family
+            final = self._latents()
+            velocities = handle.trace.delivered.clone()
+            self.forwards += handle.trace.calls["large"]
+        self.flow = flow_of(self.pipe.scheduler) or Flow.even(steps)
+        products = inner_products(velocities, family.channel_axis, self.bands)
+        self.gram = Gram(self.flow.levels, products, velocities[0, 0].numel())
+        recorded = time.perf_counter() - began
+        done, gains = steps, {}
+        for j in positions:
+            told(done, total)
+            gains[str(j)] = self._gain(velocities, final, j)
+            done += steps - j
+        told(total, total)
+        return {
+            "levels": list(self.flow.levels), "channels": products.shape[1], "bands": self.bands,
+            "elements": self.gram.elements, "products": packed(products.reshape(-1, steps, steps)), "gains": gains,
+            "forwards": self.forwards, "seconds": time.perf_counter() - began, "seconds_recording": recorded,
+        }  # fmt: skip
+
+    def trials(self, known: Calibration, shares: Sequence[float]) -> list[list[float]]:
+        """[predicted error, PSNR in dB of the decoded clip] at each budget."""
+        plans = known.plans("squares", 2, "channel", True)
+        full = self._run("pt")
+        out = []
+        for budget in sorted(
+            {min(max(round(share * known.gram.num_steps), min(plans)), max(plans)) for share in shares}
+        ):
+            plan = plans[budget]
+            weights = _weights_of(known.gram, plan.full_steps)
+            with StandIn(self.pipe, _Planned(self, set(plan.full_steps), weights)):
+                clip = self._run("pt")
+            error = float((clip.double() - full.double()).square().mean())
+            if error > 0:
+                out.append([plan.predicted, -10 * math.log10(error)])
+        return out
+
+    def _run(self, output: str) -> torch.Tensor:
+        return sample(self.pipe, self.prompt, self.seed, self.call, output=output)
+
+    def _latents(self) -> torch.Tensor:
+        return self._run("latent").clone()
+
+    def _gain(self, velocities: torch.Tensor, final: torch.Tensor, j: int) -> float:
+        """By what a deviation at step j, of step j - 1 forecast, has grown when the run is over."""
+        known = tuple(range(j - 2, max(j - 4, -1), -1))
+        weights = {j - 1: Weights(self.gram.weights(known, j - 1))}
+        replay = _Planned(self, set(range(self.flow.num_steps)) - {j - 1}, weights, velocities, j)
+        with StandIn(self.pipe, replay):
+            ended = self._latents()
+        error = float((ended.double() - final.double()).square().mean().sqrt())
+        return error / max(self.gram.deviation(known, j), 1e-12)
+
+
+class _Planned:
+    """Stands in for an engine's run: some steps forecast, those before ``computed`` as recorded, the others computed."""
+
+    def __init__(
+        self, measured: _Sample, full: set[int], weights: dict[int, Weights],
+        velocities: torch.Tensor | None = None, computed: int = 0,
+    ):  # fmt: skip
+        self.measured, self.full, self.weights = measured, full, weights
+        self.velocities, self.computed = velocities, computed
+        self.past = Past(Buffers(), measured.flow, 5, False)
+        self.index, self.calls = -1, 0
+
+    def call(self, index: int, call: Call) -> torch.Tensor:
+        if index != self.index:
+            self.index, self.calls = index, 0
+        self.calls += 1
+        if index not in self.full:
+            return self.past.forecast(index, call, self.weights[index])
+        if index < self.computed:
+            prediction = self._recorded(index, call)
+        else:
+            prediction = call.stage.large.full(call.inputs)
+            self.measured.forwards += 2 if call.batched else 1
+        self.past.remember(index, call, prediction)
+        return prediction
+
+    def _recorded(self, index: int, call: Call) -> torch.Tensor:
+        """The guided prediction for every branch: whatever guidance is made of equal ones is that one."""
+        velocity = self.velocities[index].to(call.x.device, call.x.dtype)
+        velocity = velocity.repeat(len(call.x) // len(velocity), *[1] * (velocity.ndim - 1))
+        if self.measured.flow.scales is None:
+            return velocity
+        of_prediction, of_x = self.measured.flow.scales[index]
+        return (velocity - of_x * call.x) / of_prediction
+
+
+def _weights_of(gram: Gram, full_steps: Sequence[int]) -> dict[int, Weights]:
+    """Of every step that a path skips, from the last two that it computes."""
+    known: tuple[int, ...] = ()
+    found = {}
+    for step in range(gram.num_steps):
+        if step in full_steps:
+            known = (step, *known)[:2]
+        else:
+            found[step] = Weights(gram.weights(known, step))
+    return found

@@ -1,0 +1,373 @@
+"""Forecast: skipped velocities from the last computed ones, with weights and a path in closed form from full runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import artifacts, gram
+from ..actions import Action, Full, Weights
+from ..actions import Forecast as Forecasting
+from ..flow import Flow, damped
+from ..gram import Gram, Plan
+from .base import Method, Observation, Policy, RunInfo, Step, require
+from .lemica import PUBLISHED, _steps
+from .schedule import DAMPING
+
+#: Levels of two runs that differ by less are the same run's.
+SAME_LEVEL = 2e-3
+#: Longest stretch that is planned.
+MAX_GAP = 10
+#: By what a deviation of the latents has typically grown at the end, by the share of the run that is over when it
+#: arises; for calibrations without replays.  Measured on the family that ships with the package (``bench/results``).
+TYPICAL_GAIN = ((0.04, 6.5), (0.08, 4.6), (0.12, 3.7), (0.16, 2.9), (0.2, 2.3), (0.26, 1.3), (0.36, 1.0), (0.52, 0.75),
+                (0.76, 0.3), (1.0, 0.2))  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast(Method):
+    """Velocities hardly change along a run (``vaccel.flow``), so a few computed ones forecast the others.
+
+    At a skipped step i, of every branch: v_i = sum_k a_k(i; f) v_(f_k) over the last K computed steps f.  With
+    ``Forecast.load("forecast.json", budget=17)`` weights and path are a calibration's: least squares over full runs,
+    and the path whose stretches do the least harm at the end (``vaccel.gram``).  Without one,
+    ``Forecast(full_steps, num_steps=50)``: the straight line in the noise level through the last two, damped by half.
+    Neighbours: AB-Cache, TaylorSeer, FoCa and SeaCache forecast hidden states; DPM-Solver-v3, Align Your Steps, GITS
+    and S4S learn a solver's steps or coefficients.  Here a fine grid is kept, and what is cached is latent-sized.
+
+    Args:
+        full_steps: steps computed in full, step 0 among them.
+        num_steps: T of the runs it is for; a run with another number of steps is refused.
+        order: K, 1 to 5: from how many velocities it forecasts; 2 with a calibration by frequency bands.
+        damping: of the straight line, where nothing is calibrated: 0 repeats the last velocity, 1 trusts the line.
+        guard: with a calibration: how many times as wrong as calibrated forecasts may be, at the steps that are
+            computed anyway, before further ones are computed; None for a fixed path.
+        artifact, seal: the calibration's file, and the digest of what it held.
+        per: what has weights of its own: "tensor", "channel", "band" or "channel, band".
+        max_error: the worst error of a stretch that was planned with, which the guard holds the others to.
+        predicted: what the finished latents will be off by (root mean square), as calibrated; 0 where nobody knows.
+        fitted: the model of the calibration; another is refused, unless ``allow_mismatch``.
+
+    Raises ``ValueError`` for settings out of range.
+    """
+
+    id: ClassVar[str] = "forecast"
+    presets: ClassVar = {
+        f"{model}-{budget}": {"full_steps": _steps(text), "num_steps": steps}
+        for model, (steps, budgets) in PUBLISHED.items()
+        for budget, text in budgets.items()
+    }
+
+    full_steps: tuple[int, ...]
+    num_steps: int
+    order: int = 2
+    damping: float = DAMPING
+    guard: float | None = None
+    artifact: str = ""
+    seal: str = ""
+    per: str = "channel"
+    max_error: float = 0.0
+    predicted: float = 0.0
+    fitted: artifacts.Fitted = ()
+    allow_mismatch: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "full_steps", tuple(sorted(set(self.full_steps))))
+        object.__setattr__(self, "fitted", tuple((name, value) for name, value in self.fitted))
+        outside = [i for i in self.full_steps if not 0 <= i < self.num_steps]
+        require(not outside, f"full_steps {outside} are outside the run of {self.num_steps} steps")
+        require(0 in self.full_steps, "step 0 is computed: there is nothing to forecast it from")
+        require(1 <= self.order <= 5, f"order must be 1 to 5, got {self.order}")
+        require(math.isfinite(self.damping), f"damping must be finite, got {self.damping!r}")
+        require(self.guard is None or self.guard > 0, f"guard must be above 0 or None, got {self.guard!r}")
+        require(self.guard is None or bool(self.artifact), "a guard needs a calibration to compare with")
+        require(self.per in gram.PER, f"per must be one of {', '.join(map(repr, gram.PER))}, got {self.per!r}")
+        require(not self.banded or self.order <= 2, "weights by frequency are of two velocities at most: order=2")
+
+    @classmethod
+    def preset(cls, model: str, *, budget: int | None = None, **overrides: Any) -> Forecast:
+        """LeMiCa's published steps (seed 001) for a model and a budget, forecast without calibration.
+
+        Raises ``ValueError`` for a model or a budget nothing is published for.
+        """
+        require(budget is not None or model in cls.presets, f"Forecast.preset({model!r}) needs a budget, such as 17")
+        return super().preset(model if budget is None else f"{model}-{budget}", **overrides)
+
+    @classmethod
+    def shaped(cls, num_steps: int, budget: int, **overrides: Any) -> Forecast:
+        """A path of the shape that published ones have, for any T and budget, without calibration.
+
+        Raises ``ValueError`` for a budget that is not in [2, num_steps].
+        """
+        return cls(_shaped(num_steps, budget), num_steps, **overrides)
+
+    @classmethod
+    def load(
+        cls, artifact: str | Path, budget: int | None = None, *, objective: str = "squares", order: int = 2,
+        per: str = "channel", gain: bool = True, max_gap: int = MAX_GAP, **overrides: Any,
+    ) -> Forecast:  # fmt: skip
+        """The best path with exactly ``budget`` computed steps, and its weights, from a calibration.
+
+        Args:
+            objective: "squares", the smallest sum of squared errors, what unrelated errors add up to; "sum"; or
+                "leximax", the smallest worst error, then the second worst, and so on.
+            gain: whether a stretch counts by what it does at the end, or by what it does where it ends.
+
+        Raises ``ValueError`` for a file that is no whole Forecast artifact, or a budget that it cannot make.
+        """
+        known = calibration(artifact)
+        plans = known.plans(objective, order, per, gain, max_gap)
+        if budget not in plans:
+            raise ValueError(
+                f"Forecast.load needs a budget, how many of {known.gram.num_steps} steps are computed: "
+                f"{artifact} can make {min(plans)} to {max(plans)}, got {budget}"
+            )
+        plan = plans[budget]
+        fields = {
+            "order": order, "per": per, "artifact": str(artifact), "seal": known.seal, "fitted": known.fitted,
+            "max_error": max(plan.errors), "predicted": known.predicted(plan),
+        }  # fmt: skip
+        return cls(plan.full_steps, known.gram.num_steps, **{**fields, **overrides})
+
+    @property
+    def stores(self) -> frozenset[str]:
+        return frozenset({"large.past"})
+
+    @property
+    def remembers(self) -> int:
+        return self.order + (self.guard is not None)  # the guard compares with the forecast from those before
+
+    @property
+    def banded(self) -> bool:
+        return "band" in self.per
+
+    @property
+    def watches(self) -> frozenset[str]:
+        return frozenset({"surprise"} if self.guard is not None else ())
+
+    @property
+    def adaptive(self) -> bool:
+        return False
+
+    def start(self, run: RunInfo) -> Policy:
+        require(
+            run.num_steps == self.num_steps,
+            f"this forecast is for {self.num_steps} steps, the run has {run.num_steps}",
+        )
+        if not self.artifact:
+            return _Policy(self, _Line(run.flow or Flow.even(run.num_steps), self.damping), run)
+        known = calibration(self.artifact)
+        if known.seal != self.seal:
+            raise ValueError(f"{self.artifact} is not what it was when this method was loaded from it: load it again")
+        if run.flow is not None:
+            off = max(abs(a - b) for a, b in zip(known.gram.levels, run.flow.levels, strict=True))
+            if off > SAME_LEVEL and not self.allow_mismatch:
+                raise ValueError(
+                    f"{self.artifact} was calibrated at other noise levels (they differ by up to {off:.3g}): the "
+                    "scheduler, its shift or its number of steps is another. Calibrate for this one (`vaccel calibrate "
+                    "forecast`), or pass allow_mismatch=True to the method"
+                )
+        return _Policy(self, _Fit(known, self.per), run)
+
+
+class Calibration:
+    """What a Forecast artifact says.
+
+    Attributes:
+        gram: the samples' inner products together.
+        gains: [T], by what a deviation has typically grown at the end: the samples' geometric mean.
+        curve: [(predicted error, PSNR in dB, its standard deviation)] of runs that were made to see; may be empty.
+        data: the artifact as it is.
+    """
+
+    def __init__(self, data: dict[str, Any], seal: str):
+        self.data, self.seal = data, seal
+        self.fitted = artifacts.fitted(data)[:2]  # the model; of the scheduler only the levels matter
+        samples = list(data["samples"].values())
+        levels = tuple(samples[0]["levels"])
+        bands, channels, steps = data["bands"], samples[0]["channels"], len(levels) - 1
+        kept = [data["products"]] if "products" in data else []
+        kept += [s["products"] for s in samples if "products" in s]  # not added up yet
+        products = sum(unpacked(text, bands * channels, steps) for text in kept) / len(samples)
+        self.gram = Gram(levels, products.reshape(bands, channels, steps, steps), samples[0]["elements"])
+        self.gains = gains_between([s["gains"] for s in samples if s.get("gains")], steps)
+        self.curve = sorted(
+            (predicted, psnr) for s in samples for predicted, psnr in s.get("trials", ()) if math.isfinite(psnr)
+        )
+        self._plans: dict[tuple, dict[int, Plan]] = {}
+
+    def plans(self, objective: str, order: int, per: str, gain: bool, max_gap: int = MAX_GAP) -> dict[int, Plan]:
+        """The best path of every budget (``vaccel.gram.plans``)."""
+        key = objective, order, per, gain, max_gap
+        if key not in self._plans:
+            gains = self.gains if gain else [1.0] * self.gram.num_steps
+            self._plans[key] = gram.plans(self.gram, gains, order=order, max_gap=max_gap, per=per, objective=objective)
+        return self._plans[key]
+
+    def predicted(self, plan: Plan) -> float:
+        """What the finished latents will be off by, root mean square."""
+        return plan.predicted
+
+    def psnr(self, error: float) -> tuple[float, float] | None:
+        """(PSNR in dB to expect of the finished clips, its standard deviation); None where no run was made to see."""
+        if len(self.curve) < 3:
+            return None
+        x, y = np.array([[-20 * math.log10(e), p] for e, p in self.curve]).T
+        slope, offset = np.polyfit(x, y, 1) if np.ptp(x) > 1 else (1.0, float(np.mean(y - x)))
+        spread = float(np.std(y - (slope * x + offset)))
+        return float(slope * -20 * math.log10(max(error, 1e-12)) + offset), spread
+
+
+def calibration(path: str | Path) -> Calibration:
+    """A Forecast artifact, read once for every version of the file.  Raises as ``artifacts.read`` does."""
+    path = Path(path).resolve()
+    return _calibration(path, path.stat().st_mtime_ns, path.stat().st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _calibration(path: Path, modified: int, size: int) -> Calibration:
+    return Calibration(artifacts.read(path, Forecast.id), artifacts.seal_of(path))
+
+
+def packed(products: np.ndarray) -> str:
+    """Symmetric matrices [groups, T, T] as an artifact keeps them."""
+    rows, columns = np.triu_indices(products.shape[-1])
+    return artifacts.pack(products[:, rows, columns])
+
+
+def unpacked(text: str, groups: int, steps: int) -> np.ndarray:
+    """[groups, T, T] of what ``packed`` wrote."""
+    rows, columns = np.triu_indices(steps)
+    out = np.empty((groups, steps, steps))
+    out[:, rows, columns] = artifacts.unpack(text).reshape(groups, -1)
+    out[:, columns, rows] = out[:, rows, columns]
+    return out
+
+
+def gains_between(measured: list[dict[str, float]], steps: int) -> list[float]:
+    """[T] from gains by step: their geometric means over the samples, geometrically interpolated between steps."""
+    if measured:
+        names = sorted({int(j) for sample in measured for j in sample})
+        logs = [np.mean([math.log(max(s[str(j)], 1e-6)) for s in measured if str(j) in s]) for j in names]
+    else:
+        names, logs = zip(*((share * steps, math.log(gain)) for share, gain in TYPICAL_GAIN), strict=True)
+    return np.exp(np.interp(np.arange(steps), names, logs)).tolist()
+
+
+class _Line:
+    """Weights without calibration."""
+
+    def __init__(self, flow: Flow, damping: float):
+        self.flow, self.damping = flow, damping
+
+    def weights(self, known: tuple[int, ...], step: int) -> Weights:
+        return Weights.plain(*damped(self.flow.levels, known[:2], step, self.damping))
+
+
+class _Fit:
+    """A calibration's weights, each worked out once."""
+
+    def __init__(self, known: Calibration, per: str):
+        self.known, self.per = known, per
+
+    def weights(self, known: tuple[int, ...], step: int) -> Weights:
+        return _weights(self.known, self.per, known, step)
+
+    def left(self, known: tuple[int, ...], step: int) -> float:
+        return _left(self.known, self.per, known, step)
+
+    def error(self, known: tuple[int, ...], end: int) -> float:
+        return self.known.gains[end] * _deviation(self.known, self.per, known, end)
+
+
+@functools.lru_cache(maxsize=4096)
+def _weights(known: Calibration, per: str, steps: tuple[int, ...], step: int) -> Weights:
+    return Weights(known.gram.weights(steps, step, per))
+
+
+@functools.lru_cache(maxsize=4096)
+def _left(known: Calibration, per: str, steps: tuple[int, ...], step: int) -> float:
+    return known.gram.left(steps, step, per)
+
+
+@functools.lru_cache(maxsize=4096)
+def _deviation(known: Calibration, per: str, steps: tuple[int, ...], end: int) -> float:
+    return known.gram.deviation(steps, end, per)
+
+
+class _Policy(Policy):
+    def __init__(self, method: Forecast, fit: _Line | _Fit, run: RunInfo):
+        self.method, self.fit, self.run = method, fit, run
+        self.known: tuple[int, ...] = ()
+        self.following = 0  # the step that is computed next
+        self.expected: tuple[Weights, float] | None = None
+        self.reading: Any = None
+        self.squares: list[float] = []  # of how many times as wrong as calibrated the last forecasts were
+        self.extra = 0
+
+    def decide(self, step: Step) -> Action:
+        if self.reading is not None:
+            self._judge(step)
+        if step.index < self.following:
+            return Forecasting(self.fit.weights(self.known, step.index))
+        watched = self.method.guard is not None and self.known
+        self.expected = self._expectation(step.index) if watched else None
+        self.known = (step.index, *self.known)[: self.method.order]
+        later = [f for f in self.method.full_steps if f > step.index]
+        self.following = later[0] if later else self.run.num_steps
+        return Full()
+
+    def _expectation(self, index: int) -> tuple[Weights, float]:
+        return self.fit.weights(self.known, index), self.fit.left(self.known, index)
+
+    def expects(self, index: int) -> Weights | None:
+        return self.expected[0] if self.expected is not None else None
+
+    def observe(self, step: Step, seen: Observation) -> None:
+        if seen.surprise is not None:
+            self.elements = seen.elements
+            self.reading = self.run.buffers.read("forecast.surprise", seen.surprise)
+
+    def _judge(self, step: Step) -> None:
+        """How wrong the last forecast was, against the calibration; what is out of the ordinary is skipped less."""
+        wrong = max(self.reading.tolist()) / math.sqrt(self.elements)
+        self.reading = None
+        self.squares = [*self.squares[-2:], (wrong / max(self.expected[1], 1e-12)) ** 2]
+        times = math.sqrt(sum(self.squares) / len(self.squares))
+        step.record(surprise=times)
+        if times <= self.method.guard or step.index >= self.following:
+            return
+        bound, planned = self.method.guard * self.method.max_error, self.following
+        while self.following > step.index and times * self.fit.error(self.known, self.following) > bound:
+            self.following -= 1
+        self.extra += self.following < planned
+
+    def finish(self, step: Step, seen: Observation) -> None:
+        if self.method.predicted:
+            self.run.note(f"predicted error of the latents: {self.method.predicted:.3g} (root mean square)")
+        if self.method.guard is not None:
+            verdict = "as calibrated" if not self.extra else f"out of the ordinary at {self.extra} steps, skipped less"
+            self.run.note(f"guard: {verdict}")
+
+
+def _shaped(num_steps: int, budget: int) -> tuple[int, ...]:
+    """Steps at the shares of the run where the published schedules of Wan 2.1 have theirs, spread where they meet."""
+    require(2 <= budget <= num_steps, f"budget must be 2 to {num_steps}, got {budget}")
+    steps, budgets = PUBLISHED["wan2.1-t2v-14b"]
+    counts = sorted(budgets)
+    shares = np.linspace(0, 1, budget)
+    rows = [np.interp(shares, np.linspace(0, 1, n), np.array(_steps(budgets[n])) / (steps - 1)) for n in counts]
+    share = budget / num_steps
+    known = [n / steps for n in counts]
+    mixed = [np.interp(share, known, [row[k] for row in rows]) for k in range(budget)]
+    places = np.round(np.array(mixed) * (num_steps - 1)).astype(int)
+    for k in range(1, budget):  # no step twice
+        places[k] = max(places[k], places[k - 1] + 1)
+    for k in range(budget - 1, -1, -1):
+        places[k] = min(places[k], num_steps - budget + k)
+    return tuple(places.tolist())

@@ -1,0 +1,68 @@
+"""Recording: a run in full that leaves its velocities behind, for calibrations."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import torch
+
+from ..actions import Action, Full
+from .base import Method, Observation, Policy, RunInfo, Step, require
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording(Method):
+    """Computes every step and delivers the guided velocities of all (``vaccel.flow``), [T, B, ...], with the trace.
+
+    Nothing about the run changes.  What it needs beyond that is one trajectory of latents.
+
+    Args:
+        keep: where they are kept: on the "device" of the latents, or in "host" memory.
+    """
+
+    id: ClassVar[str] = "recording"
+
+    keep: Literal["device", "host"] = "device"
+
+    def __post_init__(self) -> None:
+        require(self.keep in ("device", "host"), f"keep must be 'device' or 'host', got {self.keep!r}")
+
+    @property
+    def stores(self) -> frozenset[str]:
+        return frozenset({"large.past"})
+
+    @property
+    def remembers(self) -> int:
+        return 1
+
+    @property
+    def watches(self) -> frozenset[str]:
+        return frozenset({"velocity"})
+
+    @property
+    def adaptive(self) -> bool:
+        return False
+
+    def start(self, run: RunInfo) -> Policy:
+        return _Policy(self, run)
+
+
+class _Policy(Policy):
+    def __init__(self, method: Recording, run: RunInfo):
+        self.method, self.run = method, run
+        self.velocities: torch.Tensor | None = None
+
+    def decide(self, step: Step) -> Action:
+        return Full()
+
+    def observe(self, step: Step, seen: Observation) -> None:
+        if self.velocities is None:
+            device = seen.velocity.device if self.method.keep == "device" else "cpu"
+            shape = (self.run.num_steps, *seen.velocity.shape)
+            self.velocities = self.run.buffers.empty("recording", shape, torch.float32, device)
+        self.velocities[step.index].copy_(seen.velocity)
+
+    def finish(self, step: Step, seen: Observation) -> None:
+        self.observe(step, seen)
+        self.run.deliver(self.velocities)
