@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from . import actions, ops
 from .methods import (
+    Auto,
     DirectionMagnitude,
     DualExpert,
     Forecast,
@@ -26,6 +27,7 @@ from .trace import Trace
 __version__ = "0.1.0"
 
 __all__ = [
+    "Auto",
     "Denoiser",
     "DirectionMagnitude",
     "DualExpert",

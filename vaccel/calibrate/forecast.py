@@ -131,7 +131,7 @@ class _Sample:
         with accelerate(self.pipe, Recording(self.keep)) as handle:
             family = handle.family
             final = self._latents()
-            velocities = handle.trace.delivered.clone()
+            velocities = handle.trace.delivered
             self.forwards += handle.trace.calls["large"]
         self.flow = flow_of(self.pipe.scheduler) or Flow.even(steps)
         products = inner_products(velocities, family.channel_axis, self.bands)
@@ -184,7 +184,7 @@ class _Sample:
 
 
 class _Planned:
-    """Stands in for an engine's run: some steps forecast, those before ``computed`` as recorded, the others computed."""
+    """Stands in for an engine's run: some steps forecast, those before ``computed`` as recorded, the rest computed."""
 
     def __init__(
         self, measured: _Sample, full: set[int], weights: dict[int, Weights],

@@ -23,9 +23,10 @@ from ..expert_weights import Experts
 from ..families import Family
 from ..graphs import Captures
 from ..memory import plan
-from ..methods import ExpertWeights, Method
+from ..methods import Auto, ExpertWeights, Method, Recording
 from ..models import HOOK, Call, Stage, Transformer
 from ..trace import Trace
+from .auto import Pilot
 from .sampler import ExpertScheduler
 from .schedulers import denoised, flow_of
 
@@ -100,6 +101,7 @@ class Session:
             small_model = Transformer(small, family, small=True, compile=compile) if small is not None else None
             self.stages.append(Stage(number, large_model, small_model))
         self._hooks = [_Hook(self, i) for i in range(len(transformers))]
+        self.pilot: Pilot | None = None
         self._had: list[tuple[bool, bool]] = []
         self.experts: Experts | None = None
         self._sampler: ExpertScheduler | None = None
@@ -119,6 +121,8 @@ class Session:
                 registry.register_hook(hook, HOOK)
             registry.invalidate_child_registries_cache()
             stage.large.original = hook.fn_ref.original_forward
+        if isinstance(self.method, Auto):
+            self.pilot = Pilot(self.method, self._pipe(), modules[0], self.family)
 
     def sample_with(self, saved: SavedExperts, wanted: ExpertWeights) -> None:
         """Puts the experts' weights and their scheduler in place of the pipeline's own, until ``detach``.
@@ -148,6 +152,8 @@ class Session:
         Raises ``ValueError``, with everything still in place, where the transformer's weights cannot be put back.
         """
         self._experts_off()
+        if self.pilot is not None and self._pipe() is not None:
+            self.pilot.watch.remove(self._pipe())
         for stage, (had_forward, had_registry) in zip(self.stages, self._had, strict=True):
             module = stage.large.model
             registry = module._diffusers_hook
@@ -177,10 +183,20 @@ class Session:
         run = self.run
         branch = run.calls if index == run.index else 0  # pipelines call the conditional branch first
         call = Call(stage, branch, inputs, stage.large.latents(inputs), self._two)
+        if self.pilot is not None and index != run.index:
+            self.pilot.watch.mark(call.x.device)
         output = run.call(index, call)
+        if self.pilot is not None and run.trace.finished:
+            self._over(run, call)
         if self.experts is not None and run.trace.finished:
             self.experts.rest()
         return (output,) if as_tuple else _output(output)
+
+    def _over(self, run: Run, call: Call) -> None:
+        """A run that the pilot chose is over."""
+        self.pilot.watch.mark(call.x.device)
+        if isinstance(run.method, Recording):
+            self.pilot.learn(self._pipe(), run.trace, run.past.flow)
 
     def _locate(self, t: Any) -> int | None:
         """The step of the run that timestep ``t`` belongs to; begins a new run where one begins."""
@@ -225,8 +241,15 @@ class Session:
     def _new_run(self, timesteps: Any, begin: int, own: bool) -> Run:
         pipe = self._pipe()
         notes = [*self.notes, *self._check_experts(pipe)]
+        method, flow = self.method, None
+        if "large.past" in method.stores:
+            flow = flow_of(pipe.scheduler, begin)
+        if self.pilot is not None:
+            guidance = self.family.guidance(pipe, 0)
+            method, chosen = self.pilot.choose(pipe, len(timesteps) - begin, flow, guidance)
+            notes += chosen
         run = Run(
-            self.method,
+            method,
             len(timesteps) - begin,
             self.buffers,
             guidance=lambda stage: self.family.guidance(pipe, stage),
@@ -234,9 +257,11 @@ class Session:
             timesteps=timesteps[begin:] if own else None,
             execute=self._executor(),
             depth=self.stages[0].large.depth,
-            flow=flow_of(pipe.scheduler, begin) if "large.past" in self.method.stores else None,
+            flow=flow,
         )
         run.trace.notes.extend(notes)
+        if self.pilot is not None:
+            self.pilot.began(run.trace)
         self.traces.append(run.trace)
         return run
 

@@ -1,5 +1,6 @@
 """The methods: each a frozen config whose ``start(run)`` gives a fresh policy for one run."""
 
+from .auto import Auto
 from .base import ExpertWeights, Method, Observation, Policy, RunInfo, Step, method_from_json
 from .direction_magnitude import DirectionMagnitude
 from .dual_expert import DualExpert
@@ -12,6 +13,7 @@ from .srdiffusion import SRDiffusion
 from .teacache import TeaCache
 
 __all__ = [
+    "Auto",
     "DirectionMagnitude",
     "DualExpert",
     "ExpertWeights",

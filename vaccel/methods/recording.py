@@ -60,7 +60,7 @@ class _Policy(Policy):
         if self.velocities is None:
             device = seen.velocity.device if self.method.keep == "device" else "cpu"
             shape = (self.run.num_steps, *seen.velocity.shape)
-            self.velocities = self.run.buffers.empty("recording", shape, torch.float32, device)
+            self.velocities = torch.empty(shape, dtype=torch.float32, device=device)  # its receiver's, not a buffer
         self.velocities[step.index].copy_(seen.velocity)
 
     def finish(self, step: Step, seen: Observation) -> None:

@@ -1,0 +1,143 @@
+"""Auto: ask for a speed or a fidelity; what is known of the pipeline says which method and budget that is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from .. import artifacts
+from .base import Method, Policy, RunInfo, require
+from .forecast import Calibration, Forecast, calibration
+from .lemica import LeMiCa, edges, solve
+
+#: Root mean square of a normal deviation by its mean absolute value, which LeMiCa's calibration measures.
+RMS_OF_MEAN = math.sqrt(math.pi / 2)
+
+
+class Candidate(NamedTuple):
+    """A method with a budget and what is expected of it: the latents' error; if known, PSNR and its deviation."""
+
+    method: Method
+    budget: int
+    error: float
+    psnr: tuple[float, float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Auto(Method):
+    """Picks method and budget for every run: ``Auto(speedup=2.5)``, or ``Auto(psnr=40)`` for the fastest to reach it.
+
+    With ``learn=1`` the first run of a pipeline is computed in full, exactly as without vaccel, and teaches; every
+    later one is fast.  What is learnt is kept in ``folder`` and found again by model, noise levels and guidance scale.
+
+    Args:
+        speedup: how many times as fast as in full a call of the pipeline shall be, in wall time (> 1).  Times of
+            computed and skipped steps and of the rest of the call are measured, and every run corrects them.
+        psnr: in dB to the full run's clip; the budget is chosen so that five prompts in six can be expected to reach
+            it.  Needs a calibration that looked (`vaccel calibrate forecast`).
+        learn: how many runs to learn from; 0 to use calibrations only.
+        artifacts: Forecast and LeMiCa calibrations to choose among; where several offer a budget, that with the least
+            predicted error.
+        folder: where learnt ones are kept; by default ``vaccel`` in the user's cache.
+        guard: as ``Forecast`` takes it.
+        allow_mismatch: use calibrations of other models and levels too.
+
+    Raises ``ValueError`` unless exactly one of speed and fidelity is asked for, or for settings out of range.  A
+    pipeline that nothing is known of raises when its run starts.
+    """
+
+    id: ClassVar[str] = "auto"
+
+    speedup: float | None = None
+    psnr: float | None = None
+    learn: int = 0
+    artifacts: tuple[str, ...] = ()
+    folder: str | None = None
+    guard: float | None = None
+    allow_mismatch: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "artifacts", tuple(map(str, self.artifacts)))
+        object.__setattr__(self, "folder", None if self.folder is None else str(self.folder))
+        require((self.speedup is None) != (self.psnr is None), "Auto takes a speedup or a psnr: Auto(speedup=2.5)")
+        for name in ("speedup", "psnr"):
+            value = getattr(self, name)
+            good = value is None or (isinstance(value, (int, float)) and math.isfinite(value) and value > 0)
+            require(good, f"{name} must be a number above 0, got {value!r}")
+        require(self.speedup is None or self.speedup > 1, f"speedup must be above 1, got {self.speedup}")
+        require(self.learn >= 0 and int(self.learn) == self.learn, f"learn must be 0 or more runs, got {self.learn!r}")
+        require(
+            self.psnr is None or bool(self.artifacts),
+            "a PSNR needs a calibration that looked at clips: pass artifacts=(\"forecast.json\",), which `vaccel "
+            "calibrate forecast` makes; a run that is merely learnt from shows none",
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, artifact: str | Path, *args: Any, **overrides: Any) -> Auto:
+        """With one calibration to choose budgets from.  Raises as ``artifacts.read`` does."""
+        calibrated(artifact)
+        return cls(*args, **{"artifacts": (str(artifact),), **overrides})
+
+    @property
+    def stores(self) -> frozenset[str]:
+        return frozenset({"large.past"})
+
+    @property
+    def remembers(self) -> int:
+        return 2 + (self.guard is not None)
+
+    @property
+    def adaptive(self) -> bool:
+        return False
+
+    def start(self, run: RunInfo) -> Policy:
+        raise ValueError("Auto chooses by a pipeline's own times: use it with vaccel.accelerate")
+
+    def candidates(self, paths: list[str], num_steps: int) -> list[Candidate]:
+        """The best of every budget, by ascending budget; of LeMiCa and Forecast that with the least predicted error."""
+        best: dict[int, Candidate] = {}
+        opinions = [known for path in paths if isinstance(known := calibrated(path), Calibration)]
+        looked = next((known for known in opinions if len(known.curve) >= 3), None)
+        psnr = looked.psnr if looked is not None else lambda error: None
+        for path in paths:
+            for found in _of(path, num_steps, psnr, self.guard, self.allow_mismatch):
+                if found.budget not in best or found.error < best[found.budget].error:
+                    best[found.budget] = found
+        return [best[budget] for budget in sorted(best)]
+
+    def reaching(self, candidates: list[Candidate]) -> Candidate | None:
+        """The cheapest that five prompts in six can be expected to reach the PSNR with."""
+        good = (c for c in candidates if c.psnr is not None and c.psnr[0] - c.psnr[1] >= self.psnr)
+        return next(good, None)
+
+
+def calibrated(path: str | Path) -> Calibration | dict[str, Any]:
+    """A Forecast calibration, or LeMiCa's data.  Raises as ``artifacts.read`` does for a file that is neither."""
+    try:
+        return calibration(path)
+    except ValueError as error:
+        try:
+            return artifacts.read(path, LeMiCa.id)
+        except ValueError:
+            raise error from None
+
+
+def _of(
+    path: str, num_steps: int, psnr: Callable[[float], Any], guard: float | None, allow_mismatch: bool
+) -> Iterator[Candidate]:
+    """What one artifact offers for runs of so many steps."""
+    known = calibrated(path)
+    options = {"allow_mismatch": allow_mismatch}
+    if isinstance(known, Calibration):
+        if known.gram.num_steps != num_steps:
+            return
+        for budget, plan in known.plans("squares", 2, "channel", True).items():
+            method = Forecast.load(path, budget, guard=guard, **options)
+            yield Candidate(method, budget, plan.predicted, psnr(plan.predicted))
+    elif known["num_steps"] == num_steps:
+        for cost, way in solve(num_steps, edges(known)).items():
+            error = RMS_OF_MEAN * math.sqrt(math.fsum(e * e for e in way.error))
+            yield Candidate(LeMiCa.load(path, cost + 1, **options), cost + 1, error, psnr(error))
