@@ -26,7 +26,11 @@ def differences(made_with: Fitted, transformer: nn.Module, scheduler: Any) -> li
     """How a pipeline differs from what a calibration was made with, a phrase each; empty where it does not."""
     here = dict(fitted({"model": of_model(transformer), "scheduler": of_scheduler(scheduler)}))
     there = dict(made_with)
-    names = list(there) if here["scheduler"] == there.get("scheduler") else [n for n in there if "'s" not in n]
+    names = (
+        list(there)
+        if here["scheduler"] == there.get("scheduler")
+        else [n for n in there if not n.startswith("scheduler's")]
+    )
     return [f"{n} {there[n]}, here {here.get(n)}" for n in names if here.get(n) != there[n]]
 
 

@@ -26,6 +26,7 @@ from ..methods.auto import Candidate
 from ..methods.forecast import calibration, packed, unpacked
 from ..trace import Trace
 
+_now = time.perf_counter
 #: Runs whose times count: the latest.
 RECENT = 5
 
@@ -51,7 +52,7 @@ class Stopwatch:
 
     def __init__(self, pipe: Any):
         self._marks: list[Any] = []
-        self._entered = self._left = self._first = self._last = 0.0
+        self._entered: float | None = None
         self.measured: list[tuple[list[float], float]] = []  # of a call: its steps, and the rest
         # The first and the last thing that a pipeline's call does, as attributes of this one object.
         self._wrapped = []
@@ -66,30 +67,28 @@ class Stopwatch:
             vars(pipe).pop(name, None)
 
     def _enter(self) -> None:
-        self._entered, self._marks = time.perf_counter(), []
+        self._entered, self._marks = _now(), []
 
     def mark(self, device: torch.device) -> None:
         """A step begins, or the last is over."""
-        now = time.perf_counter()
-        self._first, self._last = self._first if self._marks else now, now
         if device.type != "cuda":
-            self._marks.append(now)
+            self._marks.append(_now())
             return
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         self._marks.append(event)
 
     def _leave(self) -> None:
-        if len(self._marks) < 2 or not self._entered:
+        if len(self._marks) < 2 or self._entered is None:
             return
         if isinstance(self._marks[0], float):
             steps = [b - a for a, b in zip(self._marks, self._marks[1:], strict=False)]
         else:
             self._marks[-1].synchronize()
             steps = [a.elapsed_time(b) / 1e3 for a, b in zip(self._marks, self._marks[1:], strict=False)]
-        beside = time.perf_counter() - self._entered - sum(steps)
+        beside = _now() - self._entered - sum(steps)
         self.measured = [*self.measured[1 - RECENT :], (steps, max(beside, 0.0))]
-        self._entered, self._marks = 0.0, []
+        self._entered, self._marks = None, []
 
 
 def _telling(own: Callable[..., Any], told: Callable[[], None]) -> Callable[..., Any]:
@@ -118,8 +117,9 @@ class Pilot:
         """
         self._take_times()
         self._file = self._place(num_steps, flow, guidance)
-        known = [*self.auto.artifacts, *([str(self._file)] if self._file.is_file() else [])]
-        taught = len(calibration(self._file).data["samples"]) if self._file.is_file() else 0
+        learnt = self._learnt()
+        known = [*self.auto.artifacts, *([str(self._file)] if learnt else [])]
+        taught = len(learnt["samples"]) if learnt else 0
         if taught < self.auto.learn:
             return Recording(), [f"Auto: learning from this run, computed in full ({taught + 1} of {self.auto.learn})"]
         candidates = self._candidates_of(pipe, known, num_steps)
@@ -205,6 +205,16 @@ class Pilot:
         folder = Path(self.auto.folder) if self.auto.folder is not None else _cache()
         return folder / f"forecast-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
+    def _learnt(self) -> dict[str, Any] | None:
+        """What earlier runs taught, if any did; a file that is none any more is learnt anew."""
+        if not self._file.is_file():
+            return None
+        try:
+            return calibration(self._file).data
+        except ValueError as error:
+            warnings.warn(f"vaccel: {error}; it counts for nothing", stacklevel=2)
+            return None
+
     def learn(self, pipe: Any, trace: Trace, flow: Flow) -> None:
         """Adds a recorded run to what is known, in the cache folder."""
         velocities: torch.Tensor = trace.delivered
@@ -222,9 +232,8 @@ class Pilot:
             "model": fingerprints.of_model(self.transformer), "scheduler": fingerprints.of_scheduler(pipe.scheduler),
         }  # fmt: skip
         samples: dict[str, Any] = {}
-        if self._file.is_file():
-            before = artifacts.read(self._file, Forecast.id)
-            samples = before["samples"]
+        if before := self._learnt():
+            samples = dict(before["samples"])
             groups = products.shape[0] * products.shape[1]
             own = packed(unpacked(before["products"], groups, steps) + unpacked(own, groups, steps))
         samples[f"run-{len(samples)}"] = sample

@@ -1,0 +1,214 @@
+"""Auto: what it picks, what it learns, and that the speed it promises is made of measured times."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from test_calibrate_lemica import sampling
+
+import vaccel
+from vaccel import artifacts
+from vaccel.calibrate import calibrate_forecast, calibrate_lemica
+from vaccel.integrations.auto import Pilot, Times
+from vaccel.methods.auto import Candidate
+
+STEPS, PROMPT = 10, "a red cat runs"
+
+
+@pytest.fixture
+def pipe():
+    return tiny.wan_pipeline()
+
+
+def run(pipe, **call):
+    return tiny.latents(pipe, steps=STEPS, **call)
+
+
+def learning(folder, **settings):
+    return vaccel.Auto(**{"speedup": 2.0, "learn": 1, "folder": str(folder), **settings})
+
+
+@pytest.fixture(scope="module")
+def forecast_artifact(tmp_path_factory):
+    path = tmp_path_factory.mktemp("auto") / "forecast.json"
+    calibrate_forecast(tiny.wan_pipeline(), [PROMPT], path, call=sampling(None, STEPS), tails=3)
+    return path
+
+
+def test_one_thing_is_asked_for():
+    for settings in ({}, {"speedup": 2.0, "psnr": 40.0}):
+        with pytest.raises(ValueError, match="a speedup or a psnr"):
+            vaccel.Auto(**settings)
+    for settings, match in (
+        ({"speedup": 1.0}, "above 1"),
+        ({"speedup": float("nan")}, "number above 0"),
+        ({"speedup": 2.0, "learn": -1}, "learn must be"),
+        ({"psnr": 40.0}, "calibration that looked"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            vaccel.Auto(**settings)
+    method = vaccel.Auto(speedup=2.5, learn=1, artifacts=("a.json",))
+    assert vaccel.method_from_json(method.to_json()) == method
+    with pytest.raises(ValueError, match=r"vaccel\.accelerate"):
+        vaccel.Denoiser(lambda x, t, c: x, method=method).run(num_steps=4)
+
+
+def test_a_pipeline_that_nothing_is_known_of_says_so(pipe, tmp_path):
+    plain = run(pipe)
+    with vaccel.accelerate(pipe, learning(tmp_path, learn=0)):
+        with pytest.raises(ValueError, match="learn=1"):
+            run(pipe)
+        with pytest.raises(ValueError, match="learn=1"):  # and again, not half a run later
+            run(pipe)
+    assert torch.equal(run(pipe), plain)
+    assert not {"check_inputs", "maybe_free_model_hooks"} & vars(pipe).keys()
+
+
+def test_the_first_run_is_exact_and_teaches_the_others(pipe, tmp_path):
+    plain = run(pipe)
+    with vaccel.accelerate(pipe, learning(tmp_path)) as handle:
+        assert torch.equal(run(pipe), plain)
+        assert handle.trace.timeline() == "F" * STEPS
+        assert any("learning" in note for note in handle.trace.notes)
+        fast = run(pipe)
+        assert "p" in handle.trace.timeline()
+        assert any("predicted error" in note for note in handle.trace.notes)
+        assert handle.trace.method["method"] == "forecast"
+        assert not torch.equal(fast, plain)
+    assert torch.equal(run(pipe), plain)
+    with vaccel.accelerate(pipe, learning(tmp_path, learn=0)) as handle:  # found again
+        run(pipe)
+        assert "p" in handle.trace.timeline()
+
+
+def test_what_was_learnt_of_something_else_does_not_count(pipe, tmp_path):
+    def letters(pipe, **call):
+        with vaccel.accelerate(pipe, learning(tmp_path)) as handle:
+            run(pipe, **call)
+            return set(handle.trace.timeline())
+
+    assert letters(pipe) == {"F"}
+    assert letters(pipe) == {"F", "p"}
+    assert letters(tiny.wan_pipeline(transformer=tiny.wan_transformer(seed=5))) == {"F"}, "other weights"
+    assert letters(tiny.wan_pipeline(scheduler=tiny.unipc(shift=7.0))) == {"F"}, "other levels"
+    assert letters(pipe, guidance_scale=2.0) == {"F"}, "another guidance scale"
+    assert letters(pipe) == {"F", "p"}
+
+
+def test_several_runs_add_up(pipe, tmp_path):
+    with vaccel.accelerate(pipe, learning(tmp_path, learn=2)) as handle:
+        for _ in range(3):
+            run(pipe)
+        assert ["p" in trace.timeline() for trace in handle.traces] == [False, False, True]
+    (file,) = tmp_path.glob("forecast-*[0-9a-f].json")
+    once = vaccel.accelerate(pipe, learning(tmp_path / "once"))
+    run(pipe)
+    once.remove()
+    (other,) = (tmp_path / "once").glob("forecast-*.json")
+    two, one = (artifacts.unpack(artifacts.read(f, "forecast")["products"]) for f in (file, other))
+    np.testing.assert_array_equal(two, 2 * one)
+    assert len(artifacts.read(file, "forecast")["samples"]) == 2
+
+
+def test_a_spoilt_cache_is_learnt_anew(pipe, tmp_path):
+    with vaccel.accelerate(pipe, learning(tmp_path)) as handle:
+        run(pipe)
+        (file,) = tmp_path.glob("forecast-*.json")
+        file.write_text(file.read_text()[:-9])
+        with pytest.warns(UserWarning, match="cut short"):
+            run(pipe)
+        assert set(handle.trace.timeline()) == {"F"}
+        run(pipe)
+        assert "p" in handle.trace.timeline()
+
+
+def test_an_aborted_run_teaches_nothing(pipe, tmp_path):
+    def stop(pipeline, step, timestep, tensors):
+        if step == 4:
+            raise RuntimeError("enough")
+        return tensors
+
+    with vaccel.accelerate(pipe, learning(tmp_path)) as handle:
+        with pytest.raises(RuntimeError, match="enough"):
+            run(pipe, callback_on_step_end=stop)
+        assert not list(tmp_path.glob("forecast-*"))
+        run(pipe)
+        assert set(handle.trace.timeline()) == {"F"}
+        run(pipe)
+        assert "p" in handle.trace.timeline()
+
+
+@pytest.mark.parametrize(("full", "skipped", "beside"), [(1.0, 0.0, 0.0), (1.0, 0.1, 2.0), (0.05, 0.001, 0.3)])
+def test_the_budget_is_the_one_nearest_in_measured_time(pipe, forecast_artifact, full, skipped, beside):
+    auto = vaccel.Auto(speedup=2.0, artifacts=(str(forecast_artifact),))
+    pilot = Pilot(auto, pipe, pipe.transformer, None)
+    pilot._times = {"full": [full], "skipped": [skipped], "beside": [beside]}
+    pilot._file = forecast_artifact.with_name("none.json")
+    candidates = auto.candidates([str(forecast_artifact)], STEPS)
+    method, (note,) = pilot._chosen(candidates, STEPS)
+
+    def speedup(budget):
+        run = beside + budget * full + (STEPS - budget) * skipped
+        return (beside + STEPS * full) / run
+
+    chosen = len(method.full_steps)
+    assert speedup(chosen) == pytest.approx(Times(full, skipped, beside).speedup(chosen, STEPS))
+    assert all(abs(speedup(chosen) - 2) <= abs(speedup(c.budget) - 2) + 1e-12 for c in candidates)
+    assert f"{speedup(chosen):.2f}x expected" in note
+    pilot.watch.remove(pipe)
+
+
+def test_times_are_those_of_the_steps_and_of_the_rest(pipe, forecast_artifact, monkeypatch):
+    """With a clock that goes on by 1 a reading, steps and the rest of a call are known exactly."""
+    auto = vaccel.Auto(speedup=2.0, artifacts=(str(forecast_artifact),), folder=str(forecast_artifact.parent))
+    with vaccel.accelerate(pipe, auto) as handle:
+        pilot = handle._session.pilot
+        ticks = iter(range(10_000))
+        monkeypatch.setattr("vaccel.integrations.auto._now", lambda: float(next(ticks)))
+        run(pipe)
+        ((steps, beside),) = pilot.watch.measured
+        assert steps == [1.0] * STEPS, "one reading where each begins"
+        assert beside == 2.0, "one where the call begins, one where it ends"
+        run(pipe)
+        assert pilot._times["beside"] == [2.0]
+        assert pilot._times["full"] == pilot._times["skipped"] == [1.0]
+
+
+def test_a_fidelity_is_reached_by_five_in_six(forecast_artifact):
+    auto = vaccel.Auto(psnr=40.0, artifacts=(str(forecast_artifact),))
+    curve = [Candidate(None, b, 0.0, (30.0 + b, 2.0)) for b in range(2, 30)]
+    assert auto.reaching(curve).budget == 12, "30 + 12 - 2"
+    assert auto.reaching(curve[:5]) is None
+    assert auto.reaching([Candidate(None, 3, 0.0, None)]) is None
+
+
+def test_what_no_budget_reaches_is_computed_in_full(pipe, forecast_artifact):
+    method = vaccel.Auto(psnr=500.0, artifacts=(str(forecast_artifact),), folder=str(forecast_artifact.parent))
+    with vaccel.accelerate(pipe, method) as handle:
+        run(pipe)
+        assert handle.trace.timeline() == "F" * STEPS
+    with vaccel.accelerate(pipe, vaccel.Auto.load(forecast_artifact, psnr=1.0)) as handle:
+        run(pipe)
+        assert handle.trace.timeline().count("F") < STEPS
+
+
+def test_of_several_artifacts_the_least_error_wins(pipe, forecast_artifact, tmp_path):
+    lemica = tmp_path / "lemica.json"
+    calibrate_lemica(pipe, [PROMPT], lemica, call=sampling(pipe, STEPS), max_gap=4)
+    auto = vaccel.Auto(speedup=2.0, artifacts=(str(forecast_artifact), str(lemica)))
+    both = {c.budget: c for c in auto.candidates(list(auto.artifacts), STEPS)}
+    alone = [{c.budget: c for c in auto.candidates([path], STEPS)} for path in auto.artifacts]
+    for budget, chosen in both.items():
+        assert chosen.error == min(own[budget].error for own in alone if budget in own)
+    with vaccel.accelerate(pipe, auto) as handle:
+        run(pipe)
+        assert handle.trace.timeline().count("F") < STEPS
+
+
+def test_calibrations_of_another_model_are_left_out(forecast_artifact):
+    other = tiny.wan_pipeline(transformer=tiny.wan_transformer(layers=2))
+    method = vaccel.Auto.load(forecast_artifact, speedup=2.0)
+    with vaccel.accelerate(other, method), pytest.raises(ValueError, match="knows nothing"):
+        run(other)
