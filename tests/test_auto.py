@@ -11,7 +11,7 @@ from test_calibrate_lemica import sampling
 import vaccel
 from vaccel import artifacts
 from vaccel.calibrate import calibrate_forecast, calibrate_lemica
-from vaccel.integrations.auto import Pilot, Times
+from vaccel.integrations.auto import Pilot, Stopwatch, Times
 from vaccel.methods.auto import Candidate
 
 STEPS, PROMPT = 10, "a red cat runs"
@@ -143,7 +143,7 @@ def test_an_aborted_run_teaches_nothing(pipe, tmp_path):
 @pytest.mark.parametrize(("full", "skipped", "beside"), [(1.0, 0.0, 0.0), (1.0, 0.1, 2.0), (0.05, 0.001, 0.3)])
 def test_the_budget_is_the_one_nearest_in_measured_time(pipe, forecast_artifact, full, skipped, beside):
     auto = vaccel.Auto(speedup=2.0, artifacts=(str(forecast_artifact),))
-    pilot = Pilot(auto, pipe, pipe.transformer, None)
+    pilot = Pilot(auto, Stopwatch(pipe), pipe.transformer, None)
     pilot._times = {"full": [full], "skipped": [skipped], "beside": [beside]}
     pilot._file = forecast_artifact.with_name("none.json")
     candidates = auto.candidates([str(forecast_artifact)], STEPS)

@@ -183,7 +183,7 @@ class Run:
         if "velocity" in self.watches:
             seen.velocity = self.past.velocity(stage, guidance, *given)
         weights = self.policy.expects(self.index) if "surprise" in self.watches else None
-        if weights is not None and self.past.known(stage, 0) > len(weights.values):
+        if weights is not None and all(self.past.known(stage, b) > len(weights.values) for b in range(self.calls)):
             seen.elements = self.past.elements(stage)
             seen.surprise = self.past.surprise(stage, weights, guidance, *given)
 

@@ -26,7 +26,8 @@ class Past:
 
     def __init__(self, buffers: Buffers, flow: Flow, count: int, banded: bool):
         self.buffers, self.flow, self.count, self.banded = buffers, flow, count, banded
-        self._slots: dict[tuple[int, int], list[int]] = {}  # by stage and branch: where they lie, newest first
+        # By stage and branch: where they lie and of which step they are, newest first.
+        self._slots: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
     def remember(self, index: int, call: Call, prediction: torch.Tensor) -> None:
         """Keeps the velocity [rows, ...] of a computed call in place of the oldest.
@@ -34,8 +35,8 @@ class Past:
         Raises ``ValueError`` where frequencies are wanted of latents that have no rows and columns.
         """
         slots = self._slots.setdefault((call.stage.index, call.branch), [])
-        slot = len(slots) if len(slots) < self.count else slots.pop()
-        slots.insert(0, slot)
+        slot = len(slots) if len(slots) < self.count else slots.pop()[0]
+        slots.insert(0, (slot, index))
         key = ("past", slot, call.stage.index, call.branch)
         if self.flow.scales is None:
             velocity = self.buffers.keep(key, prediction)
@@ -49,8 +50,13 @@ class Past:
             _low(velocity, self.buffers.like(("past.low", *key[1:]), velocity), self.buffers)
 
     def known(self, stage: Stage, branch: int) -> int:
-        """How many velocities are remembered."""
-        return len(self._slots.get((stage.index, branch), ()))
+        """How many velocities are remembered, back to where a branch has other steps than the first one.
+
+        That happens where guidance begins or pauses in the middle of a run; the same weights would not fit both.
+        """
+        own, first = (self._slots.get((stage.index, b), ()) for b in (branch, 0))
+        same = [a[1] == b[1] for a, b in zip(own, first, strict=False)]
+        return same.index(False) if False in same else len(same)
 
     def elements(self, stage: Stage) -> int:
         """Of one sample's velocity."""
@@ -91,7 +97,7 @@ class Past:
         return ops.norm(out)
 
     def _at(self, stage: Stage, branch: int, age: int, name: str = "past") -> torch.Tensor:
-        return self.buffers.of((name, self._slots[stage.index, branch][age], stage.index, branch))
+        return self.buffers.of((name, self._slots[stage.index, branch][age][0], stage.index, branch))
 
     def _terms(self, weights: Weights, stage: Stage, branch: int, skip: int) -> list[torch.Tensor]:
         """What is weighed, in the order of ``_coefficients``: each velocity, with its low frequencies if told apart."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ from .. import artifacts
 from ..actions import Weights
 from ..api import accelerate
 from ..buffers import Buffers
+from ..families import find
 from ..flow import Flow
 from ..gram import Gram, inner_products
+from ..integrations.auto import Stopwatch
 from ..integrations.schedulers import flow_of
 from ..methods.forecast import Calibration, Forecast, packed, unpacked
 from ..methods.recording import Recording
@@ -64,6 +67,8 @@ def calibrate_forecast(
     """
     if bands not in (1, 2) or not 0 <= tails <= len(POSITIONS):
         raise ValueError(f"bands must be 1 or 2 and tails 0 to {len(POSITIONS)}, got {bands} and {tails}")
+    if bands == 2 and not find(pipe.transformer).spatial:
+        raise ValueError("bands=2 needs latents with rows and columns; this model's are packed into tokens")
     steps = int(call["num_inference_steps"])
     samples = Samples(Path(path), header(pipe, Forecast.id, call, num_steps=steps, bands=bands))
     before = _added_up(samples)
@@ -85,7 +90,9 @@ def calibrate_forecast(
                 known = Calibration(samples._artifact(samples.data, before), "")
                 data["trials"] = measuring.trials(known, trials)
             samples.save(**before)
-    return samples.merge(lambda every: _sum(every, before, steps))
+    with prompts_encoded_once(pipe):
+        timed = _timed(pipe, prompts[0], seeds[0], call, steps) if trials and "times" not in before else {}
+    return samples.merge(lambda every: {**before, **_sum(every, before, steps), **timed})
 
 
 def _positions(steps: int, count: int) -> list[int]:
@@ -94,15 +101,31 @@ def _positions(steps: int, count: int) -> list[int]:
     return sorted({min(max(2, round(share * steps)), steps - 1) for share in shares} if steps > 3 else ())
 
 
-def _added_up(samples: Samples) -> dict[str, str]:
-    """The sum that an earlier calibration has left, by its name in the artifact."""
+def _timed(pipe: Any, prompt: str, seed: int, call: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
+    """Seconds of a computed step, of a skipped one, and of a call beside its steps; medians of three runs."""
+    found: list[tuple[float, float, float]] = []
+    for _ in range(3 if steps > 3 else 0):
+        method = Forecast.shaped(steps, max(2, steps // 3))
+        with accelerate(pipe, method) as handle:
+            watch = handle._session.watch = Stopwatch(pipe)
+            sample(pipe, prompt, seed, call, output="pt")
+            spans, beside = watch.measured[-1]
+        full = [s for i, s in enumerate(spans) if i in method.full_steps]
+        skipped = [s for i, s in enumerate(spans) if i not in method.full_steps]
+        found.append((statistics.median(full), statistics.median(skipped), beside))
+    names = ("full", "skipped", "beside")
+    return {"times": dict(zip(names, map(statistics.median, zip(*found, strict=True)), strict=True))} if found else {}
+
+
+def _added_up(samples: Samples) -> dict[str, Any]:
+    """What an earlier calibration has left of all samples together, by its name in the artifact."""
     if not samples.path.exists():
         return {}
     data = artifacts.read(samples.path, Forecast.id)
-    return {"products": data["products"]} if "products" in data else {}
+    return {name: data[name] for name in ("products", "times") if name in data}
 
 
-def _sum(every: dict[str, dict[str, Any]], before: dict[str, str], steps: int) -> dict[str, str]:
+def _sum(every: dict[str, dict[str, Any]], before: dict[str, Any], steps: int) -> dict[str, str]:
     """All samples' products in one, in the order of their keys; they are taken out of the samples."""
     total = None
     for _, data in sorted(every.items()):
@@ -110,9 +133,9 @@ def _sum(every: dict[str, dict[str, Any]], before: dict[str, str], steps: int) -
             groups = data["channels"] * data["bands"]
             own = unpacked(data.pop("products"), groups, steps)
             if total is None:
-                total = unpacked(before["products"], groups, steps) if before else np.zeros_like(own)
+                total = unpacked(before["products"], groups, steps) if "products" in before else np.zeros_like(own)
             total = total + own
-    return before if total is None else {"products": packed(total)}
+    return {} if total is None else {"products": packed(total)}
 
 
 class _Sample:

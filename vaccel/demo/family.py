@@ -43,6 +43,8 @@ CALL: dict[str, Any] = {
 
 #: What `make demo` compares, besides the full model and the small one.
 METHODS = (
+    "Auto(artifact='forecast.json', speedup=2.5)",
+    *(f"Forecast(artifact='forecast.json', budget={n})" for n in (27, 22, 17, 13, 9)),
     "DirectionMagnitude(threshold=0.001)",
     "DirectionMagnitude(threshold=0.002)",
     "DirectionMagnitude(threshold=0.005)",
@@ -62,8 +64,7 @@ METHODS = (
     "diffusers.MagCache(threshold=0.06)",
     "diffusers.TaylorSeer(cache_interval=3)",
     "diffusers.SeaCache(threshold=0.25)",
-    "steps(25)",
-    "steps(17)",
+    *(f"steps({n})" for n in (27, 22, 17, 13, 9)),
 )
 
 

@@ -54,6 +54,7 @@ def write_report(
         observed=plots.observations(seen) if seen is not None else "",
         middle=seen.middle() if seen is not None else {},
         shows=shows,
+        worst=_worst(comparison),
     )
     path = folder / "report.html"
     path.write_text(page)
@@ -100,6 +101,25 @@ def _show(comparison: Comparison, prompt: str, seed: int) -> dict[str, Any]:
             under = f"{row.speedup:.2f}x, {fidelity}"
         shown.append({"name": name, "uri": uri, "video": video, "under": under})
     return {"prompt": prompt, "seed": seed, "clips": shown}
+
+
+def _worst(comparison: Comparison, count: int = 8) -> list[dict[str, Any]]:
+    """Where methods fail: each one's worst clip beside the full model's, the worst of all first."""
+    found = []
+    for contender in comparison.contenders:
+        rows = [r for r in comparison.rows if r.contender == contender.label]
+        row = min(rows, key=lambda r: r.psnr, default=None)
+        if row is None or row.psnr == float("inf"):
+            continue
+        pair = [comparison.clips.get((name, row.prompt, row.seed)) for name in ("full", contender.label)]
+        if all(clip is not None for clip in pair):
+            found.append((row, pair))
+    found.sort(key=lambda entry: entry[0].psnr)
+    return [
+        {"name": row.contender, "prompt": row.prompt, "psnr": row.psnr, "ssim": row.ssim, "speedup": row.speedup,
+         "clips": [clips.data_uri(clip) for clip in pair]}
+        for row, pair in found[:count]
+    ]  # fmt: skip
 
 
 def _no_nan(value: Any) -> Any:

@@ -102,9 +102,9 @@ def _telling(own: Callable[..., Any], told: Callable[[], None]) -> Callable[...,
 class Pilot:
     """Chooses a method for every run of a pipeline that is accelerated with ``Auto``, and learns."""
 
-    def __init__(self, auto: Auto, pipe: Any, transformer: torch.nn.Module, family: Family):
+    def __init__(self, auto: Auto, watch: Stopwatch, transformer: torch.nn.Module, family: Family):
         self.auto, self.transformer, self.family = auto, transformer, family
-        self.watch = Stopwatch(pipe)
+        self.watch = watch
         self._runs: list[Trace] = []
         self._candidates: tuple[Any, list[Candidate]] | None = None  # and what they were made of
         self._times: dict[str, list[float]] = {"full": [], "skipped": [], "beside": []}
@@ -115,7 +115,7 @@ class Pilot:
 
         Raises ``ValueError`` where nothing is known of this pipeline and nothing is to be learnt.
         """
-        self._take_times()
+        self.take_times()
         self._file = self._place(num_steps, flow, guidance)
         learnt = self._learnt()
         known = [*self.auto.artifacts, *([str(self._file)] if learnt else [])]
@@ -161,7 +161,7 @@ class Pilot:
     def began(self, trace: Trace) -> None:
         self._runs.append(trace)
 
-    def _take_times(self) -> None:
+    def take_times(self) -> None:
         """What the calls since the last choice took, by what their steps did."""
         measured = self.watch.measured
         for trace, (steps, beside) in zip(self._runs[-len(measured) :], measured, strict=False):
@@ -191,6 +191,8 @@ class Pilot:
         if found["full"]:
             medians = {name: statistics.median(values) if values else 0.0 for name, values in found.items()}
             return Times(**medians)
+        if isinstance(method, Forecast) and "times" in calibration(method.artifact).data:
+            return Times(**calibration(method.artifact).data["times"])
         return Times(1.0, 0.0, 0.0)
 
     # -- what is learnt ----------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from ..memory import plan
 from ..methods import Auto, ExpertWeights, Method, Recording
 from ..models import HOOK, Call, Stage, Transformer
 from ..trace import Trace
-from .auto import Pilot
+from .auto import Pilot, Stopwatch
 from .sampler import ExpertScheduler
 from .schedulers import denoised, flow_of
 
@@ -102,6 +102,7 @@ class Session:
             self.stages.append(Stage(number, large_model, small_model))
         self._hooks = [_Hook(self, i) for i in range(len(transformers))]
         self.pilot: Pilot | None = None
+        self.watch: Stopwatch | None = None
         self._had: list[tuple[bool, bool]] = []
         self.experts: Experts | None = None
         self._sampler: ExpertScheduler | None = None
@@ -122,7 +123,8 @@ class Session:
             registry.invalidate_child_registries_cache()
             stage.large.original = hook.fn_ref.original_forward
         if isinstance(self.method, Auto):
-            self.pilot = Pilot(self.method, self._pipe(), modules[0], self.family)
+            self.watch = Stopwatch(self._pipe())
+            self.pilot = Pilot(self.method, self.watch, modules[0], self.family)
 
     def sample_with(self, saved: SavedExperts, wanted: ExpertWeights) -> None:
         """Puts the experts' weights and their scheduler in place of the pipeline's own, until ``detach``.
@@ -152,8 +154,10 @@ class Session:
         Raises ``ValueError``, with everything still in place, where the transformer's weights cannot be put back.
         """
         self._experts_off()
-        if self.pilot is not None and self._pipe() is not None:
-            self.pilot.watch.remove(self._pipe())
+        if self.pilot is not None:
+            self.pilot.take_times()
+        if self.watch is not None and self._pipe() is not None:
+            self.watch.remove(self._pipe())
         for stage, (had_forward, had_registry) in zip(self.stages, self._had, strict=True):
             module = stage.large.model
             registry = module._diffusers_hook
@@ -183,20 +187,16 @@ class Session:
         run = self.run
         branch = run.calls if index == run.index else 0  # pipelines call the conditional branch first
         call = Call(stage, branch, inputs, stage.large.latents(inputs), self._two)
-        if self.pilot is not None and index != run.index:
-            self.pilot.watch.mark(call.x.device)
+        if self.watch is not None and index != run.index:
+            self.watch.mark(call.x.device)
         output = run.call(index, call)
-        if self.pilot is not None and run.trace.finished:
-            self._over(run, call)
+        if self.watch is not None and run.trace.finished:
+            self.watch.mark(call.x.device)
+            if self.pilot is not None and isinstance(run.method, Recording):
+                self.pilot.learn(self._pipe(), run.trace, run.past.flow)
         if self.experts is not None and run.trace.finished:
             self.experts.rest()
         return (output,) if as_tuple else _output(output)
-
-    def _over(self, run: Run, call: Call) -> None:
-        """A run that the pilot chose is over."""
-        self.pilot.watch.mark(call.x.device)
-        if isinstance(run.method, Recording):
-            self.pilot.learn(self._pipe(), run.trace, run.past.flow)
 
     def _locate(self, t: Any) -> int | None:
         """The step of the run that timestep ``t`` belongs to; begins a new run where one begins."""

@@ -127,7 +127,7 @@ class Forecast(Method):
                 f"Forecast.load needs a budget, how many of {known.gram.num_steps} steps are computed: "
                 f"{artifact} can make {min(plans)} to {max(plans)}, got {budget}"
             )
-        plan = plans[budget]
+        plan = plans[budget] if gain else known.at_the_end(plans[budget].full_steps, order, per)
         fields = {
             "order": order, "per": per, "artifact": str(artifact), "seal": known.seal, "fitted": known.fitted,
             "max_error": max(plan.errors), "predicted": known.predicted(plan),
@@ -209,6 +209,11 @@ class Calibration:
             self._plans[key] = gram.plans(self.gram, gains, order=order, max_gap=max_gap, per=per, objective=objective)
         return self._plans[key]
 
+    def at_the_end(self, path: tuple[int, ...], order: int, per: str) -> Plan:
+        """A path with the errors that its stretches have once the run is over."""
+        fit, known = _Fit(self, per), [path[max(0, k - order) : k][::-1] for k in range(len(path))]
+        return Plan(path, tuple(fit.error(known[k], path[k]) for k in range(1, len(path))))
+
     def predicted(self, plan: Plan) -> float:
         """What the finished latents will be off by, root mean square."""
         return plan.predicted
@@ -282,7 +287,8 @@ class _Fit:
         return _left(self.known, self.per, known, step)
 
     def error(self, known: tuple[int, ...], end: int) -> float:
-        return self.known.gains[end] * _deviation(self.known, self.per, known, end)
+        gains = [*self.known.gains, 1.0]  # behind the last step nothing grows
+        return gains[end] * _deviation(self.known, self.per, known, end)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -314,6 +320,7 @@ class _Policy(Policy):
         if self.reading is not None:
             self._judge(step)
         if step.index < self.following:
+            self.expected = None
             return Forecasting(self.fit.weights(self.known, step.index))
         watched = self.method.guard is not None and self.known
         self.expected = self._expectation(step.index) if watched else None
@@ -329,6 +336,9 @@ class _Policy(Policy):
         return self.expected[0] if self.expected is not None else None
 
     def observe(self, step: Step, seen: Observation) -> None:
+        if isinstance(seen.action, Full) and step.index not in self.known:
+            # Nothing was there to forecast from: another transformer has taken over.
+            self.known = (step.index, *self.known)[: self.method.order]
         if seen.surprise is not None:
             self.elements = seen.elements
             self.reading = self.run.buffers.read("forecast.surprise", seen.surprise)

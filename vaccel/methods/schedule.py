@@ -22,7 +22,7 @@ from ..actions import (
     from_json,
 )
 from ..flow import Flow, damped
-from .base import ExpertWeights, Method, Policy, RunInfo, Step, require
+from .base import ExpertWeights, Method, Observation, Policy, RunInfo, Step, require
 
 #: What stands in for a step that is not computed: x + the residual of the block stack, head recomputed; x + that of the
 #: output; the last output; a forecast from the last two outputs.
@@ -148,7 +148,7 @@ class Schedule(Method):
             f"this schedule is for {len(self.actions)} steps, the run has {run.num_steps}",
         )
         _ = self.experts  # raises where it has some
-        return _Policy(tuple(_weighed(self.actions, run.flow or Flow.even(run.num_steps))))
+        return _Policy(self.actions, run.flow or Flow.even(run.num_steps))
 
     @property
     def _forecasts(self) -> list[Weights | None]:
@@ -169,17 +169,6 @@ def _stand_in(reuse: str) -> Action:
     return _STAND_INS[reuse]
 
 
-def _weighed(actions: Iterable[Action], flow: Flow) -> Iterable[Action]:
-    """The same actions, forecasts without weights with those of the damped line."""
-    computed: list[int] = []
-    for i, action in enumerate(actions):
-        if isinstance(action, Full):
-            computed.insert(0, i)
-        if isinstance(action, Forecast) and action.weights is None:
-            action = Forecast(Weights.plain(*damped(flow.levels, computed[:2], i, DAMPING)))
-        yield action
-
-
 def _needs(action: Action) -> set[str]:
     if isinstance(action, Residual):
         return {action.model}
@@ -187,8 +176,17 @@ def _needs(action: Action) -> set[str]:
 
 
 class _Policy(Policy):
-    def __init__(self, actions: tuple[Action, ...]):
-        self.actions = actions
+    def __init__(self, actions: tuple[Action, ...], flow: Flow):
+        self.actions, self.flow = actions, flow
+        self.computed: list[int] = []  # newest first
 
     def decide(self, step: Step) -> Action:
-        return self.actions[step.index]
+        action = self.actions[step.index]
+        if isinstance(action, Forecast) and action.weights is None:
+            line = damped(self.flow.levels, self.computed[:2], step.index, DAMPING)
+            return Forecast(Weights.plain(*line))
+        return action
+
+    def observe(self, step: Step, seen: Observation) -> None:
+        if isinstance(seen.action, Full):  # planned, or where nothing was there to forecast from
+            self.computed.insert(0, step.index)

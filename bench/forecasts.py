@@ -1,0 +1,161 @@
+"""Forecast as ``measure_forecast.py`` measures it: its calibrations, and its variants at every budget.
+
+python bench/forecasts.py calibrate --out out/forecast      # resumable
+python bench/forecasts.py measure --artifacts out/forecast  # resumable; several processes may share a log (--only)
+python bench/forecasts.py write                             # bench/results/cpu/forecast.json
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import results
+import torch
+import typer
+from measure_forecast import BUDGETS, PROMPTS, Bench, read_log, show, summary
+from rivals import STEPS, Reader
+
+from vaccel import artifacts, demo
+from vaccel.calibrate import calibrate_forecast
+from vaccel.demo.family import calibration_captions
+from vaccel.methods.forecast import Calibration, packed, unpacked
+
+app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+Out = Annotated[Path, typer.Option(help="Folder of the calibrations.")]
+Log = Annotated[Path, typer.Option(help="One JSON line a run and a result.")]
+SAMPLES = (1, 2, 8, 32)
+FOLLOWED = 8  # samples whose errors are followed to the end
+SOME = (27, 17, 9)  # budgets of the ablations
+#: name -> (arguments of Forecast.load, or a whole text; budgets)
+VARIANTS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "Forecast": ("artifact='forecast.json'", BUDGETS),
+    "leximax": ("artifact='forecast.json', objective='leximax'", BUDGETS),
+    "sum": ("artifact='forecast.json', objective='sum'", BUDGETS),
+    "without calibration": ("shaped", BUDGETS),
+    "K = 1": ("artifact='forecast.json', order=1", SOME),
+    "K = 3": ("artifact='forecast.json', order=3", SOME),
+    "without gain": ("artifact='forecast.json', gain=False", SOME),
+    "per tensor": ("artifact='forecast.json', per='tensor'", SOME),
+    "per band": ("artifact='banded.json', per='band'", SOME),
+    "per channel and band": ("artifact='banded.json', per='channel, band'", SOME),
+    "1 sample": ("artifact='samples_1.json'", SOME),
+    "2 samples": ("artifact='samples_2.json'", SOME),
+    "32 samples": ("artifact='samples_32.json'", SOME),
+    "typical gain": ("artifact='typical.json'", SOME),
+    "guard": ("artifact='forecast.json', guard=2.0", SOME),
+}
+
+
+def text_of(name: str, budget: int) -> str:
+    """The contender as ``vaccel compare`` reads it."""
+    arguments = VARIANTS[name][0]
+    if arguments == "shaped":
+        from vaccel import Forecast
+
+        return f"Forecast({list(Forecast.shaped(STEPS, budget).full_steps)}, num_steps={STEPS})"
+    return f"Forecast({arguments}, budget={budget})"
+
+
+def collapsed(path: Path, out: Path, *, gains: bool = True) -> None:
+    """The same calibration without frequency bands: the bands are orthogonal, so their products add up."""
+    data = artifacts.read(path, "forecast")
+    first = next(iter(data["samples"].values()))
+    groups, steps = data["bands"] * first["channels"], data["num_steps"]
+    products = unpacked(data["products"], groups, steps).reshape(data["bands"], -1, steps, steps).sum(axis=0)
+    own = {key: {**s, "bands": 1, "gains": s["gains"] if gains else {}} for key, s in data["samples"].items()}
+    artifacts.write(out, {**data, "bands": 1, "samples": own, "products": packed(products)})
+
+
+@app.command()
+def calibrate(out: Out = Path("out/forecast")) -> None:
+    """Calibrations of 1, 2, 8 and 32 captions of the training side, with bands and without."""
+    torch.set_num_threads(1)
+    family, began = demo.load(), time.perf_counter()
+    call, captions = {"num_inference_steps": STEPS, **family.call}, calibration_captions(max(SAMPLES))
+    whole = out / "growing.json"
+
+    def told(done: int, total: int, what: str) -> None:
+        print(f"{time.perf_counter() - began:6.0f} s  {done} of {total}  {what}", flush=True)
+
+    for count in SAMPLES:
+        more = {} if count <= FOLLOWED else {"tails": 0, "trials": ()}
+        calibrate_forecast(family.pipe, captions[:count], whole, call=call, bands=2, progress=told, **more)
+        shutil.copy(whole, out / f"banded_{count}.json")
+    derive(out)
+
+
+@app.command()
+def derive(out: Out = Path("out/forecast")) -> None:
+    """The variants' artifacts, from those with bands."""
+    for count in SAMPLES:
+        if (out / f"banded_{count}.json").exists():
+            collapsed(out / f"banded_{count}.json", out / f"samples_{count}.json")
+    shutil.copy(out / f"samples_{FOLLOWED}.json", out / "forecast.json")
+    shutil.copy(out / f"banded_{FOLLOWED}.json", out / "banded.json")
+    collapsed(out / f"banded_{FOLLOWED}.json", out / "typical.json", gains=False)
+
+
+@app.command()
+def measure(
+    artifacts: Annotated[Path, typer.Option(help="Folder of the calibrations.")] = Path("out/forecast"),
+    log: Log = Path("out/forecast.jsonl"),
+    prompts: Annotated[int, typer.Option(help="Held-out captions.")] = PROMPTS,
+    only: Annotated[list[str] | None, typer.Option(help="A variant; may be given again.")] = None,
+) -> None:
+    """Every variant at its budgets, on the prompts that the rivals are measured on."""
+    torch.set_num_threads(1)
+    bench, began = Bench(log, prompts), time.perf_counter()
+    bench.read = Reader(bench.pipe, artifacts, bench.call)
+    for name in only or VARIANTS:
+        for budget in VARIANTS[name][1]:
+            if (name, budget) in bench.done:
+                continue
+            text = text_of(name, budget)
+            line = {"rival": name, "budget": budget, "prompts": prompts, "contender": text} | summary(bench, text)
+            bench.append(line)
+            shown = {k: line[k] for k in ("psnr", "psnr_worst", "cost", "caption")}
+            print(f"{time.perf_counter() - began:6.0f} s  {name} at {budget}: {shown}", flush=True)
+
+
+@app.command()
+def write(
+    artifacts: Annotated[Path, typer.Option(help="Folder of the calibrations.")] = Path("out/forecast"),
+    log: Log = Path("out/forecast.jsonl"),
+) -> None:
+    """The JSON, from a log; and the table."""
+    lines = read_log(log)
+    latest = {(r["rival"], r["budget"]): r for r in lines if "rival" in r and r.get("prompts") == PROMPTS}
+    order = list(VARIANTS)
+    table = sorted(latest.values(), key=lambda r: (order.index(r["rival"]), -r["budget"]))
+    chosen = {r["contender"] for r in table}
+    runs = {(r["contender"], r["prompt"]): r for r in lines if "psnr" in r and isinstance(r.get("prompt"), int)}
+    payload = {
+        "summary": table,
+        "rows": [run for key, run in sorted(runs.items()) if key[0] in chosen],
+        "calibration": cost(artifacts / f"samples_{FOLLOWED}.json"),
+    }
+    print(show(table))
+    print(results.write("forecast", payload, command="forecasts.py calibrate, measure, write"))
+
+
+def cost(path: Path) -> dict[str, Any]:
+    """Forwards and seconds of a calibration, a sample; and what its gains are."""
+    data = artifacts.read(path, "forecast")
+    samples = [s for s in data["samples"].values() if s["gains"]]
+    return {
+        "samples": len(samples),
+        "forwards_recording": 2 * data["num_steps"],
+        "forwards": [s["forwards"] for s in samples],
+        "seconds_recording": [round(s["seconds_recording"], 1) for s in samples],
+        "seconds": [round(s["seconds"], 1) for s in samples],
+        "gains": [s["gains"] for s in samples],
+        "gain": Calibration(data, "").gains,
+        "trials": [s["trials"] for s in samples if "trials" in s],
+    }
+
+
+if __name__ == "__main__":
+    app()
