@@ -229,6 +229,10 @@ def _schedule(full: int, reuse: str) -> Loop:
     return _vaccel(vaccel.Schedule(range(full), num_steps=STEPS, reuse=reuse))
 
 
+def _forecast(full: int) -> Loop:
+    return _vaccel(vaccel.Forecast(tuple(range(full)), num_steps=STEPS))
+
+
 def _teacache(distance: float) -> Loop:
     """Every step adds ``distance`` to what is tolerated up to 0.5, whatever the embeddings say."""
     return _vaccel(vaccel.TeaCache(threshold=0.5, coefficients=(0.0, 0.0, 0.0, 0.0, distance)))
@@ -270,6 +274,7 @@ CONTENDERS = [
     _skipped("vaccel TeaCache", "0 blocks", lambda: _teacache(0.0), letter="r"),
     _skipped("vaccel DirectionMagnitude", "small", lambda: _rescaled(0.02), letter="m"),
     _skipped("vaccel MixCache, step level", "nothing", lambda: _mixcache(ALWAYS, levels=("step",)), letter="o"),
+    _skipped("vaccel Forecast", "nothing", lambda: _forecast(2), letter="p"),
     _skipped("diffusers FirstBlockCache", "1 block", lambda: _diffusers(FirstBlockCacheConfig(ALWAYS)), 1),
     _skipped("diffusers MagCache", "0 blocks", lambda: _mag_cache(ALWAYS)),
     _skipped("diffusers TaylorSeer lite", "no proj", _taylor_lite),
@@ -282,6 +287,7 @@ CONTENDERS = [
     _computed("vaccel TeaCache", lambda: _teacache(1.0), "F"),
     _computed("vaccel DirectionMagnitude", lambda: _rescaled(0.98), "F"),
     _computed("vaccel MixCache", lambda: _mixcache(0.0), "F"),
+    _computed("vaccel Forecast", lambda: _forecast(ONE), "F"),
     _computed("diffusers FirstBlockCache", lambda: _diffusers(FirstBlockCacheConfig(-1.0))),
     _computed("diffusers MagCache", lambda: _mag_cache(-1.0)),
     _computed("diffusers TaylorSeer lite", lambda: _taylor_lite(disable_cache_after_step=0)),

@@ -65,6 +65,7 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
     "euler-early": partial(euler, 0.2),
     "dpm-early": partial(dpm, 0.2),
     "cog-ddim-early": partial(cog_ddim, snr_shift_scale=0.3),
+    "wan-epsilon": DPMSolverMultistepScheduler,
 }
 SOLVERS = ["unipc", "euler", "dpm", "cog-ddim", "cog-dpm"]
 

@@ -25,8 +25,8 @@ SAME_LEVEL = 2e-3
 MAX_GAP = 10
 #: By what a deviation of the latents has typically grown at the end, by the share of the run that is over when it
 #: arises; for calibrations without replays.  Measured on the family that ships with the package (``bench/results``).
-TYPICAL_GAIN = ((0.04, 6.5), (0.08, 4.6), (0.12, 3.7), (0.16, 2.9), (0.2, 2.3), (0.26, 1.3), (0.36, 1.0), (0.52, 0.75),
-                (0.76, 0.3), (1.0, 0.2))  # fmt: skip
+TYPICAL_GAIN = ((0.04, 15.0), (0.08, 13.0), (0.12, 10.0), (0.16, 5.2), (0.2, 4.2), (0.26, 2.2), (0.36, 1.8),
+                (0.52, 0.7), (0.76, 0.5), (1.0, 0.3))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +271,12 @@ class _Line:
         self.flow, self.damping = flow, damping
 
     def weights(self, known: tuple[int, ...], step: int) -> Weights:
-        return Weights.plain(*damped(self.flow.levels, known[:2], step, self.damping))
+        return _damped(self.flow.levels, self.damping, known[:2], step)
+
+
+@functools.lru_cache(maxsize=4096)
+def _damped(levels: tuple[float, ...], damping: float, known: tuple[int, ...], step: int) -> Weights:
+    return Weights.plain(*damped(levels, known, step, damping))
 
 
 class _Fit:
