@@ -25,11 +25,65 @@ class Action:
         return {"action": self.letter, **fields}
 
 
+class Weights:
+    """What a forecast takes of each remembered velocity: [K, bands, channels], newest first, fp32.
+
+    One band: of the velocity.  Two: of its low spatial frequencies and of the others.  One channel: of all alike.
+    Compares and hashes by value.  Raises ``ValueError`` for another shape, or for what is no number.
+    """
+
+    __slots__ = ("_hash", "values")
+
+    def __init__(self, values: Sequence[Any] | np.ndarray):
+        values = np.array(values, dtype=np.float32)
+        if values.ndim != 3 or 0 in values.shape or values.shape[1] > 2 or not np.isfinite(values).all():
+            raise ValueError(f"weights must be finite, [K, 1 or 2 bands, channels], got shape {values.shape}")
+        values.flags.writeable = False
+        self.values, self._hash = values, hash((values.shape, values.tobytes()))
+
+    @classmethod
+    def plain(cls, *weights: float) -> Weights:
+        """One number a remembered velocity."""
+        return cls([[[w]] for w in weights])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Weights) and np.array_equal(self.values, other.values)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"Weights({self.values.tolist()})"
+
+
+def _as_weights(action: Action, name: str) -> None:
+    """Turns the lists of a JSON into weights."""
+    value = getattr(action, name)
+    if value is not None and not isinstance(value, Weights):
+        object.__setattr__(action, name, Weights(value))
+
+
+def _weighed_json(action: Action, name: str) -> dict[str, Any]:
+    weights = getattr(action, name)
+    return {"action": action.letter} | ({} if weights is None else {name: weights.values.tolist()})
+
+
 @dataclasses.dataclass(frozen=True)
 class Full(Action):
-    """Every branch through the large model, caches refreshed."""
+    """Every branch through the large model, caches refreshed.
+
+    With ``correction`` the solver is given this combination of the remembered velocities instead, the one just
+    computed first among them: it pays back what forecasts before it were off by.
+    """
 
     letter: ClassVar[str] = "F"
+    correction: Weights | None = None
+
+    def __post_init__(self) -> None:
+        _as_weights(self, "correction")
+
+    def to_json(self) -> dict[str, Any]:
+        return _weighed_json(self, "correction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,37 +151,6 @@ class Expert(Action):
     expert: int = 0
 
 
-class Weights:
-    """What a forecast takes of each remembered velocity: [K, bands, channels], newest first, fp32.
-
-    One band: of the velocity.  Two: of its low spatial frequencies and of the others.  One channel: of all alike.
-    Compares and hashes by value.  Raises ``ValueError`` for another shape, or for what is no number.
-    """
-
-    __slots__ = ("_hash", "values")
-
-    def __init__(self, values: Sequence[Any] | np.ndarray):
-        values = np.array(values, dtype=np.float32)
-        if values.ndim != 3 or 0 in values.shape or values.shape[1] > 2 or not np.isfinite(values).all():
-            raise ValueError(f"weights must be finite, [K, 1 or 2 bands, channels], got shape {values.shape}")
-        values.flags.writeable = False
-        self.values, self._hash = values, hash((values.shape, values.tobytes()))
-
-    @classmethod
-    def plain(cls, *weights: float) -> Weights:
-        """One number a remembered velocity."""
-        return cls([[[w]] for w in weights])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Weights) and np.array_equal(self.values, other.values)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __repr__(self) -> str:
-        return f"Weights({self.values.tolist()})"
-
-
 @dataclasses.dataclass(frozen=True)
 class Forecast(Action):
     """A linear combination of the velocities that were computed last, of each branch alike.
@@ -139,12 +162,10 @@ class Forecast(Action):
     weights: Weights | None = None
 
     def __post_init__(self) -> None:
-        if self.weights is not None and not isinstance(self.weights, Weights):
-            object.__setattr__(self, "weights", Weights(self.weights))
+        _as_weights(self, "weights")
 
     def to_json(self) -> dict[str, Any]:
-        given = {} if self.weights is None else {"weights": self.weights.values.tolist()}
-        return {"action": self.letter, **given}
+        return _weighed_json(self, "weights")
 
 
 ACTIONS: dict[str, type[Action]] = {

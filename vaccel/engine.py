@@ -238,9 +238,6 @@ class Run:
         self.record.large += 2 if call.batched else 1
         if "large.delta" in self.stores:
             self._keep_delta(call, v)
-        if "large.past" in self.stores:
-            self.past.remember(self.index, call, v)
-            self._batched, self._computed = call.batched, call.stage
         if self.signals:
             if last is None:
                 self.buffers.keep(self._signal_key(call.stage, call.branch), v)
@@ -248,6 +245,12 @@ class Run:
                 self._batched, x = call.batched, call.x[call.half :]
                 watched = "denoised" in self.watches
                 self._entered = call.stage, self.buffers.keep("signal.latents", x) if watched else None
+        if "large.past" in self.stores:
+            self.past.remember(self.index, call, v)
+            self._batched, self._computed = call.batched, call.stage
+            correction = getattr(self.action, "correction", None)
+            if correction is not None and self.past.known(call.stage, call.branch) >= len(correction.values):
+                return self.past.forecast(self.index, call, correction)
         return v
 
     def _signal_key(self, stage: Stage, branch: int) -> tuple:

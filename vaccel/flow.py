@@ -23,10 +23,13 @@ class Flow:
     Args:
         levels: [T + 1], from noise to none; of step i first, the last that of the finished latents.
         scales: one a step; None where the model predicts u.
+        response: [T + 1][T], by how much the latents that enter step n (last, the finished ones) follow the velocity
+            of step i, as the run's own solver weighs them; None where nobody asked it.
     """
 
     levels: tuple[float, ...]
     scales: tuple[Scales, ...] | None = None
+    response: tuple[tuple[float, ...], ...] | None = None
 
     @property
     def num_steps(self) -> int:

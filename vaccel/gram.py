@@ -29,6 +29,8 @@ PER = ("tensor", "channel", "band", "channel, band")
 OBJECTIVES = ("leximax", "sum", "squares")
 #: Added to the diagonal, relative to its mean: two equal velocities then share their weight.
 RIDGE = 1e-9
+#: Of how many velocities a correction is made.
+CORRECTING = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -204,6 +206,47 @@ def plans(
         cost + 1: Plan((0, *(nodes[edges[e].end][0] for e in path.edges[:-1])), tuple(kept[e] for e in path.edges[:-1]))
         for cost, path in found.items()
     }
+
+
+def outputs(
+    gram: Gram, path: Sequence[int], response: Sequence[Sequence[float]], *, order: int = 2, per: str = "channel"
+) -> dict[int, np.ndarray]:
+    """What the solver is given along a path so that the latents stay where full runs have them: weights by step.
+
+    At a skipped step [order, bands, channels] of the velocities computed last; at a computed one, where the latents
+    have gone astray, [CORRECTING, ...] of that velocity itself and those before it.  Each step's are those that leave
+    the least of
+
+        D_(i+1) = sum_(m <= i) W[i+1, m] (c_m - v_m),
+
+    c_m being what step m is given and W the solver's own response to it, however many steps it looks back: a velocity
+    that is known at last tells what the steps before it were off by, and is made to pay for that.
+    """
+    products, weighs, steps = gram.grouped(per), np.array(response), gram.num_steps
+    groups, bands = len(products), len(gram.products) if "band" in per else 1
+    off = np.zeros((steps, groups, steps))  # c_m - v_m, in terms of all velocities
+    computed: list[int] = []
+    found = {}
+    for i in range(steps):
+        full = i in path
+        computed = [i, *computed] if full else computed
+        owed = np.einsum("m,mgt->gt", weighs[i + 1, :i], off[:i]) / weighs[i + 1, i]
+        if full and not owed.any():
+            continue
+        wanted = -owed
+        if not full:
+            wanted[:, i] += 1
+        used = computed[: CORRECTING if full else order]
+        own = products[:, used][:, :, used]
+        own = own + RIDGE * np.trace(own, axis1=1, axis2=2)[:, None, None] / len(used) * np.eye(len(used))
+        solved = np.linalg.solve(own, np.einsum("gkt,gt->gk", products[:, used], wanted)[..., None])[..., 0]
+        off[i][:, used] += solved
+        if full:
+            solved[:, 0] += 1
+        else:
+            off[i][:, i] -= 1
+        found[i] = solved.T.reshape(len(used), bands, -1)
+    return found
 
 
 @torch.no_grad()

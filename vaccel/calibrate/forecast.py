@@ -18,9 +18,8 @@ from ..api import accelerate
 from ..buffers import Buffers
 from ..families import find
 from ..flow import Flow
-from ..gram import Gram, inner_products
+from ..gram import Gram, inner_products, outputs
 from ..integrations.auto import Stopwatch
-from ..integrations.schedulers import flow_of
 from ..methods.forecast import Calibration, Forecast, packed, unpacked
 from ..methods.recording import Recording
 from ..models import Call
@@ -76,7 +75,8 @@ def calibrate_forecast(
     chosen = _positions(steps, tails)
     with prompts_encoded_once(pipe):
         for number, (key, prompt, seed) in enumerate(jobs):
-            if key in samples.data:
+            data = samples.data.get(key)
+            if data is not None and ("trials" in data or not trials):
                 continue
             wanted = chosen if tail_samples is None or number < tail_samples else []
             measuring = _Sample(pipe, prompt, seed, call, bands, keep)
@@ -84,8 +84,8 @@ def calibrate_forecast(
             def told(done: int, total: int, number: int = number, prompt: str = prompt) -> None:
                 progress(number * total + done, len(jobs) * total, prompt)
 
-            data = measuring.measured(wanted, told)
-            samples.data[key] = data
+            if data is None:
+                data = samples.data[key] = measuring.measured(wanted, told)
             if trials:
                 known = Calibration(samples._artifact(samples.data, before), "")
                 data["trials"] = measuring.trials(known, trials)
@@ -151,12 +151,8 @@ class _Sample:
         steps = int(self.call["num_inference_steps"])
         total = steps + sum(steps - j for j in positions)
         told(0, total)
-        with accelerate(self.pipe, Recording(self.keep)) as handle:
-            family = handle.family
-            final = self._latents()
-            velocities = handle.trace.delivered
-            self.forwards += handle.trace.calls["large"]
-        self.flow = flow_of(self.pipe.scheduler) or Flow.even(steps)
+        final, velocities = self._in_full("latent")
+        family = find(self.pipe.transformer)
         products = inner_products(velocities, family.channel_axis, self.bands)
         self.gram = Gram(self.flow.levels, products, velocities[0, 0].numel())
         recorded = time.perf_counter() - began
@@ -175,13 +171,13 @@ class _Sample:
     def trials(self, known: Calibration, shares: Sequence[float]) -> list[list[float]]:
         """[predicted error, PSNR in dB of the decoded clip] at each budget."""
         plans = known.plans("squares", 2, "channel", True)
-        full = self._run("pt")
+        full, _ = self._in_full("pt")
         out = []
         for budget in sorted(
             {min(max(round(share * known.gram.num_steps), min(plans)), max(plans)) for share in shares}
         ):
             plan = plans[budget]
-            weights = _weights_of(known.gram, plan.full_steps)
+            weights = _weights_of(known.gram, plan.full_steps, self.flow)
             with StandIn(self.pipe, _Planned(self, set(plan.full_steps), weights)):
                 clip = self._run("pt")
             error = float((clip.double() - full.double()).square().mean())
@@ -189,11 +185,16 @@ class _Sample:
                 out.append([plan.predicted, -10 * math.log10(error)])
         return out
 
+    def _in_full(self, output: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The run in full: what it makes, and its velocities."""
+        with accelerate(self.pipe, Recording(self.keep)) as handle:
+            made = self._run(output).clone()
+            self.flow = handle._session.run.past.flow
+            self.forwards += handle.trace.calls["large"]
+            return made, handle.trace.delivered
+
     def _run(self, output: str) -> torch.Tensor:
         return sample(self.pipe, self.prompt, self.seed, self.call, output=output)
-
-    def _latents(self) -> torch.Tensor:
-        return self._run("latent").clone()
 
     def _gain(self, velocities: torch.Tensor, final: torch.Tensor, j: int) -> float:
         """By what a deviation at step j, of step j - 1 forecast, has grown when the run is over."""
@@ -201,7 +202,7 @@ class _Sample:
         weights = {j - 1: Weights(self.gram.weights(known, j - 1))}
         replay = _Planned(self, set(range(self.flow.num_steps)) - {j - 1}, weights, velocities, j)
         with StandIn(self.pipe, replay):
-            ended = self._latents()
+            ended = self._run("latent")
         error = float((ended.double() - final.double()).square().mean().sqrt())
         return error / max(self.gram.deviation(known, j), 1e-12)
 
@@ -230,6 +231,8 @@ class _Planned:
             prediction = call.stage.large.full(call.inputs)
             self.measured.forwards += 2 if call.batched else 1
         self.past.remember(index, call, prediction)
+        if index in self.weights:
+            return self.past.forecast(index, call, self.weights[index])
         return prediction
 
     def _recorded(self, index: int, call: Call) -> torch.Tensor:
@@ -242,13 +245,9 @@ class _Planned:
         return (velocity - of_x * call.x) / of_prediction
 
 
-def _weights_of(gram: Gram, full_steps: Sequence[int]) -> dict[int, Weights]:
-    """Of every step that a path skips, from the last two that it computes."""
-    known: tuple[int, ...] = ()
-    found = {}
-    for step in range(gram.num_steps):
-        if step in full_steps:
-            known = (step, *known)[:2]
-        else:
-            found[step] = Weights(gram.weights(known, step))
-    return found
+def _weights_of(gram: Gram, path: Sequence[int], flow: Flow) -> dict[int, Weights]:
+    """What ``Forecast`` gives a solver along a path, where that is not the model's own output."""
+    if flow.response is not None:
+        return {step: Weights(values) for step, values in outputs(gram, path, flow.response).items()}
+    before = {i: tuple(f for f in reversed(path) if f < i)[:2] for i in range(gram.num_steps) if i not in path}
+    return {i: Weights(gram.weights(known, i)) for i, known in before.items()}

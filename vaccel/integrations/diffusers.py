@@ -21,6 +21,7 @@ from ..engine import Run
 from ..expert_files import SavedExperts
 from ..expert_weights import Experts
 from ..families import Family
+from ..flow import Flow
 from ..graphs import Captures
 from ..memory import plan
 from ..methods import Auto, ExpertWeights, Method, Recording
@@ -28,7 +29,7 @@ from ..models import HOOK, Call, Stage, Transformer
 from ..trace import Trace
 from .auto import Pilot, Stopwatch
 from .sampler import ExpertScheduler
-from .schedulers import denoised, flow_of
+from .schedulers import denoised, flow_of, with_response
 
 
 class _Hook(ModelHook):
@@ -103,6 +104,7 @@ class Session:
         self._hooks = [_Hook(self, i) for i in range(len(transformers))]
         self.pilot: Pilot | None = None
         self.watch: Stopwatch | None = None
+        self._responding: tuple[Any, Flow] | None = None
         self._had: list[tuple[bool, bool]] = []
         self.experts: Experts | None = None
         self._sampler: ExpertScheduler | None = None
@@ -243,7 +245,7 @@ class Session:
         notes = [*self.notes, *self._check_experts(pipe)]
         method, flow = self.method, None
         if "large.past" in method.stores:
-            flow = flow_of(pipe.scheduler, begin)
+            flow = self._flow(pipe.scheduler, begin)
         if self.pilot is not None:
             guidance = self.family.guidance(pipe, 0)
             method, chosen = self.pilot.choose(pipe, len(timesteps) - begin, flow, guidance)
@@ -264,6 +266,16 @@ class Session:
             self.pilot.began(run.trace)
         self.traces.append(run.trace)
         return run
+
+    def _flow(self, scheduler: Any, begin: int) -> Flow | None:
+        """The run as a flow; a solver is asked for its response once for all runs at the same levels."""
+        flow = flow_of(scheduler, begin)
+        if flow is None:
+            return None
+        key = id(scheduler), flow
+        if self._responding is None or self._responding[0] != key:
+            self._responding = key, with_response(flow, scheduler, begin)
+        return self._responding[1]
 
     def _check_experts(self, pipe: Any) -> list[str]:
         """What a trace should say of the experts' run.  Raises ``ValueError`` where there can be none."""

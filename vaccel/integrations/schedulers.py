@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import Any
 
 import torch
@@ -49,3 +51,29 @@ def flow_of(scheduler: Any, begin: int = 0) -> Flow | None:
     pairs = [(a**0.5, (1 - a) ** 0.5) for a in cumulative.tolist()]
     levels = (*(flow.level(a, s) for a, s in pairs), 0.0)
     return Flow(levels, tuple(flow.scales(kind, a, s) for a, s in pairs))
+
+
+@torch.no_grad()
+def with_response(flow: Flow, scheduler: Any, begin: int = 0) -> Flow:
+    """The same flow with the solver's response: a copy of the scheduler is given unit velocities, one at a time.
+
+    Solvers are linear in what the model says, whatever their order and history, so this is exact for any.  One that
+    cannot be run like this (it draws noise, or wants more than its step's arguments) leaves the response out.
+    """
+    steps, copied = flow.num_steps, copy.deepcopy(scheduler)
+    x, rows = torch.zeros(steps, 1, dtype=torch.float64), []
+    for i, t in enumerate(scheduler.timesteps[begin:]):
+        rows.append(x[:, 0].tolist())
+        velocity = torch.zeros_like(x)
+        velocity[i] = 1
+        if flow.scales is not None:
+            of_prediction, of_x = flow.scales[i]
+            velocity = (velocity - of_x * x) / of_prediction
+        try:
+            x = copied.step(velocity.cpu(), t, x, return_dict=False)[0].double().cpu()
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            return flow
+    rows.append(x[:, 0].tolist())
+    causal = all(value == 0 for n, row in enumerate(rows) for value in row[n:])
+    finite = bool(torch.isfinite(torch.tensor(rows)).all())
+    return dataclasses.replace(flow, response=tuple(map(tuple, rows))) if causal and finite else flow

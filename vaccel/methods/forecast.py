@@ -19,6 +19,7 @@ from .base import Method, Observation, Policy, RunInfo, Step, require
 from .lemica import PUBLISHED, _steps
 from .schedule import DAMPING
 
+Response = tuple[tuple[float, ...], ...]
 #: Levels of two runs that differ by less are the same run's.
 SAME_LEVEL = 2e-3
 #: Longest stretch that is planned.
@@ -44,6 +45,8 @@ class Forecast(Method):
         full_steps: steps computed in full, step 0 among them.
         num_steps: T of the runs it is for; a run with another number of steps is refused.
         order: K, 1 to 5: from how many velocities it forecasts; 2 with a calibration by frequency bands.
+        correct: with a calibration: a computed step tells what the forecasts before it were off by, and what the solver
+            is given then makes up for it (``vaccel.gram.outputs``).
         damping: of the straight line, where nothing is calibrated: 0 repeats the last velocity, 1 trusts the line.
         guard: with a calibration: how many times as wrong as calibrated forecasts may be, at the steps that are
             computed anyway, before further ones are computed; None for a fixed path.
@@ -67,6 +70,7 @@ class Forecast(Method):
     num_steps: int
     order: int = 2
     damping: float = DAMPING
+    correct: bool = True
     guard: float | None = None
     artifact: str = ""
     seal: str = ""
@@ -140,7 +144,13 @@ class Forecast(Method):
 
     @property
     def remembers(self) -> int:
-        return self.order + (self.guard is not None)  # the guard compares with the forecast from those before
+        correcting = gram.CORRECTING if self.corrects else 0
+        return max(self.order + (self.guard is not None), correcting)  # the guard compares with those before
+
+    @property
+    def corrects(self) -> bool:
+        """Whether computed steps make up for forecasts: weights by frequency are too many for one pass."""
+        return self.correct and bool(self.artifact) and not self.banded
 
     @property
     def banded(self) -> bool:
@@ -172,7 +182,8 @@ class Forecast(Method):
                     "scheduler, its shift or its number of steps is another. Calibrate for this one (`vaccel calibrate "
                     "forecast`), or pass allow_mismatch=True to the method"
                 )
-        return _Policy(self, _Fit(known, self.per), run)
+        response = run.flow.response if run.flow is not None and self.corrects else None
+        return _Policy(self, _Fit(known, self.per, self.order, response), run)
 
 
 class Calibration:
@@ -267,6 +278,12 @@ def gains_between(measured: list[dict[str, float]], steps: int) -> list[float]:
 class _Line:
     """Weights without calibration."""
 
+    def along(self, path: tuple[int, ...]) -> None:
+        pass
+
+    def correction(self, step: int) -> None:
+        """None: nothing is known of what forecasts are off by."""
+
     def __init__(self, flow: Flow, damping: float):
         self.flow, self.damping = flow, damping
 
@@ -282,11 +299,23 @@ def _damped(levels: tuple[float, ...], damping: float, known: tuple[int, ...], s
 class _Fit:
     """A calibration's weights, each worked out once."""
 
-    def __init__(self, known: Calibration, per: str):
-        self.known, self.per = known, per
+    def __init__(self, known: Calibration, per: str, order: int, response: Response | None):
+        self.known, self.per, self.order, self.response = known, per, order, response
+        self.given: dict[int, Weights] = {}
+
+    def along(self, path: tuple[int, ...]) -> None:
+        """The run goes along this path from now on."""
+        if self.response is not None:
+            self.given = _given(self.known, self.per, self.order, self.response, path)
 
     def weights(self, known: tuple[int, ...], step: int) -> Weights:
+        return self.given[step] if self.given else _weights(self.known, self.per, known, step)
+
+    def plain(self, known: tuple[int, ...], step: int) -> Weights:
         return _weights(self.known, self.per, known, step)
+
+    def correction(self, step: int) -> Weights | None:
+        return self.given.get(step)
 
     def left(self, known: tuple[int, ...], step: int) -> float:
         return _left(self.known, self.per, known, step)
@@ -299,6 +328,12 @@ class _Fit:
 @functools.lru_cache(maxsize=4096)
 def _weights(known: Calibration, per: str, steps: tuple[int, ...], step: int) -> Weights:
     return Weights(known.gram.weights(steps, step, per))
+
+
+@functools.lru_cache(maxsize=256)
+def _given(known: Calibration, per: str, order: int, response: Response, path: tuple[int, ...]) -> dict[int, Weights]:
+    found = gram.outputs(known.gram, path, response, order=order, per=per)
+    return {step: Weights(values) for step, values in found.items()}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -314,28 +349,26 @@ def _deviation(known: Calibration, per: str, steps: tuple[int, ...], end: int) -
 class _Policy(Policy):
     def __init__(self, method: Forecast, fit: _Line | _Fit, run: RunInfo):
         self.method, self.fit, self.run = method, fit, run
+        self.path = list(method.full_steps)
         self.known: tuple[int, ...] = ()
-        self.following = 0  # the step that is computed next
         self.expected: tuple[Weights, float] | None = None
         self.reading: Any = None
         self.squares: list[float] = []  # of how many times as wrong as calibrated the last forecasts were
         self.extra = 0
+        self.fit.along(method.full_steps)
 
     def decide(self, step: Step) -> Action:
         if self.reading is not None:
             self._judge(step)
-        if step.index < self.following:
-            self.expected = None
+        if step.index not in self.path:
             return Forecasting(self.fit.weights(self.known, step.index))
         watched = self.method.guard is not None and self.known
         self.expected = self._expectation(step.index) if watched else None
         self.known = (step.index, *self.known)[: self.method.order]
-        later = [f for f in self.method.full_steps if f > step.index]
-        self.following = later[0] if later else self.run.num_steps
-        return Full()
+        return Full(self.fit.correction(step.index))
 
     def _expectation(self, index: int) -> tuple[Weights, float]:
-        return self.fit.weights(self.known, index), self.fit.left(self.known, index)
+        return self.fit.plain(self.known, index), self.fit.left(self.known, index)
 
     def expects(self, index: int) -> Weights | None:
         return self.expected[0] if self.expected is not None else None
@@ -355,12 +388,16 @@ class _Policy(Policy):
         self.squares = [*self.squares[-2:], (wrong / max(self.expected[1], 1e-12)) ** 2]
         times = math.sqrt(sum(self.squares) / len(self.squares))
         step.record(surprise=times)
-        if times <= self.method.guard or step.index >= self.following:
+        later = [f for f in self.path if f >= step.index]
+        if times <= self.method.guard or not later or later[0] == step.index:
             return
-        bound, planned = self.method.guard * self.method.max_error, self.following
-        while self.following > step.index and times * self.fit.error(self.known, self.following) > bound:
-            self.following -= 1
-        self.extra += self.following < planned
+        bound, end = self.method.guard * self.method.max_error, later[0]
+        while end > step.index and times * self.fit.error(self.known, end) > bound:
+            end -= 1
+        if end != later[0]:
+            self.extra += 1
+            self.path = sorted({*self.path, end})
+            self.fit.along(tuple(self.path))
 
     def finish(self, step: Step, seen: Observation) -> None:
         if self.method.predicted:

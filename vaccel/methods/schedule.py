@@ -124,7 +124,7 @@ class Schedule(Method):
         last = {"large.last"} if "projection" in rescales or reuses & {Output, Guidance, Resume} else set()
         delta = {"large.delta"} if reuses & {Guidance, Resume} else set()
         states = {"large.states"} if Resume in reuses else set()
-        past = {"large.past"} if Forecast in reuses else set()
+        past = {"large.past"} if self.remembers else set()
         return frozenset(residuals | outputs | last | delta | states | past)
 
     def keeps_states(self, depth: int) -> tuple[int, ...]:
@@ -152,7 +152,8 @@ class Schedule(Method):
 
     @property
     def _forecasts(self) -> list[Weights | None]:
-        return [a.weights for a in self.actions if isinstance(a, Forecast)]
+        forecast = [a.weights for a in self.actions if isinstance(a, Forecast)]
+        return forecast + [a.correction for a in self.actions if isinstance(a, Full) and a.correction is not None]
 
     @property
     def remembers(self) -> int:
