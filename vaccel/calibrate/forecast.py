@@ -20,7 +20,7 @@ from ..families import find
 from ..flow import Flow
 from ..gram import Gram, inner_products, outputs
 from ..integrations.auto import Stopwatch
-from ..methods.forecast import Calibration, Forecast, packed, unpacked
+from ..methods.forecast import OBJECTIVE, Calibration, Forecast, packed, unpacked
 from ..methods.recording import Recording
 from ..models import Call
 from ..past import Past
@@ -170,7 +170,7 @@ class _Sample:
 
     def trials(self, known: Calibration, shares: Sequence[float]) -> list[list[float]]:
         """[predicted error, PSNR in dB of the decoded clip] at each budget."""
-        plans = known.plans("squares", 2, "channel", True)
+        plans = known.plans(OBJECTIVE, 2, "channel", True)
         full, _ = self._in_full("pt")
         out = []
         for budget in sorted(

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from .. import artifacts
+from ..gram import CORRECTING
 from .base import Method, Policy, RunInfo, require
-from .forecast import Calibration, Forecast, calibration
+from .forecast import OBJECTIVE, Calibration, Forecast, calibration
 from .lemica import LeMiCa, edges, solve
 
 #: Root mean square of a normal deviation by its mean absolute value, which LeMiCa's calibration measures.
@@ -87,7 +88,7 @@ class Auto(Method):
 
     @property
     def remembers(self) -> int:
-        return 2 + (self.guard is not None)
+        return CORRECTING  # and as many for the guard
 
     @property
     def adaptive(self) -> bool:
@@ -134,7 +135,7 @@ def _of(
     if isinstance(known, Calibration):
         if known.gram.num_steps != num_steps:
             return
-        for budget, plan in known.plans("squares", 2, "channel", True).items():
+        for budget, plan in known.plans(OBJECTIVE, 2, "channel", True).items():
             method = Forecast.load(path, budget, guard=guard, **options)
             yield Candidate(method, budget, plan.predicted, psnr(plan.predicted))
     elif known["num_steps"] == num_steps:

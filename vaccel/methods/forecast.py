@@ -22,6 +22,8 @@ from .schedule import DAMPING
 Response = tuple[tuple[float, ...], ...]
 #: Levels of two runs that differ by less are the same run's.
 SAME_LEVEL = 2e-3
+#: What a path is planned for unless asked otherwise.
+OBJECTIVE = "leximax"
 #: Longest stretch that is planned.
 MAX_GAP = 10
 #: By what a deviation of the latents has typically grown at the end, by the share of the run that is over when it
@@ -112,14 +114,14 @@ class Forecast(Method):
 
     @classmethod
     def load(
-        cls, artifact: str | Path, budget: int | None = None, *, objective: str = "squares", order: int = 2,
+        cls, artifact: str | Path, budget: int | None = None, *, objective: str = OBJECTIVE, order: int = 2,
         per: str = "channel", gain: bool = True, max_gap: int = MAX_GAP, **overrides: Any,
     ) -> Forecast:  # fmt: skip
         """The best path with exactly ``budget`` computed steps, and its weights, from a calibration.
 
         Args:
-            objective: "squares", the smallest sum of squared errors, what unrelated errors add up to; "sum"; or
-                "leximax", the smallest worst error, then the second worst, and so on.
+            objective: "leximax", the smallest worst error, then the second worst, and so on; "squares", the smallest
+                sum of squared errors, what unrelated errors add up to; or "sum".
             gain: whether a stretch counts by what it does at the end, or by what it does where it ends.
 
         Raises ``ValueError`` for a file that is no whole Forecast artifact, or a budget that it cannot make.
