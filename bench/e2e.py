@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
-from vaccel.actions import Action, Full, Rescale, Residual, Small
+from vaccel.actions import Action, Forecast, Full, Rescale, Residual, Small
 
 WAN = {"attention_head_dim": 128, "freq_dim": 256, "text_dim": 4096}
 SIZES = {
@@ -136,7 +136,9 @@ SCHEDULES: dict[str, tuple[list[Action], float | None, str]] = {
     "TeaCache 0.2": (residuals(spread(18, 49) | {49}), 2.62, "50 / 2.62 = 19 computed steps, first and last"),
 }
 #: Some steps of every action a two-model pipeline has.
-EVERY_ACTION: list[Action] = [*[Full()] * 4, *[Residual()] * 4, Residual("output"), *[Rescale()] * 4, *[Small()] * 4]
+EVERY_ACTION: list[Action] = [
+    *[Full()] * 4, *[Residual()] * 4, Residual("output"), *[Forecast()] * 4, *[Rescale()] * 4, *[Small()] * 4,
+]  # fmt: skip
 
 
 def by_action(actions: list[Action], milliseconds: list[float]) -> dict[str, dict[str, float]]:

@@ -28,7 +28,7 @@ Out = Annotated[Path, typer.Option(help="Folder of the calibrations.")]
 Log = Annotated[Path, typer.Option(help="One JSON line a run and a result.")]
 SAMPLES = (1, 2, 8, 32)
 FOLLOWED = 8  # samples whose errors are followed to the end
-SOME = (27, 17, 9)  # budgets of the ablations
+SOME = (17,)  # budgets of the ablations
 OURS = "artifact='forecast.json', objective='leximax'"
 #: name -> (arguments of Forecast.load, or a whole text; budgets)
 VARIANTS: dict[str, tuple[str, tuple[int, ...]]] = {

@@ -13,6 +13,7 @@ import numpy as np
 import oracle
 import oracle_forecast
 import torch
+from calibrated import STEPS
 from numpy import ndarray
 from oracle import Solver, Task
 from oracle_caching import again
@@ -25,7 +26,7 @@ from torch import Tensor
 Rule = Callable[[tuple[int, ...], list[ndarray], int], ndarray]
 
 
-def task_of(solver: str, prompt: str | list[str] = ONE, guidance: float = 5.0, steps: int = 10) -> Task:
+def task_of(solver: str, prompt: str | list[str] = ONE, guidance: float = 5.0, steps: int = STEPS) -> Task:
     """The run that ``tiny.latents(..., seed=SEED)`` starts, "qwen" for Qwen-Image, which has a scheduler of its own."""
     return qwen_task(prompt, guidance, steps) if solver == "qwen" else oracle_task(solver, prompt, guidance, steps)
 
@@ -151,16 +152,17 @@ class Guard:
     Attributes:
         seen: by step, how many times as wrong as calibrated the forecasts up to it were.
         extra: how often it has taken a stretch back.
+        samples: at every judgement, the ratios of all samples.
     """
 
     def __init__(
         self, trajectories: ndarray, levels: Sequence[float], gains: Sequence[float], path: Sequence[int],
         guard: float, max_error: float, order: int = 2,
     ) -> None:  # fmt: skip
-        self.trajectories, self.levels, self.gains, self.path = trajectories, levels, gains, path
+        self.trajectories, self.levels, self.gains, self.path = trajectories, levels, [*gains, 1.0], path
         self.bound, self.guard, self.order = guard * max_error, guard, order
         self.elements = trajectories[0, 0].size
-        self.following, self.ratios, self.seen, self.extra = 0, [], {}, 0
+        self.following, self.seen, self.extra, self.samples = 0, {}, 0, []
 
     def __call__(self, step: int, made: Made) -> bool:
         computed = sorted(made.velocities)
@@ -177,9 +179,9 @@ class Guard:
             oracle_forecast.surprise(self.trajectories, sample, before, computed[-1], "channel").ratio
             for sample in made_so_far(made, computed[-1])
         ]
-        self.ratios.append(max(every))
-        last = self.ratios[-3:]
-        times = self.seen[step] = math.sqrt(sum(r * r for r in last) / len(last))
+        self.samples.append(every)
+        last = [max(ratios) ** 2 for ratios in self.samples[-3:]]
+        times = self.seen[step] = math.sqrt(sum(last) / len(last))
         if times <= self.guard:
             return
         known, planned = oracle_forecast.known_after(computed, self.order), self.following
@@ -188,8 +190,10 @@ class Guard:
         self.extra += self.following < planned
 
     def error(self, known: tuple[int, ...], end: int) -> float:
-        found = oracle_forecast.edge_error(self.trajectories, self.levels, known, end, "channel", self.gains)
-        return found / math.sqrt(self.elements)
+        # One more step, of width zero, so that a stretch may end behind the last.
+        v = np.concatenate([self.trajectories, np.zeros_like(self.trajectories[:, :1])], axis=1)
+        levels = [*self.levels, self.levels[-1]]
+        return oracle_forecast.edge_error(v, levels, known, end, "channel", self.gains) / math.sqrt(self.elements)
 
 
 def made_so_far(made: Made, step: int) -> ndarray:

@@ -341,7 +341,7 @@ def scheduled(task: Task, full_steps: Iterable[int], reuse: str = "blocks") -> R
 
     Args:
         reuse: "blocks", the residual of the block stack, with embedding and head computed at the step itself, or
-            "output", v - x of the whole model.
+            "residual", v - x of the whole model.
     """
     assert reuse in ("blocks", "residual")
     task, chosen = again(task), set(full_steps)

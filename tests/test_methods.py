@@ -22,7 +22,9 @@ METHODS = [
     vaccel.Schedule([0, 3], num_steps=6),
     vaccel.Schedule.from_timeline("FFmmFrs", reuse="residual"),
     vaccel.Schedule.from_timeline("eeee"),
+    vaccel.Schedule.from_timeline("FFppFo"),
     vaccel.DualExpert("experts", steps=8, merged=True),
+    vaccel.Forecast((0, 1, 4, 8), 9, order=3, damping=0.25),
 ]
 
 
@@ -63,7 +65,7 @@ def test_schedules():
         "reuses what no earlier step has computed": lambda: vaccel.Schedule([1], num_steps=4),
         "unknown action 'x'": lambda: vaccel.Schedule.from_timeline("Fx"),
         "at least one step": lambda: vaccel.Schedule.from_timeline(""),
-        "must be 'blocks' or 'output'": lambda: vaccel.Schedule([0], num_steps=4, reuse="head"),
+        "must be one of 'blocks', 'residual', 'output'": lambda: vaccel.Schedule([0], num_steps=4, reuse="head"),
     }
     for message, make in bad.items():
         with pytest.raises(ValueError, match=message):

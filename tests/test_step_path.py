@@ -49,8 +49,9 @@ def asked(monkeypatch):
         vaccel.Schedule([0, 1, 2, 6, 10, 19], num_steps=20, reuse="residual"),
         vaccel.Schedule.from_timeline("FFFFFFmmmmFmmmmmmsss"),
         vaccel.TeaCache(threshold=0.6, coefficients=(1.0, 0.0)),
+        vaccel.Forecast((0, 1, 2, 6, 10, 19), 20),
     ],
-    ids=["blocks", "output", "mixed", "teacache"],
+    ids=["blocks", "residual", "mixed", "teacache", "forecast"],
 )
 def test_where_the_action_is_known_nothing_is_asked(method, wan, small, asked):
     with vaccel.accelerate(wan, method, small=small if method.needs_small else None):

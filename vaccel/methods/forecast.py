@@ -224,7 +224,7 @@ class Calibration:
 
     def at_the_end(self, path: tuple[int, ...], order: int, per: str) -> Plan:
         """A path with the errors that its stretches have once the run is over."""
-        fit, known = _Fit(self, per), [path[max(0, k - order) : k][::-1] for k in range(len(path))]
+        fit, known = _Fit(self, per, order, None), [path[max(0, k - order) : k][::-1] for k in range(len(path))]
         return Plan(path, tuple(fit.error(known[k], path[k]) for k in range(1, len(path))))
 
     def predicted(self, plan: Plan) -> float:
@@ -363,6 +363,7 @@ class _Policy(Policy):
         if self.reading is not None:
             self._judge(step)
         if step.index not in self.path:
+            self.expected = None
             return Forecasting(self.fit.weights(self.known, step.index))
         watched = self.method.guard is not None and self.known
         self.expected = self._expectation(step.index) if watched else None
@@ -379,6 +380,7 @@ class _Policy(Policy):
         if isinstance(seen.action, Full) and step.index not in self.known:
             # Nothing was there to forecast from: another transformer has taken over.
             self.known = (step.index, *self.known)[: self.method.order]
+            self._compute(step.index)
         if seen.surprise is not None:
             self.elements = seen.elements
             self.reading = self.run.buffers.read("forecast.surprise", seen.surprise)
@@ -390,16 +392,20 @@ class _Policy(Policy):
         self.squares = [*self.squares[-2:], (wrong / max(self.expected[1], 1e-12)) ** 2]
         times = math.sqrt(sum(self.squares) / len(self.squares))
         step.record(surprise=times)
-        later = [f for f in self.path if f >= step.index]
-        if times <= self.method.guard or not later or later[0] == step.index:
+        planned = min((f for f in self.path if f >= step.index), default=self.run.num_steps)
+        if times <= self.method.guard or planned == step.index:
             return
-        bound, end = self.method.guard * self.method.max_error, later[0]
+        bound, end = self.method.guard * self.method.max_error, planned
         while end > step.index and times * self.fit.error(self.known, end) > bound:
             end -= 1
-        if end != later[0]:
+        if end != planned:
             self.extra += 1
-            self.path = sorted({*self.path, end})
-            self.fit.along(tuple(self.path))
+            self._compute(end)
+
+    def _compute(self, step: int) -> None:
+        """Puts a step on the path."""
+        self.path = sorted({*self.path, step})
+        self.fit.along(tuple(self.path))
 
     def finish(self, step: Step, seen: Observation) -> None:
         if self.method.predicted:

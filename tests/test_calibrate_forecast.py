@@ -1,0 +1,305 @@
+"""Forecast's calibration: sums and gains against runs by hand, interruptions, several processes, artifacts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import oracle_forecast as oracle
+import pytest
+import tiny
+import torch
+from calibrated import STEPS, artifact, pipe_of, sampling
+from forecast_loops import between, fitted, forecast, task_of
+from test_forecast import PATH, full
+from test_oracle import ONE, SEED
+
+import vaccel
+from vaccel import artifacts
+from vaccel.calibrate import calibrate_forecast
+from vaccel.calibrate import forecast as module
+from vaccel.methods.forecast import TYPICAL_GAIN, calibration
+
+OTHER = "a blue dog sleeps"
+
+
+def said(path):
+    """What an artifact says, but for how long it took."""
+    data = artifacts.read(path, "forecast")
+    data.pop("times", None)
+    for sample in data["samples"].values():
+        assert sample.pop("seconds") >= sample.pop("seconds_recording") >= 0
+    return data
+
+
+def calibrated(path, prompts=(ONE,), solver="unipc", guidance=5.0, **options):
+    settings = {"seeds": [SEED], "tails": 2, "trials": (), **options}
+    return calibrate_forecast(pipe_of(solver), list(prompts), path, call=sampling(solver, guidance), **settings)
+
+
+@pytest.mark.parametrize(
+    ("solver", "guidance", "bands"),
+    [
+        ("unipc", 5.0, 2),
+        ("unipc", 1.0, 1),
+        ("cog-ddim", 5.0, 2),
+        ("wan-epsilon", 5.0, 1),
+        ("qwen", 5.0, 1),
+        ("qwen", 1.0, 1),
+    ],
+)
+def test_inner_products_are_sums_over_the_run(solver, guidance, bands):
+    made, found = full(solver, guidance), calibration(artifact(solver, guidance, bands=bands)).gram
+    assert found.levels == pytest.approx(made.levels, abs=1e-6)
+    v = made.trajectory
+    assert found.elements == v[0, 0].size
+    for band, part in zip(found.products, oracle.bands(v, 0.5) if bands == 2 else (v,), strict=True):
+        expected = np.einsum("tcn,ucn->ctu", *[part[0].reshape(STEPS, v.shape[2], -1)] * 2)
+        assert np.abs(band - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("solver", "guidance"), [("unipc", 5.0), ("dpm", 1.0), ("cog-ddim", 5.0), ("cog-dpm", 5.0), ("qwen", 1.0)]
+)
+def test_gains_are_a_deviation_followed_to_the_end(solver, guidance):
+    """One step forecast, all others computed: off by so much at the end, and by so much where it arose."""
+    made = full(solver, guidance)
+    (sample,) = artifacts.read(artifact(solver, guidance, tails=3), "forecast")["samples"].values()
+    assert list(sample["gains"]) == ["2", "7"]
+    for name, gain in sample["gains"].items():
+        j = int(name)
+        without = forecast(task_of(solver, guidance=guidance), set(range(STEPS)) - {j - 1}, fitted(made.trajectory))
+        ended = float((without.latents.double() - made.latents.double()).norm())
+        begun = oracle.deviation(made.trajectory, made.levels, oracle.known_after(range(j - 1), 2), j, "channel")
+        assert gain == pytest.approx(ended / begun, rel=1e-2 if solver == "cog-dpm" else 2e-3)
+        assert gain > 0.01
+    found = calibration(artifact(solver, guidance, tails=3)).gains
+    assert found == pytest.approx(between(sample["gains"], STEPS), rel=1e-9)
+
+
+def test_where_gains_are_measured():
+    assert module._positions(50, 10) == [2, 3, 4, 6, 8, 10, 13, 18, 26, 38]
+    assert module._positions(50, 3) == [2, 8, 38]
+    assert module._positions(50, 0) == []
+    assert module._positions(3, 10) == []
+    assert module._positions(4, 10) == [2, 3]
+
+
+def test_without_tails_and_trials_gains_are_typical(tmp_path):
+    data = calibrated(tmp_path / "f.json", tails=0)
+    (sample,) = data["samples"].values()
+    assert sample["gains"] == {}
+    assert "trials" not in sample
+    assert sample["forwards"] == 2 * STEPS
+    known = calibration(tmp_path / "f.json")
+    places, gains = zip(*TYPICAL_GAIN, strict=True)
+    expected = np.exp(np.interp(np.arange(STEPS), np.array(places) * STEPS, np.log(gains)))
+    assert known.gains == pytest.approx(expected.tolist())
+    assert known.psnr(0.01) is None
+    assert vaccel.Forecast.load(tmp_path / "f.json", budget=4).predicted > 0
+
+
+def test_gains_of_some_samples_only(tmp_path):
+    data = calibrated(tmp_path / "f.json", prompts=[ONE, OTHER], tail_samples=1)
+    one, other = sorted((s["gains"] for s in data["samples"].values()), key=len, reverse=True)
+    assert len(one) == 2
+    assert other == {}
+    assert calibration(tmp_path / "f.json").gains == pytest.approx(between(one, STEPS))
+    both = calibrated(tmp_path / "both.json", prompts=[ONE, OTHER])
+    measured = [s["gains"] for s in both["samples"].values()]
+    mean = {j: math.sqrt(measured[0][j] * measured[1][j]) for j in measured[0]}
+    assert calibration(tmp_path / "both.json").gains == pytest.approx(between(mean, STEPS))
+
+
+def test_trials_are_runs_as_forecast_makes_them(tmp_path):
+    data = calibrated(tmp_path / "f.json", trials=(0.4, 0.7))
+    (sample,) = data["samples"].values()
+    pipe = pipe_of("unipc")
+
+    def clip():
+        generator = torch.Generator().manual_seed(SEED)
+        call = {**sampling("unipc"), "output_type": "pt", "generator": generator, "return_dict": False}
+        with torch.no_grad():
+            return pipe(ONE, **call)[0].double()
+
+    plain = clip()
+    assert len(sample["trials"]) == 2
+    for budget, (predicted, psnr) in zip((4, 6), sample["trials"], strict=True):
+        method = vaccel.Forecast.load(tmp_path / "f.json", budget=budget)
+        assert predicted == pytest.approx(method.predicted, rel=1e-9)
+        with vaccel.accelerate(pipe, method):
+            error = float((clip() - plain).square().mean())
+        assert psnr == pytest.approx(-10 * math.log10(error), abs=1e-3)
+
+
+def test_what_a_psnr_is_told_from(tmp_path):
+    data = calibrated(tmp_path / "f.json")
+    (sample,) = data["samples"].values()
+    sample["trials"] = [[0.1, 21.0], [0.01, 39.0], [0.001, 60.0]]
+    artifacts.write(tmp_path / "f.json", data)
+    expected, spread = calibration(tmp_path / "f.json").psnr(0.01)
+    assert expected == pytest.approx(40)  # the line through (20, 21), (40, 39), (60, 60): 0.5 + 0.975 x
+    assert spread == pytest.approx(math.sqrt((0.25 + 1 + 0.25) / 3))
+
+
+@pytest.mark.parametrize("solver", ["unipc", "cog-ddim"])
+def test_it_is_the_same_every_time_and_leaves_the_pipeline_alone(solver, tmp_path):
+    one, other = tmp_path / "one.json", tmp_path / "new" / "other.json"
+    trials = (0.5,) if solver == "unipc" else ()
+    calibrated(one, solver=solver, trials=trials)
+    calibrated(other, solver=solver, trials=trials, keep="host")
+    assert said(one) == said(other)
+    before = one.read_text()
+    calibrated(one, solver=solver, trials=trials, progress=lambda *told: pytest.fail("nothing is left to do"))
+    assert one.read_text() == before
+    pipe = pipe_of(solver)
+    plain, before = tiny.latents(pipe, steps=STEPS), set(pipe.transformer.__dict__)
+    calibrate_forecast(pipe, [ONE], tmp_path / "third.json", call=sampling(solver), trials=(), tails=1)
+    assert torch.equal(tiny.latents(pipe, steps=STEPS), plain)
+    assert set(pipe.transformer.__dict__) == before
+    assert "encode_prompt" not in pipe.__dict__
+
+
+class Stop(KeyboardInterrupt):
+    pass
+
+
+@pytest.mark.parametrize("at", [2, 6])
+def test_interrupted_and_resumed_it_is_the_same_artifact(at, tmp_path):
+    whole, stopped = tmp_path / "whole.json", tmp_path / "stopped.json"
+    told = []
+    trials = (0.5,) if at > 4 else ()
+    calibrated(whole, prompts=[ONE, OTHER], trials=trials, progress=lambda *now: told.append(now))
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert (told[0][0], told[-1][0]) == (0, told[-1][1])
+    assert [what for *_, what in told] == [ONE] * 4 + [OTHER] * 4
+
+    def interrupting(*now):
+        if now == told[at]:
+            raise Stop
+
+    with pytest.raises(Stop):
+        calibrated(stopped, prompts=[ONE, OTHER], trials=trials, progress=interrupting)
+    assert stopped.exists() == (at > 4), "a sample is kept once it is whole"
+    if at > 4:
+        assert calibration(stopped).gram.num_steps == STEPS, "what there is can be used already"
+    calibrated(stopped, prompts=[ONE, OTHER], trials=trials)
+    assert said(stopped) == said(whole)
+
+
+def test_samples_that_are_added_later(tmp_path):
+    """In whichever order they come, the artifact says the same but for the rounding of a sum."""
+    together, later = tmp_path / "together.json", tmp_path / "later.json"
+    calibrated(together, prompts=[ONE, OTHER], bands=2)
+    calibrated(later, prompts=[OTHER], bands=2)
+    first = calibration(later)
+    calibrated(later, prompts=[ONE], bands=2)
+    one, other = calibration(together), calibration(later)
+    np.testing.assert_allclose(other.gram.products, one.gram.products, rtol=1e-13, atol=1e-13)
+    assert np.abs(first.gram.products - one.gram.products).max() > 1e-3
+    assert other.gains == one.gains
+    assert said(later)["samples"] == said(together)["samples"]
+    assert all("products" not in s for s in other.data["samples"].values()), "only their sum is kept"
+    for i, prompt in enumerate((ONE, OTHER)):
+        calibrated(tmp_path / f"{i}.json", [prompt], bands=2)
+    apart = [calibration(tmp_path / f"{i}.json").gram.products for i in range(2)]
+    np.testing.assert_allclose(one.gram.products, sum(apart) / 2, rtol=1e-13, atol=1e-13)
+
+
+def test_bands_collapse(tmp_path):
+    calibrated(tmp_path / "two.json", bands=2, tails=0)
+    calibrated(tmp_path / "one.json", tails=0)
+    two, one = (calibration(tmp_path / f"{n}.json").gram for n in ("two", "one"))
+    assert (len(two.products), len(one.products)) == (2, 1)
+    scale = np.abs(one.products).max()
+    np.testing.assert_allclose(two.products.sum(axis=0), one.products[0], rtol=0, atol=1e-6 * scale)
+    assert two.left((1, 0), 4) == pytest.approx(one.left((1, 0), 4), rel=1e-3)
+
+
+def test_what_is_refused(tmp_path):
+    path = tmp_path / "f.json"
+    calibrated(path, tails=0)
+    text = path.read_text()
+    with pytest.raises(ValueError, match="another bands; choose another file"):
+        calibrated(path, bands=2)
+    with pytest.raises(ValueError, match="another scheduler"):
+        calibrated(path, solver="dpm")
+    with pytest.raises(ValueError, match="another call"):
+        calibrated(path, guidance=2.0)
+    for options in ({"bands": 3}, {"bands": 0}, {"tails": -1}, {"tails": 11}):
+        with pytest.raises(ValueError, match="bands must be 1 or 2 and tails 0 to 10"):
+            calibrated(path, **options)
+    with pytest.raises(ValueError, match="latents with rows and columns"):
+        calibrated(tmp_path / "qwen.json", solver="qwen", bands=2)
+    assert not (tmp_path / "qwen.json").exists()
+    two = tiny.wan_pipeline(transformer_2=tiny.wan_transformer(9), boundary_ratio=0.7)
+    with pytest.raises(ValueError, match="two transformers are not supported"):
+        calibrate_forecast(two, [ONE], tmp_path / "two.json", call=sampling("unipc"))
+    assert path.read_text() == text
+    path.write_text(text.replace("forecast", "lemica"))
+    with pytest.raises(ValueError, match="not a forecast artifact but one of lemica"):
+        calibrated(path)
+    path.write_text(text[:100])
+    with pytest.raises(ValueError, match="cut short"):
+        vaccel.Forecast.load(path, budget=4)
+
+
+def test_what_was_measured_serves_its_own_run():
+    pipe = pipe_of("unipc")
+    plain = tiny.latents(pipe, steps=STEPS, seed=SEED)
+    method = vaccel.Forecast.load(artifact("unipc", tails=3), budget=4)
+    fixed = dataclasses.replace(method, full_steps=PATH)
+    off = []
+    for chosen in (method, fixed, vaccel.Forecast(PATH, STEPS)):
+        with vaccel.accelerate(pipe, chosen):
+            off.append((tiny.latents(pipe, steps=STEPS, seed=SEED).double() - plain).square().mean().sqrt().item())
+    assert method.predicted / 2 < off[0] < 2 * method.predicted
+    assert off[1] < 0.9 * off[2], "better than without calibration on the same path"
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from test_calibrate_forecast import calibrated, ONE, OTHER
+calibrated(Path({path!r}), prompts=[ONE, OTHER])
+"""
+
+
+def test_processes_share_the_samples(tmp_path):
+    alone, shared = tmp_path / "alone.json", tmp_path / "shared.json"
+    calibrated(alone, prompts=[ONE, OTHER])
+    code = textwrap.dedent(SCRIPT).format(tests=os.path.dirname(__file__), path=str(shared))
+    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29519"}
+    started = [subprocess.Popen([sys.executable, "-c", code], env={**environment, "RANK": str(r)}) for r in (0, 1)]
+    assert [p.wait(timeout=300) for p in started] == [0, 0]
+    assert said(shared) == said(alone)
+    assert list(tmp_path.glob("*.part*")) == []
+
+
+def test_on_the_command_line(tmp_path):
+    from test_cli import PROMPT, run
+
+    path = tmp_path / "forecast.json"
+    common = ["-p", PROMPT, "--steps", "6"]
+    assert "Usage" in run("calibrate", "forecast", "--help").output
+    made = run("calibrate", "forecast", *common, "--tails", "1", "--no-trials", "--out", str(path))
+    assert made.exit_code == 0, made.output
+    # One run of two branches, and four steps again from step 2 on.
+    assert "1 samples, 20 forwards" in " ".join(made.output.split())
+    assert set(json.loads(path.read_text())["samples"].popitem()[1]["gains"]) == {"2"}
+    out = tmp_path / "clip.gif"
+    result = run("generate", PROMPT, "-m", f"Forecast(artifact='{path}', budget=4)", "--steps", "6", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    refused = run("calibrate", "forecast", *common, "--bands", "2", "--out", str(path))
+    assert refused.exit_code == 2
+    assert "another bands" in " ".join(refused.output.split())
+    assert run("calibrate", "forecast", *common, "--keep", "disk").exit_code == 2
