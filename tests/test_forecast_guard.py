@@ -17,7 +17,7 @@ from vaccel import artifacts
 from vaccel.actions import Weights
 from vaccel.gram import outputs
 from vaccel.integrations.schedulers import flow_of, with_response
-from vaccel.methods.forecast import calibration
+from vaccel.methods.forecast import _Fit, calibration
 
 PATH = (0, 1, 3, 6, 8)
 
@@ -122,6 +122,13 @@ def test_a_guarded_run_is_replayed_bit_for_bit():
         assert torch.equal(tiny.latents(pipe, steps=STEPS, seed=SEED), actual)
         assert handle.trace.timeline() == trace.timeline()
         assert handle.trace.notes == []
+
+
+def test_behind_the_last_step_nothing_grows():
+    known = calibration(artifact("unipc", tails=4))
+    fit = _Fit(known, "channel", 2, None)
+    assert fit.error((3, 1), STEPS) == known.gram.deviation((3, 1), STEPS) > 0
+    assert fit.error((3, 1), STEPS - 1) == known.gains[-1] * known.gram.deviation((3, 1), STEPS - 1) > 0
 
 
 def test_what_is_computed_beyond_the_path_is_reckoned_with():

@@ -16,7 +16,7 @@ from ..actions import Forecast as Forecasting
 from ..flow import Flow, damped
 from ..gram import Gram, Plan
 from .base import Method, Observation, Policy, RunInfo, Step, require
-from .lemica import PUBLISHED, _steps
+from .lemica import PUBLISHED, LeMiCa, _steps
 from .schedule import DAMPING
 
 Response = tuple[tuple[float, ...], ...]
@@ -62,11 +62,7 @@ class Forecast(Method):
     """
 
     id: ClassVar[str] = "forecast"
-    presets: ClassVar = {
-        f"{model}-{budget}": {"full_steps": _steps(text), "num_steps": steps}
-        for model, (steps, budgets) in PUBLISHED.items()
-        for budget, text in budgets.items()
-    }
+    presets: ClassVar = LeMiCa.presets
 
     full_steps: tuple[int, ...]
     num_steps: int
