@@ -8,6 +8,7 @@ prompts that reach a PSNR.  ``memory``: bytes held.  Each writes its JSON under 
 from __future__ import annotations
 
 import gc
+import json
 import statistics
 import tempfile
 import time
@@ -32,6 +33,7 @@ from vaccel.evaluate import metrics
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 Prompts = Annotated[int, typer.Option(help="Held-out captions.")]
 SHIPPED = demo.family.shipped_folder() / "forecast.json"
+SETTINGS = ("UniPC", "Euler", "DPM++", "guidance 1", "guidance 7", "DDIM, v_prediction", "DDIM, epsilon")
 STEPS, BUDGETS = 50, (17,)
 FOREIGN = (
     "a dog runs over a field",
@@ -99,8 +101,20 @@ class Predicting(WanTransformer3DModel):
 Predicting.__name__ = "WanTransformer3DModel"  # the class its family is known by
 
 
+class Diffusion(DDIMScheduler):
+    """DDIM, with what Wan's pipeline asks of a scheduler."""
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """It keeps no index."""
+
+    @property
+    def sigmas(self) -> torch.Tensor:
+        """The pipeline tells caches of other libraries the noise of a step; nothing here reads it."""
+        return torch.cat([self.timesteps / 1000, torch.zeros(1)])
+
+
 def _diffusion(bench: Bench, kind: str) -> None:
-    scheduler = DDIMScheduler(prediction_type=kind, beta_schedule="scaled_linear", clip_sample=False,
+    scheduler = Diffusion(prediction_type=kind, beta_schedule="scaled_linear", clip_sample=False,
                               set_alpha_to_one=True, timestep_spacing="trailing")  # fmt: skip
     bench.pipe.scheduler = scheduler
     model = bench.pipe.transformer
@@ -108,31 +122,37 @@ def _diffusion(bench: Bench, kind: str) -> None:
     model.kind, model.cumulative = kind, scheduler.alphas_cumprod
 
 
-def _settings() -> Iterator[tuple[str, Bench]]:
-    yield "UniPC, guidance 4", Bench()
-    bench = Bench()
-    bench.pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    yield "Euler", bench
-    bench = Bench()
-    bench.pipe.scheduler = DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, algorithm_type="dpmsolver++"
-    )
-    yield "DPM++", bench
-    yield "guidance 1", Bench(guidance_scale=1.0)
-    yield "guidance 7", Bench(guidance_scale=7.0)
-    for kind in ("v_prediction", "epsilon"):
-        bench = Bench()
-        _diffusion(bench, kind)
-        yield f"DDIM, {kind}", bench
+def _solver(bench: Bench, name: str) -> None:
+    if name == "Euler":
+        bench.pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    elif name == "DPM++":
+        bench.pipe.scheduler = DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, algorithm_type="dpmsolver++"
+        )
+    elif name.startswith("DDIM"):
+        _diffusion(bench, name.split(", ")[1])
+
+
+def _settings(only: list[str] | None) -> Iterator[tuple[str, Bench]]:
+    for name in only or SETTINGS:
+        bench = Bench(**({"guidance_scale": float(name.split()[1])} if name.startswith("guidance") else {}))
+        _solver(bench, name)
+        yield name, bench
 
 
 @app.command()
-def settings(prompts: Prompts = 4, threads: int = 1) -> None:
+def settings(
+    prompts: Prompts = 4,
+    threads: int = 1,
+    only: Annotated[list[str] | None, typer.Option(help="A setting; may be given again.")] = None,
+    log: Annotated[Path, typer.Option(help="One JSON line a row.")] = Path("out/forecast_settings.jsonl"),
+) -> None:
     """Other solvers, guidance scales and kinds of prediction, two runs each to calibrate."""
     torch.set_num_threads(threads)
-    captions, table = held_out_captions(prompts), []
+    captions = held_out_captions(prompts)
+    log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        for number, (name, bench) in enumerate(_settings()):
+        for number, (name, bench) in enumerate(_settings(only)):
             path, began = Path(folder) / f"{number}.json", time.perf_counter()
             calibrate_forecast(bench.pipe, calibration_captions(2), path, call=bench.call, tails=0, trials=())
             seconds = time.perf_counter() - began
@@ -142,8 +162,16 @@ def settings(prompts: Prompts = 4, threads: int = 1) -> None:
                 row["Forecast"] = bench.under(vaccel.Forecast.load(path, budget), captions, full)
                 row["without calibration"] = bench.under(vaccel.Forecast.shaped(STEPS, budget), captions, full)
                 row["fewer steps"] = bench.fewer(budget, captions, full)
-                table.append(row)
+                with log.open("a") as f:
+                    f.write(json.dumps(row) + "\n")
                 print(name, budget, {k: round(v["psnr"], 1) for k, v in row.items() if isinstance(v, dict)}, flush=True)
+    write_settings(log)
+
+
+@app.command()
+def write_settings(log: Path = Path("out/forecast_settings.jsonl")) -> None:
+    """The JSON of what the log holds."""
+    table = [json.loads(line) for line in log.read_text().splitlines()]
     print(results.write("forecast_settings", {"table": table}, command="measure_auto.py settings"))
 
 

@@ -11,6 +11,8 @@ import re
 import sys
 from pathlib import Path
 
+import readme_forecast
+
 from vaccel.ops._dispatch import ONE_OPERATION
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -244,7 +246,8 @@ def fill(text: str) -> str:
     """The README with every generated part made anew."""
 
     def make(match: re.Match) -> str:
-        return f"<!-- figures: {match[1]} -->\n{globals()[match[1]]()}\n<!-- end -->"
+        made = globals().get(match[1]) or getattr(readme_forecast, match[1])
+        return f"<!-- figures: {match[1]} -->\n{made()}\n<!-- end -->"
 
     return re.sub(r"<!-- figures: (\w+) -->\n.*?<!-- end -->", make, text, flags=re.DOTALL)
 
