@@ -74,7 +74,7 @@ def forecast_variants() -> str:
     exact = _read("cpu/lemica_cost")["variants"]["exact"]["forwards"]
     beside = f"; LeMiCa's exact calibration takes {exact}"
     note = (
-        f"Forecast is K = 2, per channel, the sum of squares, {cost['samples']} samples. A sample takes "
+        f"Forecast is K = 2, per channel, lexicographic minimax, {cost['samples']} samples. A sample takes "
         f"{cost['forwards_recording']} forwards ({_middle(cost['seconds_recording'])} s), with replays for the gains "
         f"{_middle(cost['forwards'])} ({_middle(cost['seconds'])} s){beside}. "
     )
