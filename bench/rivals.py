@@ -140,6 +140,8 @@ def sea_cache(budget: int) -> list[Option]:
     """The residual extrapolated (order 1); how long it retains and how many it may skip in a row matter to it."""
     start = "diffusers.SeaCache(threshold={}, residual_order=1, retention_steps="
     pairs = [(r, k) for r in ((3, 5) if budget > 9 else (2, 3)) for k in (_gap(budget, r), 2 * _gap(budget, r) + 2)]
+    if budget > 22:
+        pairs.append((5, 6))  # what is best at 22; rarer and longer stretches are worse here
     return [Knob(f"{start}{r}, max_consecutive_cached={k})", 0.08, 3.0) for r, k in pairs]
 
 

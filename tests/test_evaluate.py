@@ -134,7 +134,9 @@ def test_the_report_stands_alone(comparison, wan, small, tmp_path):
     assert {e["contender"] for e in data["summary"]} == {r.contender for r in comparison.rows}
     for label in data["summary"]:
         assert label["contender"].replace("'", "&#39;") in page
-    assert page.count("data:image/png;base64,") == len(comparison.clips)
+    differing = [r for r in comparison.rows if r.psnr < math.inf]  # each has a pair under "Where it fails"
+    assert len(differing) == 3
+    assert page.count("data:image/png;base64,") == len(comparison.clips) + 2 * len(differing)
     assert page.count("<svg") == 2
     assert not re.search(r'(src|href)="(?!data:|#)', page), "the page fetches something"
     assert (tmp_path / "contact_sheet_0.png").stat().st_size > 1000

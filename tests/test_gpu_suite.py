@@ -36,8 +36,9 @@ def ran(suite, folder, part, *options):
 @pytest.mark.filterwarnings("ignore:vaccel")
 def test_graphs(suite, tmp_path):
     data = ran(suite, tmp_path, "graphs")
-    assert {"Full", "Rescale", "Small", "Residual blocks", "Residual output"} == set(data["steps_ms"]["eager"])
-    assert data["steps_seen"]["eager"]["steps"] == 17
+    steps = {"Full", "Rescale", "Small", "Residual blocks", "Residual output", "Forecast"}
+    assert steps == set(data["steps_ms"]["eager"])
+    assert data["steps_seen"]["eager"]["steps"] == 21
     assert set(data["launches"]) == set(vaccel.ops.__all__) - {"native", "accumulate_and_test"}
 
 
