@@ -20,8 +20,8 @@ from rivals import STEPS, Reader
 
 from vaccel import artifacts, demo
 from vaccel.calibrate import calibrate_forecast
+from vaccel.calibration import Calibration, packed
 from vaccel.demo.family import calibration_captions
-from vaccel.methods.forecast import Calibration, packed, unpacked
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 Out = Annotated[Path, typer.Option(help="Folder of the calibrations.")]
@@ -66,9 +66,8 @@ def text_of(name: str, budget: int) -> str:
 def collapsed(path: Path, out: Path, *, gains: bool = True) -> None:
     """The same calibration without frequency bands: the bands are orthogonal, so their products add up."""
     data = artifacts.read(path, "forecast")
-    first = next(iter(data["samples"].values()))
-    groups, steps = data["bands"] * first["channels"], data["num_steps"]
-    products = unpacked(data["products"], groups, steps).reshape(data["bands"], -1, steps, steps).sum(axis=0)
+    known = Calibration(data, "")
+    products = known.gram.products.sum(axis=0) * len(data["samples"])
     own = {key: {**s, "bands": 1, "gains": s["gains"] if gains else {}} for key, s in data["samples"].items()}
     artifacts.write(out, {**data, "bands": 1, "samples": own, "products": packed(products)})
 

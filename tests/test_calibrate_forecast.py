@@ -24,7 +24,7 @@ import vaccel
 from vaccel import artifacts
 from vaccel.calibrate import calibrate_forecast
 from vaccel.calibrate import forecast as module
-from vaccel.methods.forecast import TYPICAL_GAIN, calibration
+from vaccel.calibration import TYPICAL_GAIN, calibration
 
 OTHER = "a blue dog sleeps"
 
@@ -135,7 +135,10 @@ def test_trials_are_runs_as_forecast_makes_them(tmp_path):
         assert predicted == pytest.approx(method.predicted, rel=1e-9)
         with vaccel.accelerate(pipe, method):
             error = float((clip() - plain).square().mean())
-        assert psnr == pytest.approx(-10 * math.log10(error), abs=1e-3)
+        assert psnr == pytest.approx(-10 * math.log10(error), rel=1e-9)
+    tails = sum(STEPS - int(j) for j in sample["gains"])
+    assert sample["forwards"] == 2 * (STEPS + tails + STEPS + 4 + 6), "the trials' full run and theirs are counted"
+    assert sample["seconds"] > sample["seconds_recording"] > 0
 
 
 def test_what_a_psnr_is_told_from(tmp_path):

@@ -12,7 +12,7 @@ import vaccel
 ROOT = Path(vaccel.__file__).parent
 FLOORS = [
     ("reference", "ops", "schedules"),
-    ("actions", "trace", "readings", "buffers", "artifacts", "flow", "gram"),
+    ("actions", "trace", "readings", "buffers", "artifacts", "flow", "gram", "calibration"),
     ("methods", "families"),
     ("views", "models", "modulations", "engine", "memory", "graphs", "attention", "fingerprints", "states",
      "past", "trajectory", "experts", "expert_files", "expert_weights"),

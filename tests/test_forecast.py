@@ -20,7 +20,7 @@ from test_oracle import ONE, SEED, TOLERANCE
 import vaccel
 from vaccel import actions, artifacts
 from vaccel.actions import Weights
-from vaccel.methods.forecast import calibration
+from vaccel.calibration import calibration
 
 TWO = ["a red cat runs", "a blue dog sleeps"]
 PATH = (0, 2, 4, 5, 8)  # forecasts from one velocity, and from two at various distances

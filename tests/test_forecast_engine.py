@@ -17,6 +17,7 @@ from test_oracle import ONE, SEED
 import vaccel
 from vaccel import flow
 from vaccel.flow import Flow
+from vaccel.integrations.schedulers import flow_of
 from vaccel.methods.recording import Recording
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -174,9 +175,10 @@ def test_a_recording_changes_nothing_and_has_every_velocity(solver, guidance):
         with vaccel.accelerate(pipe, Recording(keep=keep)) as handle:
             assert torch.equal(tiny.latents(pipe, prompt, steps=STEPS, seed=SEED, guidance=guidance), plain)
             assert handle.trace.timeline() == "F" * STEPS
-            velocities = handle.trace.delivered
+            velocities, path = handle.trace.delivered
             assert "delivered" not in handle.trace.to_json()
             recorded[keep] = velocities.clone()
+            assert path.levels == flow_of(pipe.scheduler).levels
             axis = handle.family.channel_axis
     assert torch.equal(*recorded.values())
     assert velocities.shape == (STEPS, *plain.shape) if solver != "qwen" else (STEPS, 2, 6, 16)
@@ -197,7 +199,7 @@ def test_a_run_that_stops_delivers_nothing(wan):
             tiny.latents(wan, ONE, callback_on_step_end=stop)
         assert handle.trace.delivered is None
         tiny.latents(wan, ONE)
-        assert len(handle.trace.delivered) == 12
+        assert len(handle.trace.delivered.velocities) == 12
     with pytest.raises(ValueError, match="keep must be 'device' or 'host', got 'disk'"):
         Recording(keep="disk")
 
@@ -206,8 +208,9 @@ def test_velocities_in_half_precision_are_kept_in_single():
     pipe = tiny.wan_pipeline(transformer=tiny.wan_transformer().to(torch.bfloat16))
     with vaccel.accelerate(pipe, Recording()) as handle:
         tiny.latents(pipe, steps=STEPS, guidance=1.0)
-        assert handle.trace.delivered.dtype == torch.float32
-        assert torch.equal(handle.trace.delivered, handle.trace.delivered.bfloat16().float())
+        velocities = handle.trace.delivered.velocities
+        assert velocities.dtype == torch.float32
+        assert torch.equal(velocities, velocities.bfloat16().float())
     with vaccel.accelerate(pipe, vaccel.Forecast(PATH, STEPS)) as handle:
         assert torch.isfinite(tiny.latents(pipe, steps=STEPS)).all()
         latents = task_of("unipc").latents.numel()

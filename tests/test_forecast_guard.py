@@ -15,9 +15,9 @@ from test_oracle import ONE, SEED, TOLERANCE
 import vaccel
 from vaccel import artifacts
 from vaccel.actions import Weights
+from vaccel.calibration import calibration
 from vaccel.gram import outputs
 from vaccel.integrations.schedulers import flow_of, with_response
-from vaccel.methods.forecast import _Fit, calibration
 
 PATH = (0, 1, 3, 6, 8)
 
@@ -126,9 +126,8 @@ def test_a_guarded_run_is_replayed_bit_for_bit():
 
 def test_behind_the_last_step_nothing_grows():
     known = calibration(artifact("unipc", tails=4))
-    fit = _Fit(known, "channel", 2, None)
-    assert fit.error((3, 1), STEPS) == known.gram.deviation((3, 1), STEPS) > 0
-    assert fit.error((3, 1), STEPS - 1) == known.gains[-1] * known.gram.deviation((3, 1), STEPS - 1) > 0
+    assert known.error((3, 1), STEPS, "channel") == known.gram.deviation((3, 1), STEPS) > 0
+    assert known.error((3, 1), STEPS - 1, "channel") == known.gains[-1] * known.gram.deviation((3, 1), STEPS - 1) > 0
 
 
 def test_what_is_computed_beyond_the_path_is_reckoned_with():

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from vaccel import gram
+from vaccel.calibration import added, packed, unpacked
 from vaccel.gram import RIDGE, Gram, Plan, edge_errors, inner_products, low_frequencies, plans, states
-from vaccel.methods.forecast import packed, unpacked
 
 SIGMAS = (1.0, 0.93, 0.85, 0.7, 0.62, 0.45, 0.3, 0.18, 0.05, 0.0)
 STEPS = len(SIGMAS) - 1
@@ -309,10 +309,11 @@ def test_low_frequencies(size, share):
 
 def test_packed_is_exact():
     rng = np.random.default_rng(3)
-    for groups_, steps in [(1, 1), (3, 4), (8, 21)]:
-        products = rng.standard_normal((groups_, steps, steps)) * 10.0 ** rng.integers(-300, 300, (groups_, 1, 1))
-        products = products + products.transpose(0, 2, 1)
+    for shape in [(1, 1, 1), (3, 4, 4), (2, 4, 21, 21)]:
+        products = rng.standard_normal(shape) * 10.0 ** rng.integers(-300, 300, (*shape[:-2], 1, 1))
+        products = products + products.swapaxes(-1, -2)
         text = packed(products)
         assert isinstance(text, str)
-        np.testing.assert_array_equal(unpacked(text, groups_, steps), products)
+        np.testing.assert_array_equal(unpacked(text, shape), products)
+        np.testing.assert_array_equal(unpacked(added([text, packed(2 * products)]), shape), 3 * products)
     assert len(packed(np.ones((16, 50, 50)))) < 16 * 50 * 51 / 2 * 8 * 1.34, "half of a symmetric matrix"

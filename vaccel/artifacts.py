@@ -22,7 +22,12 @@ Fitted = tuple[tuple[str, Any], ...]
 
 
 def read(path: str | Path, method: str) -> dict[str, Any]:
-    """An artifact of ``method``.
+    """An artifact of ``method``.  Raises as ``read_sealed`` does."""
+    return read_sealed(path, method)[0]
+
+
+def read_sealed(path: str | Path, method: str) -> tuple[dict[str, Any], str]:
+    """An artifact of ``method``, and the digest that it is sealed with.
 
     Raises ``ValueError`` that says why for a file that is none, was cut short or was edited, ``FileNotFoundError`` for
     none at all.
@@ -36,9 +41,10 @@ def read(path: str | Path, method: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not a {method} artifact" + (f" but one of {found}" if found else ""))
     if data.get("schema") != SCHEMA:
         raise ValueError(f"{path} is of schema {data.get('schema')}, this vaccel reads schema {SCHEMA}: calibrate anew")
-    if data.pop("digest", None) != _digest(data):
+    seal = data.pop("digest", None)
+    if seal != _digest(data):
         raise ValueError(f"{path} was changed after the calibration wrote it: what it says was not measured")
-    return data
+    return data, seal
 
 
 def write(path: str | Path, data: dict[str, Any]) -> None:
@@ -66,11 +72,6 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def seal_of(path: str | Path) -> str:
-    """The digest that an artifact is sealed with."""
-    return json.loads(Path(path).read_text())["digest"]
 
 
 def pack(values: np.ndarray) -> str:

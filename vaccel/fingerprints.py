@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from .artifacts import Fitted, fitted
+from .artifacts import SCHEMA, Fitted, fitted
 
 
 def of_model(model: nn.Module) -> dict[str, str]:
@@ -20,6 +21,18 @@ def of_model(model: nn.Module) -> dict[str, str]:
 def of_scheduler(scheduler: Any) -> dict[str, Any]:
     """Class and configuration of a scheduler."""
     return {"class": type(scheduler).__name__, "config": json.loads(json.dumps(_config(scheduler), default=str))}
+
+
+def header(method: str, pipe: Any, call: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+    """What all samples of an artifact of ``method`` share: the model, the scheduler, the call's plain arguments."""
+    return {
+        "schema": SCHEMA,
+        "method": method,
+        **settings,
+        "model": of_model(pipe.transformer),
+        "scheduler": of_scheduler(pipe.scheduler),
+        "call": {k: v for k, v in call.items() if isinstance(v, (int, float, str, bool))},
+    }
 
 
 def differences(made_with: Fitted, transformer: nn.Module, scheduler: Any) -> list[str]:

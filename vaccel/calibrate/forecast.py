@@ -12,20 +12,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .. import artifacts
-from ..actions import Weights
+from .. import artifacts, fingerprints
+from ..actions import Action, Full, Weights
+from ..actions import Forecast as Forecasting
 from ..api import accelerate
 from ..buffers import Buffers
+from ..calibration import Calibration, added, sample_of
 from ..families import find
 from ..flow import Flow
-from ..gram import Gram, inner_products, outputs
+from ..gram import Plan
 from ..integrations.auto import Stopwatch
-from ..methods.forecast import OBJECTIVE, Calibration, Forecast, packed, unpacked
-from ..methods.recording import Recording
+from ..methods import Forecast, Method, Recording, Schedule
+from ..methods.recording import Recorded
 from ..models import Call
 from ..past import Past
 from .replay import StandIn
-from .samples import Progress, Samples, header, prompts_encoded_once, sample, silent
+from .samples import Progress, Samples, prompts_encoded_once, sample, silent
 
 #: Shares of the run where a deviation is made to see what it grows to: close where it grows most.
 POSITIONS = (0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.26, 0.36, 0.52, 0.76)
@@ -69,7 +71,7 @@ def calibrate_forecast(
     if bands == 2 and not find(pipe.transformer).spatial:
         raise ValueError("bands=2 needs latents with rows and columns; this model's are packed into tokens")
     steps = int(call["num_inference_steps"])
-    samples = Samples(Path(path), header(pipe, Forecast.id, call, num_steps=steps, bands=bands))
+    samples = Samples(Path(path), fingerprints.header(Forecast.id, pipe, call, num_steps=steps, bands=bands))
     before = _added_up(samples)
     jobs = samples.jobs(prompts, list(seeds))
     chosen = _positions(steps, tails)
@@ -87,12 +89,11 @@ def calibrate_forecast(
             if data is None:
                 data = samples.data[key] = measuring.measured(wanted, told)
             if trials:
-                known = Calibration(samples._artifact(samples.data, before), "")
-                data["trials"] = measuring.trials(known, trials)
+                data |= measuring.tried(Calibration(samples.artifact(**before), ""), trials, data)
             samples.save(**before)
     with prompts_encoded_once(pipe):
         timed = _timed(pipe, prompts[0], seeds[0], call, steps) if trials and "times" not in before else {}
-    return samples.merge(lambda every: {**before, **_sum(every, before, steps), **timed})
+    return samples.merge(lambda every: {**before, **_sum(every, before), **timed})
 
 
 def _positions(steps: int, count: int) -> list[int]:
@@ -125,17 +126,10 @@ def _added_up(samples: Samples) -> dict[str, Any]:
     return {name: data[name] for name in ("products", "times") if name in data}
 
 
-def _sum(every: dict[str, dict[str, Any]], before: dict[str, Any], steps: int) -> dict[str, str]:
+def _sum(every: dict[str, dict[str, Any]], before: dict[str, Any]) -> dict[str, str]:
     """All samples' products in one, in the order of their keys; they are taken out of the samples."""
-    total = None
-    for _, data in sorted(every.items()):
-        if "products" in data:
-            groups = data["channels"] * data["bands"]
-            own = unpacked(data.pop("products"), groups, steps)
-            if total is None:
-                total = unpacked(before["products"], groups, steps) if "products" in before else np.zeros_like(own)
-            total = total + own
-    return {} if total is None else {"products": packed(total)}
+    own = [data.pop("products") for _, data in sorted(every.items()) if "products" in data]
+    return {"products": added([*([before["products"]] if "products" in before else []), *own])} if own else {}
 
 
 class _Sample:
@@ -149,105 +143,96 @@ class _Sample:
         """Levels, inner products, gains, and what that cost."""
         began = time.perf_counter()
         steps = int(self.call["num_inference_steps"])
-        total = steps + sum(steps - j for j in positions)
-        told(0, total)
-        final, velocities = self._in_full("latent")
-        family = find(self.pipe.transformer)
-        products = inner_products(velocities, family.channel_axis, self.bands)
-        self.gram = Gram(self.flow.levels, products, velocities[0, 0].numel())
-        recorded = time.perf_counter() - began
-        done, gains = steps, {}
+        done, total = 0, steps + sum(steps - j for j in positions)
+        told(done, total)
+        final, recorded = self._in_full("latent")
+        self.gram, data = sample_of(*recorded, find(self.pipe.transformer).channel_axis, self.bands)
+        data["seconds_recording"] = time.perf_counter() - began
+        done = steps
         for j in positions:
             told(done, total)
-            gains[str(j)] = self._gain(velocities, final, j)
+            data["gains"][str(j)] = self._gain(recorded, final, j)
             done += steps - j
         told(total, total)
-        return {
-            "levels": list(self.flow.levels), "channels": products.shape[1], "bands": self.bands,
-            "elements": self.gram.elements, "products": packed(products.reshape(-1, steps, steps)), "gains": gains,
-            "forwards": self.forwards, "seconds": time.perf_counter() - began, "seconds_recording": recorded,
-        }  # fmt: skip
+        return {**data, "forwards": self.forwards, "seconds": time.perf_counter() - began}
 
-    def trials(self, known: Calibration, shares: Sequence[float]) -> list[list[float]]:
-        """[predicted error, PSNR in dB of the decoded clip] at each budget."""
-        plans = known.plans(OBJECTIVE, 2, "channel", True)
-        full, _ = self._in_full("pt")
-        out = []
-        for budget in sorted(
-            {min(max(round(share * known.gram.num_steps), min(plans)), max(plans)) for share in shares}
-        ):
-            plan = plans[budget]
-            weights = _weights_of(known.gram, plan.full_steps, self.flow)
-            with StandIn(self.pipe, _Planned(self, set(plan.full_steps), weights)):
-                clip = self._run("pt")
+    def tried(self, known: Calibration, shares: Sequence[float], data: dict[str, Any]) -> dict[str, Any]:
+        """[predicted error, PSNR in dB of the decoded clip] at each budget; and what the sample has cost with it."""
+        began, before = time.perf_counter(), self.forwards
+        plans, steps = known.plans(), known.gram.num_steps
+        full, recorded = self._in_full("pt")
+        trials = []
+        for budget in sorted({min(max(round(share * steps), min(plans)), max(plans)) for share in shares}):
+            clip, _ = self._with(Schedule.from_actions(_actions(known, plans[budget], recorded.flow)), "pt")
             error = float((clip.double() - full.double()).square().mean())
             if error > 0:
-                out.append([plan.predicted, -10 * math.log10(error)])
-        return out
+                trials.append([plans[budget].predicted, -10 * math.log10(error)])
+        seconds = data["seconds"] + time.perf_counter() - began
+        return {"trials": trials, "forwards": data["forwards"] + self.forwards - before, "seconds": seconds}
 
-    def _in_full(self, output: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _in_full(self, output: str) -> tuple[torch.Tensor, Recorded]:
         """The run in full: what it makes, and its velocities."""
-        with accelerate(self.pipe, Recording(self.keep)) as handle:
+        return self._with(Recording(self.keep), output)
+
+    def _with(self, method: Method, output: str) -> tuple[torch.Tensor, Any]:
+        """What a run by this method makes, and what the method delivers."""
+        with accelerate(self.pipe, method) as handle:
             made = self._run(output).clone()
-            self.flow = handle._session.run.past.flow
             self.forwards += handle.trace.calls["large"]
             return made, handle.trace.delivered
 
     def _run(self, output: str) -> torch.Tensor:
         return sample(self.pipe, self.prompt, self.seed, self.call, output=output)
 
-    def _gain(self, velocities: torch.Tensor, final: torch.Tensor, j: int) -> float:
+    def _gain(self, recorded: Recorded, final: torch.Tensor, j: int) -> float:
         """By what a deviation at step j, of step j - 1 forecast, has grown when the run is over."""
         known = tuple(range(j - 2, max(j - 4, -1), -1))
-        weights = {j - 1: Weights(self.gram.weights(known, j - 1))}
-        replay = _Planned(self, set(range(self.flow.num_steps)) - {j - 1}, weights, velocities, j)
+        replay = _Replay(recorded, j, Weights(self.gram.weights(known, j - 1)))
         with StandIn(self.pipe, replay):
             ended = self._run("latent")
+        self.forwards += replay.forwards
         error = float((ended.double() - final.double()).square().mean().sqrt())
         return error / max(self.gram.deviation(known, j), 1e-12)
 
 
-class _Planned:
-    """Stands in for an engine's run: some steps forecast, those before ``computed`` as recorded, the rest computed."""
+class _Replay:
+    """Stands in for an engine's run: as recorded up to step j - 1, which is forecast, and computed from j on."""
 
-    def __init__(
-        self, measured: _Sample, full: set[int], weights: dict[int, Weights],
-        velocities: torch.Tensor | None = None, computed: int = 0,
-    ):  # fmt: skip
-        self.measured, self.full, self.weights = measured, full, weights
-        self.velocities, self.computed = velocities, computed
-        self.past = Past(Buffers(), measured.flow, 5, False)
-        self.index, self.calls = -1, 0
+    def __init__(self, recorded: Recorded, j: int, weights: Weights):
+        self.recorded, self.j, self.weights = recorded, j, weights
+        self.past = Past(Buffers(), recorded.flow, len(weights.values), False)
+        self.index, self.calls, self.forwards = -1, 0, 0
 
     def call(self, index: int, call: Call) -> torch.Tensor:
         if index != self.index:
             self.index, self.calls = index, 0
         self.calls += 1
-        if index not in self.full:
-            return self.past.forecast(index, call, self.weights[index])
-        if index < self.computed:
-            prediction = self._recorded(index, call)
-        else:
-            prediction = call.stage.large.full(call.inputs)
-            self.measured.forwards += 2 if call.batched else 1
+        if index >= self.j:
+            self.forwards += 2 if call.batched else 1
+            return call.stage.large.full(call.inputs)
+        if index == self.j - 1:
+            return self.past.forecast(index, call, self.weights)
+        prediction = self._as_recorded(index, call)
         self.past.remember(index, call, prediction)
-        if index in self.weights:
-            return self.past.forecast(index, call, self.weights[index])
         return prediction
 
-    def _recorded(self, index: int, call: Call) -> torch.Tensor:
+    def _as_recorded(self, index: int, call: Call) -> torch.Tensor:
         """The guided prediction for every branch: whatever guidance is made of equal ones is that one."""
-        velocity = self.velocities[index].to(call.x.device, call.x.dtype)
+        velocities, flow = self.recorded
+        velocity = velocities[index].to(call.x.device, call.x.dtype)
         velocity = velocity.repeat(len(call.x) // len(velocity), *[1] * (velocity.ndim - 1))
-        if self.measured.flow.scales is None:
+        if flow.scales is None:
             return velocity
-        of_prediction, of_x = self.measured.flow.scales[index]
+        of_prediction, of_x = flow.scales[index]
         return (velocity - of_x * call.x) / of_prediction
 
 
-def _weights_of(gram: Gram, path: Sequence[int], flow: Flow) -> dict[int, Weights]:
-    """What ``Forecast`` gives a solver along a path, where that is not the model's own output."""
+def _actions(known: Calibration, plan: Plan, flow: Flow) -> list[Action]:
+    """What ``Forecast`` does along a path, step by step."""
+    path = plan.full_steps
     if flow.response is not None:
-        return {step: Weights(values) for step, values in outputs(gram, path, flow.response).items()}
-    before = {i: tuple(f for f in reversed(path) if f < i)[:2] for i in range(gram.num_steps) if i not in path}
-    return {i: Weights(gram.weights(known, i)) for i, known in before.items()}
+        given = known.given(path, flow.response)
+    else:
+        skipped = [i for i in range(flow.num_steps) if i not in path]
+        given = {i: known.weights(tuple(f for f in reversed(path) if f < i)[:2], i) for i in skipped}
+    return [Full(given.get(i)) if i in path else Forecasting(given[i]) for i in range(flow.num_steps)]

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .. import artifacts
+from .. import artifacts, fingerprints
 from ..methods.lemica import LeMiCa
 from .replay import Record, Replayer, Reuse, Stretch, Tails
-from .samples import Progress, Samples, header, silent
+from .samples import Progress, Samples, silent
 
 
 def calibrate_lemica(
@@ -56,7 +56,7 @@ def calibrate_lemica(
         raise ValueError(f"max_gap must be >= 2 and batch >= 1, got {max_gap} and {batch}")
     settings = {"reuse": reuse, "max_gap": max_gap, "compare": compare, "tails": tails, "stride": stride,
                 "hopeless": hopeless, "num_steps": int(call["num_inference_steps"])}  # fmt: skip
-    samples = Samples(Path(path), header(pipe, LeMiCa.id, call, **settings))
+    samples = Samples(Path(path), fingerprints.header(LeMiCa.id, pipe, call, **settings))
     output = "latent" if compare == "latents" else "pt"
     jobs = samples.jobs(prompts, list(seeds))
     with Replayer(pipe, call, small=small, reuse=reuse, tails=tails, stride=stride, output=output,

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from .. import ops
+from .. import fingerprints, ops
 from ..buffers import Buffers
 from ..methods.mixcache import MixCache
 from ..models import Call
 from ..states import States
 from .replay import StandIn
-from .samples import Progress, Samples, header, prompts_encoded_once, sample, silent
+from .samples import Progress, Samples, prompts_encoded_once, sample, silent
 
 #: A run has settled where the output's change is within this of its mean over the five steps before.
 SETTLED = 0.2
@@ -50,7 +50,7 @@ def calibrate_mixcache(
     """
     depth = len(StandIn(pipe, None).blocks)
     chosen = MixCache(candidates=candidates).keeps_states(depth)
-    samples = Samples(Path(path), header(pipe, MixCache.id, call, candidates=list(chosen)))
+    samples = Samples(Path(path), fingerprints.header(MixCache.id, pipe, call, candidates=list(chosen)))
     with prompts_encoded_once(pipe):
         return samples.fill(
             prompts, list(seeds), lambda prompt, seed: _profile(pipe, prompt, seed, call, chosen),

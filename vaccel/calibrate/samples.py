@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .. import artifacts, fingerprints
+from .. import artifacts
 
 #: (units of work done, in all, what is being done)
 Progress = Callable[[int, int, str], None]
@@ -20,18 +20,6 @@ Progress = Callable[[int, int, str], None]
 
 def silent(done: int, total: int, what: str) -> None:
     """A progress that nobody watches."""
-
-
-def header(pipe: Any, method: str, call: dict[str, Any], **settings: Any) -> dict[str, Any]:
-    """What all samples of an artifact share: the model, the scheduler, the plain arguments of the call."""
-    return {
-        "schema": artifacts.SCHEMA,
-        "method": method,
-        **settings,
-        "model": fingerprints.of_model(pipe.transformer),
-        "scheduler": fingerprints.of_scheduler(pipe.scheduler),
-        "call": {k: v for k, v in call.items() if isinstance(v, (int, float, str, bool))},
-    }
 
 
 class Samples:
@@ -76,7 +64,12 @@ class Samples:
 
     def save(self, **fields: Any) -> None:
         """Writes all samples so far, and what was made of them."""
-        artifacts.write(self.own, self._artifact(self.data, fields))
+        artifacts.write(self.own, self.artifact(**fields))
+
+    def artifact(self, **fields: Any) -> dict[str, Any]:
+        """All samples so far as an artifact has them, and the fields that were made of them."""
+        ordered = {key: self.data[key] for key in sorted(self.data)}
+        return {**self.header, "prompts": hash_of("\n".join(ordered)), "samples": ordered, **fields}
 
     def merge(self, make: Callable[[dict[str, Any]], dict[str, Any]] = lambda samples: {}) -> dict[str, Any]:
         """The whole artifact once every process is done; ``make`` gives the fields that come from all samples."""
@@ -86,17 +79,13 @@ class Samples:
             if self.rank == 0:
                 for part in parts:
                     self.data |= self._checked(part) if part.exists() else {}
-                artifacts.write(self.path, self._artifact(self.data, make(self.data)))
+                artifacts.write(self.path, self.artifact(**make(self.data)))
                 for part in parts:
                     part.unlink(missing_ok=True)
             self._barrier()
         else:
             self.save(**make(self.data))
         return artifacts.read(self.path, self.header["method"])
-
-    def _artifact(self, samples: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-        ordered = {key: samples[key] for key in sorted(samples)}
-        return {**self.header, "prompts": hash_of("\n".join(ordered)), "samples": ordered, **fields}
 
     def _checked(self, file: Path) -> dict[str, Any]:
         old = artifacts.read(file, self.header["method"])

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import ops
+from .. import fingerprints, ops
 from ..families import find
-from .samples import Progress, Samples, header, silent
+from .samples import Progress, Samples, silent
 
 DEGREE = 4
 
@@ -32,7 +32,7 @@ def calibrate_teacache(
     after each sample: run again with the same arguments, it goes on where it stopped.  Raises ``ValueError`` when
     ``path`` holds a calibration of something else.
     """
-    samples = Samples(Path(path), header(pipe, "teacache", call, retention=retention))
+    samples = Samples(Path(path), fingerprints.header("teacache", pipe, call, retention=retention))
     return samples.fill(
         prompts, list(seeds), lambda prompt, seed: _sample(pipe, prompt, seed, call, retention),
         lambda every: _fit(every, retention), progress,

@@ -18,12 +18,12 @@ import torch
 
 from .. import artifacts, fingerprints
 from ..actions import Full
+from ..calibration import added, calibration, sample_of
 from ..families import Family
 from ..flow import Flow
-from ..gram import inner_products
 from ..methods import Auto, Forecast, Method, Recording
 from ..methods.auto import Candidate
-from ..methods.forecast import calibration, packed, unpacked
+from ..methods.recording import Recorded
 from ..trace import Trace
 
 _now = time.perf_counter
@@ -106,7 +106,7 @@ class Pilot:
         self.auto, self.transformer, self.family = auto, transformer, family
         self.watch = watch
         self._runs: list[Trace] = []
-        self._candidates: tuple[Any, list[Candidate]] | None = None  # and what they were made of
+        self._candidates: tuple[Any, Any, list[Candidate]] | None = None  # behind what they were made of
         self._times: dict[str, list[float]] = {"full": [], "skipped": [], "beside": []}
         self._file: Path | None = None
 
@@ -132,12 +132,13 @@ class Pilot:
 
     def _candidates_of(self, pipe: Any, paths: list[str], num_steps: int) -> list[Candidate]:
         """Those that fit this pipeline; worked out once for every state of the files."""
-        key = [(path, Path(path).stat().st_mtime_ns) for path in paths], num_steps, id(pipe.scheduler)
-        if self._candidates is None or self._candidates[0] != key:
+        files = [(path, Path(path).stat().st_mtime_ns) for path in paths], num_steps
+        kept = self._candidates
+        if kept is None or kept[0] is not pipe.scheduler or kept[1] != files:
             found = self.auto.candidates(paths, num_steps)
             fitting = [c for c in found if self.auto.allow_mismatch or not self._differences(pipe, c.method)]
-            self._candidates = key, fitting
-        return self._candidates[1]
+            self._candidates = kept = pipe.scheduler, files, fitting
+        return kept[2]
 
     def _chosen(self, candidates: list[Candidate], steps: int) -> tuple[Method, list[str]]:
         times = self._known_times(candidates[0].method)
@@ -217,29 +218,22 @@ class Pilot:
             warnings.warn(f"vaccel: {error}; it counts for nothing", stacklevel=2)
             return None
 
-    def learn(self, pipe: Any, trace: Trace, flow: Flow) -> None:
+    def learn(self, pipe: Any, trace: Trace) -> None:
         """Adds a recorded run to what is known, in the cache folder."""
-        velocities: torch.Tensor = trace.delivered
+        recorded: Recorded = trace.delivered
         trace.delivered = None
-        if not bool(torch.isfinite(velocities).all()):
-            warnings.warn("vaccel: this run's outputs are not finite: nothing is learnt from it", stacklevel=2)
+        try:
+            _, data = sample_of(*recorded, self.family.channel_axis, bands=1)
+        except ValueError as error:
+            warnings.warn(f"vaccel: {error}", stacklevel=2)
             return
-        steps = len(velocities)
-        products = inner_products(velocities, self.family.channel_axis, 1)
-        own = packed(products.reshape(-1, steps, steps))
-        sample = {"levels": list(flow.levels), "channels": products.shape[1], "bands": 1, "gains": {}}
-        sample |= {"elements": velocities[0, 0].numel(), "forwards": trace.calls["large"]}
-        header = {
-            "schema": artifacts.SCHEMA, "method": Forecast.id, "num_steps": steps, "bands": 1, "call": {},
-            "model": fingerprints.of_model(self.transformer), "scheduler": fingerprints.of_scheduler(pipe.scheduler),
-        }  # fmt: skip
+        products = [data.pop("products")]
         samples: dict[str, Any] = {}
         if before := self._learnt():
-            samples = dict(before["samples"])
-            groups = products.shape[0] * products.shape[1]
-            own = packed(unpacked(before["products"], groups, steps) + unpacked(own, groups, steps))
-        samples[f"run-{len(samples)}"] = sample
-        artifacts.write(self._file, {**header, "samples": samples, "products": own})
+            samples, products = dict(before["samples"]), [before["products"], *products]
+        samples[f"run-{len(samples)}"] = {**data, "forwards": trace.calls["large"]}
+        header = fingerprints.header(Forecast.id, pipe, {}, num_steps=recorded.flow.num_steps, bands=1)
+        artifacts.write(self._file, {**header, "samples": samples, "products": added(products)})
         trace.notes.append(f"Auto: what this run taught is kept in {self._file}")
 
 

@@ -104,7 +104,7 @@ class Session:
         self._hooks = [_Hook(self, i) for i in range(len(transformers))]
         self.pilot: Pilot | None = None
         self.watch: Stopwatch | None = None
-        self._responding: tuple[Any, Flow] | None = None
+        self._responding: tuple[Any, Flow, Flow] | None = None  # scheduler and flow; the flow with its response
         self._had: list[tuple[bool, bool]] = []
         self.experts: Experts | None = None
         self._sampler: ExpertScheduler | None = None
@@ -195,7 +195,7 @@ class Session:
         if self.watch is not None and run.trace.finished:
             self.watch.mark(call.x.device)
             if self.pilot is not None and isinstance(run.method, Recording):
-                self.pilot.learn(self._pipe(), run.trace, run.past.flow)
+                self.pilot.learn(self._pipe(), run.trace)
         if self.experts is not None and run.trace.finished:
             self.experts.rest()
         return (output,) if as_tuple else _output(output)
@@ -272,10 +272,10 @@ class Session:
         flow = flow_of(scheduler, begin)
         if flow is None:
             return None
-        key = id(scheduler), flow
-        if self._responding is None or self._responding[0] != key:
-            self._responding = key, with_response(flow, scheduler, begin)
-        return self._responding[1]
+        kept = self._responding
+        if kept is None or kept[0] is not scheduler or kept[1] != flow:
+            self._responding = kept = scheduler, flow, with_response(flow, scheduler, begin)
+        return kept[2]
 
     def _check_experts(self, pipe: Any) -> list[str]:
         """What a trace should say of the experts' run.  Raises ``ValueError`` where there can be none."""

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from .. import artifacts
+from ..calibration import Calibration, calibration
 from ..gram import CORRECTING
 from .base import Method, Policy, RunInfo, require
-from .forecast import OBJECTIVE, Calibration, Forecast, calibration
+from .forecast import Forecast
 from .lemica import LeMiCa, edges, solve
 
 #: Root mean square of a normal deviation by its mean absolute value, which LeMiCa's calibration measures.
@@ -135,7 +136,7 @@ def _of(
     if isinstance(known, Calibration):
         if known.gram.num_steps != num_steps:
             return
-        for budget, plan in known.plans(OBJECTIVE, 2, "channel", True).items():
+        for budget, plan in known.plans().items():
             method = Forecast.load(path, budget, guard=guard, **options)
             yield Candidate(method, budget, plan.predicted, psnr(plan.predicted))
     elif known["num_steps"] == num_steps:

@@ -13,23 +13,14 @@ import numpy as np
 from .. import artifacts, gram
 from ..actions import Action, Full, Weights
 from ..actions import Forecast as Forecasting
+from ..calibration import MAX_GAP, OBJECTIVE, Calibration, Response, calibration
 from ..flow import Flow, damped
-from ..gram import Gram, Plan
 from .base import Method, Observation, Policy, RunInfo, Step, require
 from .lemica import PUBLISHED, LeMiCa, _steps
 from .schedule import DAMPING
 
-Response = tuple[tuple[float, ...], ...]
 #: Levels of two runs that differ by less are the same run's.
 SAME_LEVEL = 2e-3
-#: What a path is planned for unless asked otherwise.
-OBJECTIVE = "leximax"
-#: Longest stretch that is planned.
-MAX_GAP = 10
-#: By what a deviation of the latents has typically grown at the end, by the share of the run that is over when it
-#: arises; for calibrations without replays.  Measured on the family that ships with the package (``bench/results``).
-TYPICAL_GAIN = ((0.04, 15.0), (0.08, 13.0), (0.12, 10.0), (0.16, 5.2), (0.2, 4.2), (0.26, 2.2), (0.36, 1.8),
-                (0.52, 0.7), (0.76, 0.5), (1.0, 0.3))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +120,10 @@ class Forecast(Method):
                 f"Forecast.load needs a budget, how many of {known.gram.num_steps} steps are computed: "
                 f"{artifact} can make {min(plans)} to {max(plans)}, got {budget}"
             )
-        plan = plans[budget] if gain else known.at_the_end(plans[budget].full_steps, order, per)
+        plan = plans[budget]
         fields = {
             "order": order, "per": per, "artifact": str(artifact), "seal": known.seal, "fitted": known.fitted,
-            "max_error": max(plan.errors), "predicted": known.predicted(plan),
+            "max_error": max(plan.errors), "predicted": plan.predicted,
         }  # fmt: skip
         return cls(plan.full_steps, known.gram.num_steps, **{**fields, **overrides})
 
@@ -181,109 +172,20 @@ class Forecast(Method):
                     "forecast`), or pass allow_mismatch=True to the method"
                 )
         response = run.flow.response if run.flow is not None and self.corrects else None
-        return _Policy(self, _Fit(known, self.per, self.order, response), run)
-
-
-class Calibration:
-    """What a Forecast artifact says.
-
-    Attributes:
-        gram: the samples' inner products together.
-        gains: [T], by what a deviation has typically grown at the end: the samples' geometric mean.
-        curve: [(predicted error, PSNR in dB, its standard deviation)] of runs that were made to see; may be empty.
-        data: the artifact as it is.
-    """
-
-    def __init__(self, data: dict[str, Any], seal: str):
-        self.data, self.seal = data, seal
-        self.fitted = artifacts.fitted(data)[:2]  # the model; of the scheduler only the levels matter
-        samples = list(data["samples"].values())
-        levels = tuple(samples[0]["levels"])
-        bands, channels, steps = data["bands"], samples[0]["channels"], len(levels) - 1
-        kept = [data["products"]] if "products" in data else []
-        kept += [s["products"] for s in samples if "products" in s]  # not added up yet
-        products = sum(unpacked(text, bands * channels, steps) for text in kept) / len(samples)
-        self.gram = Gram(levels, products.reshape(bands, channels, steps, steps), samples[0]["elements"])
-        self.gains = gains_between([s["gains"] for s in samples if s.get("gains")], steps)
-        self.curve = sorted(
-            (predicted, psnr) for s in samples for predicted, psnr in s.get("trials", ()) if math.isfinite(psnr)
-        )
-        self._plans: dict[tuple, dict[int, Plan]] = {}
-
-    def plans(self, objective: str, order: int, per: str, gain: bool, max_gap: int = MAX_GAP) -> dict[int, Plan]:
-        """The best path of every budget (``vaccel.gram.plans``)."""
-        key = objective, order, per, gain, max_gap
-        if key not in self._plans:
-            gains = self.gains if gain else [1.0] * self.gram.num_steps
-            self._plans[key] = gram.plans(self.gram, gains, order=order, max_gap=max_gap, per=per, objective=objective)
-        return self._plans[key]
-
-    def at_the_end(self, path: tuple[int, ...], order: int, per: str) -> Plan:
-        """A path with the errors that its stretches have once the run is over."""
-        fit, known = _Fit(self, per, order, None), [path[max(0, k - order) : k][::-1] for k in range(len(path))]
-        return Plan(path, tuple(fit.error(known[k], path[k]) for k in range(1, len(path))))
-
-    def predicted(self, plan: Plan) -> float:
-        """What the finished latents will be off by, root mean square."""
-        return plan.predicted
-
-    def psnr(self, error: float) -> tuple[float, float] | None:
-        """(PSNR in dB to expect of the finished clips, its standard deviation); None where no run was made to see."""
-        if len(self.curve) < 3:
-            return None
-        x, y = np.array([[-20 * math.log10(e), p] for e, p in self.curve]).T
-        slope, offset = np.polyfit(x, y, 1) if np.ptp(x) > 1 else (1.0, float(np.mean(y - x)))
-        spread = float(np.std(y - (slope * x + offset)))
-        return float(slope * -20 * math.log10(max(error, 1e-12)) + offset), spread
-
-
-def calibration(path: str | Path) -> Calibration:
-    """A Forecast artifact, read once for every version of the file.  Raises as ``artifacts.read`` does."""
-    path = Path(path).resolve()
-    return _calibration(path, path.stat().st_mtime_ns, path.stat().st_size)
-
-
-@functools.lru_cache(maxsize=8)
-def _calibration(path: Path, modified: int, size: int) -> Calibration:
-    return Calibration(artifacts.read(path, Forecast.id), artifacts.seal_of(path))
-
-
-def packed(products: np.ndarray) -> str:
-    """Symmetric matrices [groups, T, T] as an artifact keeps them."""
-    rows, columns = np.triu_indices(products.shape[-1])
-    return artifacts.pack(products[:, rows, columns])
-
-
-def unpacked(text: str, groups: int, steps: int) -> np.ndarray:
-    """[groups, T, T] of what ``packed`` wrote."""
-    rows, columns = np.triu_indices(steps)
-    out = np.empty((groups, steps, steps))
-    out[:, rows, columns] = artifacts.unpack(text).reshape(groups, -1)
-    out[:, columns, rows] = out[:, rows, columns]
-    return out
-
-
-def gains_between(measured: list[dict[str, float]], steps: int) -> list[float]:
-    """[T] from gains by step: their geometric means over the samples, geometrically interpolated between steps."""
-    if measured:
-        names = sorted({int(j) for sample in measured for j in sample})
-        logs = [np.mean([math.log(max(s[str(j)], 1e-6)) for s in measured if str(j) in s]) for j in names]
-    else:
-        names, logs = zip(*((share * steps, math.log(gain)) for share, gain in TYPICAL_GAIN), strict=True)
-    return np.exp(np.interp(np.arange(steps), names, logs)).tolist()
+        return _Policy(self, _Fit(known, self, response), run)
 
 
 class _Line:
     """Weights without calibration."""
 
+    def __init__(self, flow: Flow, damping: float):
+        self.flow, self.damping = flow, damping
+
     def along(self, path: tuple[int, ...]) -> None:
-        pass
+        """Every path has the same."""
 
     def correction(self, step: int) -> None:
         """None: nothing is known of what forecasts are off by."""
-
-    def __init__(self, flow: Flow, damping: float):
-        self.flow, self.damping = flow, damping
 
     def weights(self, known: tuple[int, ...], step: int) -> Weights:
         return _damped(self.flow.levels, self.damping, known[:2], step)
@@ -295,53 +197,22 @@ def _damped(levels: tuple[float, ...], damping: float, known: tuple[int, ...], s
 
 
 class _Fit:
-    """A calibration's weights, each worked out once."""
+    """A calibration's weights, and what the solver is given along a path where its response is known."""
 
-    def __init__(self, known: Calibration, per: str, order: int, response: Response | None):
-        self.known, self.per, self.order, self.response = known, per, order, response
+    def __init__(self, known: Calibration, method: Forecast, response: Response | None):
+        self.known, self.per, self.order, self.response = known, method.per, method.order, response
         self.given: dict[int, Weights] = {}
 
     def along(self, path: tuple[int, ...]) -> None:
         """The run goes along this path from now on."""
         if self.response is not None:
-            self.given = _given(self.known, self.per, self.order, self.response, path)
-
-    def weights(self, known: tuple[int, ...], step: int) -> Weights:
-        return self.given[step] if self.given else _weights(self.known, self.per, known, step)
-
-    def plain(self, known: tuple[int, ...], step: int) -> Weights:
-        return _weights(self.known, self.per, known, step)
+            self.given = self.known.given(path, self.response, self.order, self.per)
 
     def correction(self, step: int) -> Weights | None:
         return self.given.get(step)
 
-    def left(self, known: tuple[int, ...], step: int) -> float:
-        return _left(self.known, self.per, known, step)
-
-    def error(self, known: tuple[int, ...], end: int) -> float:
-        gains = [*self.known.gains, 1.0]  # behind the last step nothing grows
-        return gains[end] * _deviation(self.known, self.per, known, end)
-
-
-@functools.lru_cache(maxsize=4096)
-def _weights(known: Calibration, per: str, steps: tuple[int, ...], step: int) -> Weights:
-    return Weights(known.gram.weights(steps, step, per))
-
-
-@functools.lru_cache(maxsize=256)
-def _given(known: Calibration, per: str, order: int, response: Response, path: tuple[int, ...]) -> dict[int, Weights]:
-    found = gram.outputs(known.gram, path, response, order=order, per=per)
-    return {step: Weights(values) for step, values in found.items()}
-
-
-@functools.lru_cache(maxsize=4096)
-def _left(known: Calibration, per: str, steps: tuple[int, ...], step: int) -> float:
-    return known.gram.left(steps, step, per)
-
-
-@functools.lru_cache(maxsize=4096)
-def _deviation(known: Calibration, per: str, steps: tuple[int, ...], end: int) -> float:
-    return known.gram.deviation(steps, end, per)
+    def weights(self, known: tuple[int, ...], step: int) -> Weights:
+        return self.given[step] if self.given else self.known.weights(known, step, self.per)
 
 
 class _Policy(Policy):
@@ -367,7 +238,8 @@ class _Policy(Policy):
         return Full(self.fit.correction(step.index))
 
     def _expectation(self, index: int) -> tuple[Weights, float]:
-        return self.fit.plain(self.known, index), self.fit.left(self.known, index)
+        known, per = self.fit.known, self.method.per
+        return known.weights(self.known, index, per), known.left(self.known, index, per)
 
     def expects(self, index: int) -> Weights | None:
         return self.expected[0] if self.expected is not None else None
@@ -392,7 +264,7 @@ class _Policy(Policy):
         if times <= self.method.guard or planned == step.index:
             return
         bound, end = self.method.guard * self.method.max_error, planned
-        while end > step.index and times * self.fit.error(self.known, end) > bound:
+        while end > step.index and times * self.fit.known.error(self.known, end, self.method.per) > bound:
             end -= 1
         if end != planned:
             self.extra += 1

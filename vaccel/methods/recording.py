@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 
 from ..actions import Action, Full
+from ..flow import Flow
 from .base import Method, Observation, Policy, RunInfo, Step, require
+
+
+class Recorded(NamedTuple):
+    """A run's guided velocities [T, B, ...], fp32, and the flow that they are of."""
+
+    velocities: torch.Tensor
+    flow: Flow
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording(Method):
-    """Computes every step and delivers the guided velocities of all (``vaccel.flow``), [T, B, ...], with the trace.
+    """Computes every step and delivers the guided velocities of all, ``Recorded``, with the trace.
 
     Nothing about the run changes.  What it needs beyond that is one trajectory of latents.
 
@@ -65,4 +73,4 @@ class _Policy(Policy):
 
     def finish(self, step: Step, seen: Observation) -> None:
         self.observe(step, seen)
-        self.run.deliver(self.velocities)
+        self.run.deliver(Recorded(self.velocities, self.run.flow or Flow.even(self.run.num_steps)))
