@@ -121,8 +121,8 @@ def made_up_for(v, path, response, order):
 def test_the_weights_are_those_of_full_vectors(solver, order, monkeypatch):
     """Without the ridge, normal equations and least squares are the same but for rounding.
 
-    A step's own solution is rounded by its condition number times eps; what earlier steps are off by enters it as
-    often as the solver weighs them against it.
+    Inner products of n elements are rounded by up to n eps, a step's solution by its condition number times that; what
+    earlier steps are off by enters it as often as the solver weighs them against it.
     """
     monkeypatch.setattr("vaccel.gram.RIDGE", 0.0)
     scheduler = set_up(solver)
@@ -143,7 +143,7 @@ def test_the_weights_are_those_of_full_vectors(solver, order, monkeypatch):
         used = computed[: len(weights)]
         condition = max(np.linalg.cond(p[np.ix_(used, used)]) for p in products)
         inherited = sum(abs(response[i + 1, m] / response[i + 1, i]) * rounded[m] for m in range(i))
-        rounded[i] = condition * np.finfo(float).eps * np.linalg.norm(expected[i]) + inherited
+        rounded[i] = condition * v[:, 0, 0].size * np.finfo(float).eps * np.linalg.norm(expected[i]) + inherited
         assert rounded[i] < 1e-6 * np.linalg.norm(expected[i]), "the case is too ill-conditioned to say much"
         assert np.linalg.norm(mine - expected[i]) <= rounded[i]
 
