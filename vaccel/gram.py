@@ -65,8 +65,14 @@ class Gram:
             raise ValueError(f"per must be one of {', '.join(map(repr, PER))}, got {per!r}")
         if "band" in per and len(self.products) < 2:
             raise ValueError(f"per={per!r} needs a calibration with frequency bands")
-        axes = tuple(axis for axis, name in enumerate(("band", "channel")) if name not in per)
-        return self.products.sum(axis=axes).reshape(-1, self.num_steps, self.num_steps)
+        if per not in self._groups:
+            axes = tuple(axis for axis, name in enumerate(("band", "channel")) if name not in per)
+            self._groups[per] = self.products.sum(axis=axes).reshape(-1, self.num_steps, self.num_steps)
+        return self._groups[per]
+
+    @functools.cached_property
+    def _groups(self) -> dict[str, np.ndarray]:
+        return {}
 
     def weights(self, known: Sequence[int], step: int, per: str = "channel") -> np.ndarray:
         """The least-squares weights [K, bands, channels] (1 of what is not told apart) of ``step``'s velocity."""
@@ -96,10 +102,13 @@ def _blocks(products: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.n
 
 def _solved(products: np.ndarray, known: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """Weights [G, n, K, m] of the steps [n, m] from the known [n, K]."""
-    own = _blocks(products, known, known)
-    count = known.shape[1]
-    own = own + RIDGE * np.trace(own, axis1=2, axis2=3)[..., None, None] / count * np.eye(count)
-    return np.linalg.solve(own, _blocks(products, known, steps))
+    return np.linalg.solve(_ridged(_blocks(products, known, known)), _blocks(products, known, steps))
+
+
+def _ridged(own: np.ndarray) -> np.ndarray:
+    """Inner products [..., K, K] with the ridge on their diagonals."""
+    count = own.shape[-1]
+    return own + RIDGE * np.trace(own, axis1=-2, axis2=-1)[..., None, None] / count * np.eye(count)
 
 
 def _left(products: np.ndarray, known: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -237,8 +246,7 @@ def outputs(
         if not full:
             wanted[:, i] += 1
         used = computed[: CORRECTING if full else order]
-        own = products[:, used][:, :, used]
-        own = own + RIDGE * np.trace(own, axis1=1, axis2=2)[:, None, None] / len(used) * np.eye(len(used))
+        own = _ridged(products[:, used][:, :, used])
         solved = np.linalg.solve(own, np.einsum("gkt,gt->gk", products[:, used], wanted)[..., None])[..., 0]
         off[i][:, used] += solved
         if full:

@@ -54,7 +54,10 @@ class Past:
 
         That happens where guidance begins or pauses in the middle of a run; the same weights would not fit both.
         """
-        own, first = (self._slots.get((stage.index, b), ()) for b in (branch, 0))
+        own = self._slots.get((stage.index, branch), ())
+        first = own if branch == 0 else self._slots.get((stage.index, 0), ())
+        if own is first:
+            return len(own)
         same = [a[1] == b[1] for a, b in zip(own, first, strict=False)]
         return same.index(False) if False in same else len(same)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,10 +13,10 @@ from .. import artifacts, gram
 from ..actions import Action, Full, Weights
 from ..actions import Forecast as Forecasting
 from ..calibration import MAX_GAP, OBJECTIVE, Calibration, Response, calibration
-from ..flow import Flow, damped
+from ..flow import Flow
 from .base import Method, Observation, Policy, RunInfo, Step, require
 from .lemica import PUBLISHED, LeMiCa, _steps
-from .schedule import DAMPING
+from .schedule import DAMPING, straight
 
 #: Levels of two runs that differ by less are the same run's.
 SAME_LEVEL = 2e-3
@@ -188,12 +187,7 @@ class _Line:
         """None: nothing is known of what forecasts are off by."""
 
     def weights(self, known: tuple[int, ...], step: int) -> Weights:
-        return _damped(self.flow.levels, self.damping, known[:2], step)
-
-
-@functools.lru_cache(maxsize=4096)
-def _damped(levels: tuple[float, ...], damping: float, known: tuple[int, ...], step: int) -> Weights:
-    return Weights.plain(*damped(levels, known, step, damping))
+        return straight(self.flow.levels, known[:2], step, self.damping)
 
 
 class _Fit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
@@ -164,6 +165,12 @@ class Schedule(Method):
         return any(w is not None and w.values.shape[1] > 1 for w in self._forecasts)
 
 
+@functools.lru_cache(maxsize=4096)
+def straight(levels: tuple[float, ...], known: tuple[int, ...], step: int, damping: float) -> Weights:
+    """The weights of a forecast without calibration: ``vaccel.flow.damped``."""
+    return Weights.plain(*damped(levels, known, step, damping))
+
+
 def _stand_in(reuse: str) -> Action:
     known = ", ".join(map(repr, _STAND_INS))
     require(reuse in _STAND_INS, f"reuse must be one of {known}, got {reuse!r}")
@@ -184,8 +191,7 @@ class _Policy(Policy):
     def decide(self, step: Step) -> Action:
         action = self.actions[step.index]
         if isinstance(action, Forecast) and action.weights is None:
-            line = damped(self.flow.levels, self.computed[:2], step.index, DAMPING)
-            return Forecast(Weights.plain(*line))
+            return Forecast(straight(self.flow.levels, tuple(self.computed[:2]), step.index, DAMPING))
         return action
 
     def observe(self, step: Step, seen: Observation) -> None:

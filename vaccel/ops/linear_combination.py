@@ -34,7 +34,7 @@ def linear_combination(
     """
     op = "linear_combination"
     tensors = _listed(op, "tensors", tensors)
-    out = output(op, out, **_named("tensors", tensors))
+    out = _output(op, out, tensors=tensors)
     options, fits = _channels(op, tensors, coefficients, channel_dim)
     return run(op, impl, _plain, (*tensors,), (tensors, coefficients), out, fits=fits, options=options)
 
@@ -63,7 +63,7 @@ def linear_combination_guided(
     cond, uncond = _listed(op, "cond", cond), _listed(op, "uncond", uncond)
     if len(cond) != len(uncond):
         raise ValueError(f"{op}: cond has {len(cond)} tensors, uncond {len(uncond)}")
-    out = output(op, out, **_named("cond", cond), **_named("uncond", uncond))
+    out = _output(op, out, cond=cond, uncond=uncond)
     options, fits = _channels(op, cond, coefficients, channel_dim)
     args = (cond, uncond, coefficients, float(scale))
     return run(op, impl, _plain_guided, (*cond, *uncond), args, out, fits=fits, options=options)
@@ -76,8 +76,14 @@ def _listed(op: str, name: str, tensors: Sequence[torch.Tensor]) -> list[torch.T
     return tensors
 
 
-def _named(name: str, tensors: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"{name}[{k}]": t for k, t in enumerate(tensors)}
+def _output(op: str, out: torch.Tensor | None, **lists: list[torch.Tensor]) -> torch.Tensor:
+    """As ``output``, with names made only where there is something to complain of: this is run at every step."""
+    every = [t for tensors in lists.values() for t in tensors]
+    shape = every[0].shape
+    fits = len(shape) > 0 and all(t.shape == shape for t in every)
+    if fits and (out is None or out.shape == shape):
+        return torch.empty_like(every[0], memory_format=torch.contiguous_format) if out is None else out
+    return output(op, out, **{f"{name}[{k}]": t for name, tensors in lists.items() for k, t in enumerate(tensors)})
 
 
 def _channels(
@@ -88,15 +94,17 @@ def _channels(
     Raises ``ValueError`` for a dimension that is none, or coefficients that are not of these tensors.
     """
     x, channels = tensors[0], 1
-    if x.ndim > 1:
-        if not -x.ndim < channel_dim < x.ndim or channel_dim == 0:
-            raise ValueError(f"{op}: channel_dim {channel_dim} is no dimension of {tuple(x.shape)} after the first")
-        channel_dim %= x.ndim
-        channels = x.shape[channel_dim]
-    shape = coefficients.shape
-    if len(shape) != 3 or shape[0] != len(tensors) or shape[1] not in (1, len(x)) or shape[2] not in (1, channels):
-        expected = f"[{len(tensors)}, {len(x)} or 1, {channels} or 1]"
-        raise ValueError(f"{op}: coefficients must be {expected}, got {tuple(shape)}")
+    shape = x.shape
+    batch, dimensions = shape[0], len(shape)
+    if dimensions > 1:
+        if not -dimensions < channel_dim < dimensions or channel_dim == 0:
+            raise ValueError(f"{op}: channel_dim {channel_dim} is no dimension of {tuple(shape)} after the first")
+        channel_dim %= dimensions
+        channels = shape[channel_dim]
+    given = tuple(coefficients.shape)
+    if len(given) != 3 or given[0] != len(tensors) or given[1] not in (1, batch) or given[2] not in (1, channels):
+        expected = f"[{len(tensors)}, {batch} or 1, {channels} or 1]"
+        raise ValueError(f"{op}: coefficients must be {expected}, got {given}")
     if coefficients.device != x.device:
         raise ValueError(f"{op}: the coefficients are on {coefficients.device}, the tensors on {x.device}")
     gradients = coefficients.requires_grad and torch.is_grad_enabled()
