@@ -177,8 +177,10 @@ class Fit:
             for p in prompts:
                 self.bench.run(option.at(value), p)
         costs = self.costs(option, prompts)
-        whole = [v for v in costs if self.known(option.at(v), prompts)] or list(costs)
-        return option.at(min(whole, key=lambda v: off(costs[v], target)))
+        best = min(costs, key=lambda v: off(costs[v], target))
+        for p in prompts:  # of some only the first prompt is known
+            self.bench.run(option.at(best), p)
+        return option.at(best)
 
     def known(self, text: str, prompts: list[int]) -> bool:
         return all((text, p) in self.bench.runs for p in prompts)

@@ -59,6 +59,8 @@ class Knob:
         at = {self._position(v): cost for v, cost in costs.items()}
         left = max((p for p, cost in at.items() if cost > budget), default=ends[0])
         right = min((p for p, cost in at.items() if cost <= budget and p > left), default=ends[1])
+        if any(at.get(end, budget) > budget for end in ends[1:]) or at.get(ends[0], budget + 1) <= budget:
+            return None  # even the end of the range is too dear, or cheap enough
         share = 0.6  # of an interval with an end that was not tried
         if left in at and right in at:
             share = min(max((at[left] - budget) / (at[left] - at[right]), 0.15), 0.85)
@@ -192,13 +194,13 @@ def _db_cache(budget: int, order: int) -> list[Option]:
 
 
 def mixcache(budget: int) -> list[Option]:
-    """``theta`` is how long it warms up; lower budgets need longer cycles, or the cheapest level alone."""
+    """``theta`` is how long it warms up; lower budgets need longer cycles; the step level alone costs 26."""
     kinds = {
         27: ("intervals='acc'", "intervals='eff'", "interval=3, levels=['step']"),
-        22: ("intervals='eff'", "interval=8", "interval=4, levels=['step']"),
-        17: ("interval=8", "interval=8, penalty=False", "interval=5, levels=['step']"),
-        13: ("interval=12, penalty=False", "interval=8, penalty=False", "interval=6, levels=['step']"),
-        9: ("interval=8, levels=['step']", "interval=10, levels=['step']"),
+        22: ("intervals='eff'", "interval=8"),
+        17: ("interval=8", "interval=8, penalty=False"),
+        13: ("interval=12, penalty=False", "interval=8, penalty=False"),
+        9: ("interval=12, penalty=False", "interval=20, penalty=False"),
     }
     return [Knob(f"MixCache(artifact='mixcache.json', theta={{}}, {k})", 0.02, 0.8) for k in kinds[budget]]
 

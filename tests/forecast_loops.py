@@ -136,8 +136,17 @@ def fitted(trajectories: ndarray, per: str = "channel") -> Rule:
 
 
 def between(measured: dict[str, float], steps: int) -> list[float]:
-    """Gains by step, on straight lines of their logarithms between those measured and level beyond them."""
-    known = sorted((int(j), math.log(g)) for j, g in measured.items())
+    """Gains by step, on straight lines of their logarithms between those measured and level beyond them.
+
+    Those measured are brought to fall along the run: each is the least, over where one may begin before it, of the
+    largest mean from there to it or further on.
+    """
+    steps_, logs = zip(*sorted((int(j), math.log(g)) for j, g in measured.items()), strict=True)
+    n = len(logs)
+    falling = [
+        min(max(sum(logs[a : b + 1]) / (b + 1 - a) for b in range(i, n)) for a in range(i + 1)) for i in range(n)
+    ]
+    known = list(zip(steps_, falling, strict=True))
     out = []
     for i in range(steps):
         before, after = [k for k in known if k[0] <= i] or known[:1], [k for k in known if k[0] >= i] or known[-1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -24,7 +25,7 @@ import vaccel
 from vaccel import artifacts
 from vaccel.calibrate import calibrate_forecast
 from vaccel.calibrate import forecast as module
-from vaccel.calibration import TYPICAL_GAIN, calibration
+from vaccel.calibration import TYPICAL_GAIN, calibration, gains_between
 
 OTHER = "a blue dog sleeps"
 
@@ -81,6 +82,22 @@ def test_gains_are_a_deviation_followed_to_the_end(solver, guidance):
         assert gain > 0.01
     found = calibration(artifact(solver, guidance, tails=3)).gains
     assert found == pytest.approx(between(sample["gains"], STEPS), rel=1e-9)
+
+
+def test_gains_never_rise_along_a_run():
+    """However they scatter: each is pooled with its neighbours, no more of them than need be."""
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 3, 10):
+        for _ in range(20):
+            measured = {str(j): math.exp(rng.normal()) for j in rng.choice(50, count, replace=False)}
+            found = gains_between([measured], 50)
+            assert found == pytest.approx(between(measured, 50))
+            assert all(a >= b * (1 - 1e-12) for a, b in itertools.pairwise(found))
+    falling = {"2": 8.0, "5": 4.0, "9": 0.5}
+    assert [gains_between([falling], 10)[j] for j in (2, 5, 9)] == pytest.approx([8.0, 4.0, 0.5])
+    # Of two samples one was followed at fewer steps: a mean counts for as many as it is of.
+    uneven = [{"2": 1.0, "5": 8.0}, {"5": 8.0}]
+    assert gains_between(uneven, 10)[3] == pytest.approx(4.0)
 
 
 def test_where_gains_are_measured():

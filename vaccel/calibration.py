@@ -34,7 +34,7 @@ class Calibration:
 
     Attributes:
         gram: the samples' inner products together.
-        gains: [T], by what a deviation has typically grown at the end: the samples' geometric mean.
+        gains: [T], by what a deviation has typically grown at the end (``gains_between``).
         curve: [(predicted error, PSNR in dB)] of runs that were made to see; may be empty.
         data: the artifact as it is.
     """
@@ -145,10 +145,26 @@ def unpacked(text: str, shape: Sequence[int]) -> np.ndarray:
 
 
 def gains_between(measured: list[dict[str, float]], steps: int) -> list[float]:
-    """[T] from gains by step: their geometric means over the samples, geometrically interpolated between steps."""
+    """[T] from gains by step: their geometric means over the samples, geometrically interpolated between steps.
+
+    What arises earlier has longer to grow, and single measurements scatter by more than neighbouring steps differ: the
+    means are the nearest ones that never rise (``_falling``).
+    """
     if measured:
         names = sorted({int(j) for sample in measured for j in sample})
-        logs = [np.mean([math.log(max(s[str(j)], 1e-6)) for s in measured if str(j) in s]) for j in names]
+        logs = _falling([[math.log(max(s[str(j)], 1e-6)) for s in measured if str(j) in s] for j in names])
     else:
         names, logs = zip(*((share * steps, math.log(gain)) for share, gain in TYPICAL_GAIN), strict=True)
     return np.exp(np.interp(np.arange(steps), names, logs)).tolist()
+
+
+def _falling(groups: Iterable[Sequence[float]]) -> list[float]:
+    """Isotonic regression by pooling adjacent violators: every group's mean, groups joined as long as means rise."""
+    pools: list[tuple[int, list[float]]] = []  # of how many groups, and their values
+    for values in groups:
+        count, values = 1, list(values)
+        while pools and np.mean(pools[-1][1]) < np.mean(values):
+            before, others = pools.pop()
+            count, values = before + count, others + values
+        pools.append((count, values))
+    return [float(np.mean(values)) for count, values in pools for _ in range(count)]
