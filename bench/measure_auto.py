@@ -1,8 +1,8 @@
 """Where Forecast is hard, and what Auto promises: ``python bench/measure_auto.py settings|foreign|auto|memory``.
 
-``settings``: other solvers, guidance scales and kinds of prediction, each calibrated by two runs.  ``foreign``: prompts
-outside the grammar and another resolution, with the guard and without.  ``auto``: the speed delivered, the share of
-prompts that reach a PSNR.  ``memory``: bytes held.  Each writes its JSON under bench/results/cpu.
+``settings``: other solvers, guidance scales and kinds of prediction, each calibrated with two captions.  ``foreign``:
+prompts outside the grammar and another resolution, with the guard and without.  ``auto``: the speed delivered, the
+share of prompts that reach a PSNR.  ``memory``: bytes held.  Each writes its JSON under bench/results/cpu.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, rich
 Prompts = Annotated[int, typer.Option(help="Held-out captions.")]
 SHIPPED = demo.family.shipped_folder() / "forecast.json"
 SETTINGS = ("UniPC", "Euler", "DPM++", "guidance 1", "guidance 7", "DDIM, v_prediction", "DDIM, epsilon")
-STEPS, BUDGETS = 50, (17,)
+STEPS, BUDGETS = 50, (27, 17, 9)
 FOREIGN = (
     "a dog runs over a field",
     "red red red red",
@@ -142,19 +142,19 @@ def _settings(only: list[str] | None) -> Iterator[tuple[str, Bench]]:
 
 @app.command()
 def settings(
-    prompts: Prompts = 4,
+    prompts: Prompts = 8,
     threads: int = 1,
     only: Annotated[list[str] | None, typer.Option(help="A setting; may be given again.")] = None,
     log: Annotated[Path, typer.Option(help="One JSON line a row.")] = Path("out/forecast_settings.jsonl"),
 ) -> None:
-    """Other solvers, guidance scales and kinds of prediction, two runs each to calibrate."""
+    """Other solvers, guidance scales and kinds of prediction, two captions each to calibrate."""
     torch.set_num_threads(threads)
     captions = held_out_captions(prompts)
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, bench) in enumerate(_settings(only)):
             path, began = Path(folder) / f"{number}.json", time.perf_counter()
-            calibrate_forecast(bench.pipe, calibration_captions(2), path, call=bench.call, tails=0, trials=())
+            calibrate_forecast(bench.pipe, calibration_captions(2), path, call=bench.call, trials=())
             seconds = time.perf_counter() - began
             full = [bench.clip(caption) for caption in captions]
             for budget in BUDGETS:

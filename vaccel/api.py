@@ -191,13 +191,16 @@ def _unwrapped(transformer: nn.Module) -> nn.Module:
 
 def _mismatches(method: Method, transformer: nn.Module, scheduler: Any) -> list[str]:
     """What the traces are to say where a calibrated method runs on what it was not calibrated with."""
-    different = differences(method.fitted, transformer, scheduler) if method.fitted else []
+    different, solver = differences(method.fitted, transformer, scheduler) if method.fitted else ([], [])
+    if not method.any_solver:
+        different, solver = different + solver, []
     if different and not method.allow_mismatch:
         raise ValueError(
             f"this {type(method).__name__} was calibrated with another pipeline: {'; '.join(different)}. Calibrate it "
             f"for this one (`vaccel calibrate {method.id}`), or pass allow_mismatch=True to the method"
         )
-    return [f"calibrated with another pipeline: {phrase}" for phrase in different]
+    notes = [f"calibrated with another pipeline: {phrase}" for phrase in different]
+    return notes + [f"calibrated with another solver, corrections are made for this one: {phrase}" for phrase in solver]
 
 
 def _smalls(

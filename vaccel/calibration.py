@@ -41,7 +41,7 @@ class Calibration:
 
     def __init__(self, data: dict[str, Any], seal: str):
         self.data, self.seal = data, seal
-        self.fitted = artifacts.fitted(data)[:2]  # the model; of the scheduler only the levels matter
+        self.fitted = artifacts.fitted(data)
         samples = list(data["samples"].values())
         levels = tuple(samples[0]["levels"])
         bands, channels, steps = data["bands"], samples[0]["channels"], len(levels) - 1

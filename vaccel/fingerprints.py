@@ -35,8 +35,8 @@ def header(method: str, pipe: Any, call: Mapping[str, Any], **settings: Any) -> 
     }
 
 
-def differences(made_with: Fitted, transformer: nn.Module, scheduler: Any) -> list[str]:
-    """How a pipeline differs from what a calibration was made with, a phrase each; empty where it does not."""
+def differences(made_with: Fitted, transformer: nn.Module, scheduler: Any) -> tuple[list[str], list[str]]:
+    """How a pipeline's model and its scheduler differ from what a calibration was made with, a phrase each."""
     here = dict(fitted({"model": of_model(transformer), "scheduler": of_scheduler(scheduler)}))
     there = dict(made_with)
     names = (
@@ -44,7 +44,9 @@ def differences(made_with: Fitted, transformer: nn.Module, scheduler: Any) -> li
         if here["scheduler"] == there.get("scheduler")
         else [n for n in there if not n.startswith("scheduler's")]
     )
-    return [f"{n} {there[n]}, here {here.get(n)}" for n in names if here.get(n) != there[n]]
+    found = {n: f"{n} {there[n]}, here {here.get(n)}" for n in names if here.get(n) != there[n]}
+    model = [phrase for n, phrase in found.items() if n.startswith("model")]
+    return model, [phrase for n, phrase in found.items() if not n.startswith("model")]
 
 
 def _config(thing: Any) -> dict[str, Any]:

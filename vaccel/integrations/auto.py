@@ -136,7 +136,7 @@ class Pilot:
         kept = self._candidates
         if kept is None or kept[0] is not pipe.scheduler or kept[1] != files:
             found = self.auto.candidates(paths, num_steps)
-            fitting = [c for c in found if self.auto.allow_mismatch or not self._differences(pipe, c.method)]
+            fitting = [c for c in found if self.auto.allow_mismatch or self._fits(pipe, c.method)]
             self._candidates = kept = pipe.scheduler, files, fitting
         return kept[2]
 
@@ -154,8 +154,9 @@ class Pilot:
         note = f"Auto: {wanted} asked for: {name}, {chosen.budget} of {steps} steps, {speed:.2f}x expected; {said}"
         return chosen.method, [note]
 
-    def _differences(self, pipe: Any, method: Method) -> list[str]:
-        return fingerprints.differences(method.fitted, self.transformer, pipe.scheduler) if method.fitted else []
+    def _fits(self, pipe: Any, method: Method) -> bool:
+        model, solver = fingerprints.differences(method.fitted, self.transformer, pipe.scheduler)
+        return not model and (method.any_solver or not solver)
 
     # -- times -------------------------------------------------------------------------------------------------------
 

@@ -130,6 +130,8 @@ class Method:
     fitted: ClassVar[artifacts.Fitted] = ()
     #: Whether it may run on others all the same.
     allow_mismatch: ClassVar[bool] = False
+    #: Whether it makes what another solver needs of the same calibration: then that is said and not refused.
+    any_solver: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -46,13 +46,15 @@ class Forecast(Method):
         per: what has weights of its own: "tensor", "channel", "band" or "channel, band".
         max_error: the worst error of a stretch that was planned with, which the guard holds the others to.
         predicted: what the finished latents will be off by (root mean square), as calibrated; 0 where nobody knows.
-        fitted: the model of the calibration; another is refused, unless ``allow_mismatch``.
+        fitted: the model and scheduler of the calibration; another model is refused, unless ``allow_mismatch``, another
+            solver on the same levels is not: what it is given is worked out for its own response.
 
     Raises ``ValueError`` for settings out of range.
     """
 
     id: ClassVar[str] = "forecast"
     presets: ClassVar = LeMiCa.presets
+    any_solver: ClassVar = True
 
     full_steps: tuple[int, ...]
     num_steps: int
