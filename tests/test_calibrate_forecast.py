@@ -25,6 +25,7 @@ import vaccel
 from vaccel import artifacts
 from vaccel.calibrate import calibrate_forecast
 from vaccel.calibrate import forecast as module
+from vaccel.calibrate.samples import hash_of
 from vaccel.calibration import TYPICAL_GAIN, calibration, gains_between
 
 OTHER = "a blue dog sleeps"
@@ -158,6 +159,25 @@ def test_trials_are_runs_as_forecast_makes_them(tmp_path):
     assert sample["seconds"] > sample["seconds_recording"] > 0
 
 
+def test_trials_are_made_with_what_the_other_samples_say(tmp_path):
+    """So a curve is of prompts that the weights were not fitted on, as those of tomorrow are."""
+    prompts = [ONE, OTHER, "a green bird flies"]
+    data = calibrated(tmp_path / "f.json", prompts=prompts, trials=(0.5,), tail_samples=1)
+    whole = calibration(tmp_path / "f.json")
+    keys = {hash_of(prompt)[:12]: prompt for prompt in prompts}
+    for key, sample in data["samples"].items():
+        left_out = keys[key.split("-")[0]]
+        others = [p for p in prompts if p != left_out]
+        calibrated(tmp_path / f"{key}.json", prompts=others, tails=0)
+        known = calibration(tmp_path / f"{key}.json")
+        known.gains = whole.gains
+        plan = known.plans()[round(0.5 * STEPS)]
+        ((predicted, psnr),) = sample["trials"]
+        assert predicted == pytest.approx(plan.predicted, rel=1e-6)
+        assert predicted != pytest.approx(whole.plans()[round(0.5 * STEPS)].predicted, rel=1e-6)
+        assert psnr > 10
+
+
 def test_what_a_psnr_is_told_from(tmp_path):
     data = calibrated(tmp_path / "f.json")
     (sample,) = data["samples"].values()
@@ -190,7 +210,7 @@ class Stop(KeyboardInterrupt):
     pass
 
 
-@pytest.mark.parametrize("at", [2, 6])
+@pytest.mark.parametrize("at", [2, 6, 11])
 def test_interrupted_and_resumed_it_is_the_same_artifact(at, tmp_path):
     whole, stopped = tmp_path / "whole.json", tmp_path / "stopped.json"
     told = []
@@ -198,7 +218,7 @@ def test_interrupted_and_resumed_it_is_the_same_artifact(at, tmp_path):
     calibrated(whole, prompts=[ONE, OTHER], trials=trials, progress=lambda *now: told.append(now))
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
     assert (told[0][0], told[-1][0]) == (0, told[-1][1])
-    assert [what for *_, what in told] == [ONE] * 4 + [OTHER] * 4
+    assert [what for *_, what in told] == [ONE] * 4 + [OTHER] * 4 + ([ONE] * 3 + [OTHER] * 3 if trials else [])
 
     def interrupting(*now):
         if now == told[at]:

@@ -53,8 +53,9 @@ def calibrate_forecast(
 
     A sample is one ordinary run, of which only inner products are kept.  Then, for a number of steps j, the run is
     repeated with step j - 1 forecast and all from j on computed: the gain g_j is by what the deviation has grown at
-    the end.  At last it is run as ``Forecast`` would with some budgets, to see which PSNR belongs to which predicted
-    error.  Interrupted, the same call goes on where it stopped; further prompts add to the same artifact.
+    the end.  At last every sample is run as ``Forecast`` would with some budgets, to see which PSNR belongs to which
+    predicted error: with what the other samples say, as a prompt of tomorrow is run (a single sample has only itself).
+    Interrupted, the same call goes on where it stopped; further prompts add to the same artifact.
 
     Args:
         call: arguments of the pipeline's call, ``num_inference_steps`` among them.
@@ -72,27 +73,33 @@ def calibrate_forecast(
         raise ValueError("bands=2 needs latents with rows and columns; this model's are packed into tokens")
     steps = int(call["num_inference_steps"])
     samples = Samples(Path(path), fingerprints.header(Forecast.id, pipe, call, num_steps=steps, bands=bands))
-    before = _added_up(samples)
-    jobs = samples.jobs(prompts, list(seeds))
-    chosen = _positions(steps, tails)
-    with prompts_encoded_once(pipe):
-        for number, (key, prompt, seed) in enumerate(jobs):
-            data = samples.data.get(key)
-            if data is not None and ("trials" in data or not trials):
-                continue
-            wanted = chosen if tail_samples is None or number < tail_samples else []
-            measuring = _Sample(pipe, prompt, seed, call, bands, keep)
+    before, timed = _added_up(samples), {}
+    jobs, chosen = samples.jobs(prompts, list(seeds)), _positions(steps, tails)
+    work = len(jobs) * (steps + sum(steps - j for j in chosen))
+    total = work + len(jobs) * (steps + sum(round(share * steps) for share in trials) if trials else 0)
 
-            def told(done: int, total: int, number: int = number, prompt: str = prompt) -> None:
-                progress(number * total + done, len(jobs) * total, prompt)
+    def measuring(number: int, begin: int, end: int) -> _Sample:
+        """A job, which takes its share of the progress from ``begin`` to ``end``."""
+        _, prompt, seed = jobs[number]
 
-            if data is None:
-                data = samples.data[key] = measuring.measured(wanted, told)
-            if trials:
-                data |= measuring.tried(Calibration(samples.artifact(**before), ""), trials, data)
-            samples.save(**before)
+        def told(share: float) -> None:
+            progress(begin + round((end - begin) * (number + share) / len(jobs)), total, prompt)
+
+        return _Sample(pipe, prompt, seed, call, bands, keep, told)
+
     with prompts_encoded_once(pipe):
-        timed = _timed(pipe, prompts[0], seeds[0], call, steps) if trials and "times" not in before else {}
+        for number, (key, *_) in enumerate(jobs):
+            if key not in samples.data:
+                wanted = chosen if tail_samples is None or number < tail_samples else []
+                samples.data[key] = measuring(number, 0, work).measured(wanted)
+                samples.save(**before)
+        for number, (key, *_) in enumerate(jobs if trials else ()):
+            data = samples.data[key]
+            if "trials" not in data:
+                data |= measuring(number, work, total).tried(_of_others(samples, key, before), trials, data)
+                samples.save(**before)
+        if trials and "times" not in before:
+            timed = _timed(pipe, prompts[0], seeds[0], call, steps)
     return samples.merge(lambda every: {**before, **_sum(every, before), **timed})
 
 
@@ -126,6 +133,18 @@ def _added_up(samples: Samples) -> dict[str, Any]:
     return {name: data[name] for name in ("products", "times") if name in data}
 
 
+def _of_others(samples: Samples, key: str, before: dict[str, Any]) -> Calibration:
+    """What the velocities of all samples but one say; of that one too, where it is the only one or added up already."""
+    data = samples.artifact(**before)
+    whole = Calibration(data, "")
+    others = {name: s for name, s in data["samples"].items() if name != key}
+    if not others or "products" not in data["samples"][key]:
+        return whole
+    known = Calibration({**data, "samples": others}, "")
+    known.gains = whole.gains  # not every sample is followed to the end
+    return known
+
+
 def _sum(every: dict[str, dict[str, Any]], before: dict[str, Any]) -> dict[str, str]:
     """All samples' products in one, in the order of their keys; they are taken out of the samples."""
     own = [data.pop("products") for _, data in sorted(every.items()) if "products" in data]
@@ -135,38 +154,45 @@ def _sum(every: dict[str, dict[str, Any]], before: dict[str, Any]) -> dict[str, 
 class _Sample:
     """One prompt and seed: its full run, and replays of it."""
 
-    def __init__(self, pipe: Any, prompt: str, seed: int, call: dict[str, Any], bands: int, keep: str):
+    def __init__(
+        self, pipe: Any, prompt: str, seed: int, call: dict[str, Any], bands: int, keep: str,
+        told: Callable[[float], None],
+    ):  # fmt: skip
         self.pipe, self.prompt, self.seed, self.call, self.bands, self.keep = pipe, prompt, seed, call, bands, keep
-        self.forwards = 0
+        self.told, self.forwards = told, 0
 
-    def measured(self, positions: list[int], told: Callable[[int, int], None]) -> dict[str, Any]:
+    def measured(self, positions: list[int]) -> dict[str, Any]:
         """Levels, inner products, gains, and what that cost."""
         began = time.perf_counter()
         steps = int(self.call["num_inference_steps"])
-        done, total = 0, steps + sum(steps - j for j in positions)
-        told(done, total)
+        self.told(0)
         final, recorded = self._in_full("latent")
         self.gram, data = sample_of(*recorded, find(self.pipe.transformer).channel_axis, self.bands)
         data["seconds_recording"] = time.perf_counter() - began
-        done = steps
+        done, total = steps, steps + sum(steps - j for j in positions)
         for j in positions:
-            told(done, total)
+            self.told(done / total)
             data["gains"][str(j)] = self._gain(recorded, final, j)
             done += steps - j
-        told(total, total)
+        self.told(1)
         return {**data, "forwards": self.forwards, "seconds": time.perf_counter() - began}
 
     def tried(self, known: Calibration, shares: Sequence[float], data: dict[str, Any]) -> dict[str, Any]:
         """[predicted error, PSNR in dB of the decoded clip] at each budget; and what the sample has cost with it."""
         began, before = time.perf_counter(), self.forwards
         plans, steps = known.plans(), known.gram.num_steps
+        budgets = sorted({min(max(round(share * steps), min(plans)), max(plans)) for share in shares})
+        self.told(0)
         full, recorded = self._in_full("pt")
-        trials = []
-        for budget in sorted({min(max(round(share * steps), min(plans)), max(plans)) for share in shares}):
+        trials, done = [], steps
+        for budget in budgets:
+            self.told(done / (steps + sum(budgets)))
+            done += budget
             clip, _ = self._with(Schedule.from_actions(_actions(known, plans[budget], recorded.flow)), "pt")
             error = float((clip.double() - full.double()).square().mean())
             if error > 0:
                 trials.append([plans[budget].predicted, -10 * math.log10(error)])
+        self.told(1)
         seconds = data["seconds"] + time.perf_counter() - began
         return {"trials": trials, "forwards": data["forwards"] + self.forwards - before, "seconds": seconds}
 
