@@ -186,11 +186,13 @@ def foreign(artifact: Path = SHIPPED, threads: int = 1) -> None:
         ("64 x 64 pixels", Bench(height=64, width=64), held_out_captions(4)),
     ):
         full = [bench.clip(prompt) for prompt in prompts]
-        for budget in (17,):
+        for budget in BUDGETS:
             row: dict[str, Any] = {"prompts": name, "budget": budget}
             for guard in (None, 2.0):
                 method = vaccel.Forecast.load(artifact, budget, guard=guard)
                 row["no guard" if guard is None else f"guard {guard:g}"] = bench.under(method, prompts, full)
+            row["without calibration"] = bench.under(vaccel.Forecast.shaped(STEPS, budget), prompts, full)
+            row["fewer steps"] = bench.fewer(budget, prompts, full)
             table.append(row)
             print(name, budget, {k: (round(v["psnr"], 1), round(v["psnr_worst"], 1), v["steps"])
                                  for k, v in row.items() if isinstance(v, dict)}, flush=True)  # fmt: skip
@@ -198,7 +200,7 @@ def foreign(artifact: Path = SHIPPED, threads: int = 1) -> None:
 
 
 @app.command()
-def auto(artifact: Path = SHIPPED, prompts: Prompts = 16, rounds: int = 4, threads: int = 1) -> None:
+def auto(artifact: Path = SHIPPED, prompts: Prompts = 16, rounds: int = 8, threads: int = 1) -> None:
     """Delivered speedups, every accelerated call beside a full one; and who reaches a PSNR."""
     torch.set_num_threads(threads)
     bench, captions = Bench(), held_out_captions(prompts)

@@ -98,13 +98,18 @@ def forecast_settings() -> str:
 
 def forecast_foreign() -> str:
     data = _read("cpu/forecast_foreign")
-    guards = [key for key in data["table"][0] if "guard" in key]
+    names = [key for key, value in data["table"][0].items() if isinstance(value, dict)]
     rows = [
-        [f"{row['prompts']}, {row['budget']}", *(f"{_psnr(row[g])}, {row[g]['steps']:.1f} steps" for g in guards)]
+        [f"{row['prompts']}, {row['budget']}", *(_guarded(row[name], row["budget"]) for name in names)]
         for row in data["table"]
     ]
-    note = "PSNR in dB (worst prompt). "
-    return _table(["", *guards], rows) + "\n\n" + note + _source("cpu/forecast_foreign", data)
+    note = "PSNR in dB (worst prompt), and the steps computed where they are more than planned. "
+    return _table(["", *names], rows) + "\n\n" + note + _source("cpu/forecast_foreign", data)
+
+
+def _guarded(found: dict[str, Any], budget: int) -> str:
+    more = f", {found['steps']:.1f} steps" if found["steps"] != budget else ""
+    return _psnr(found) + more
 
 
 def auto() -> str:
