@@ -22,7 +22,7 @@ METHOD = "forecast"
 #: What a path is planned for unless asked otherwise.
 OBJECTIVE = "leximax"
 #: Longest stretch that is planned.
-MAX_GAP = 10
+MAX_GAP = 15
 #: By what a deviation of the latents has typically grown at the end, by the share of the run that is over when it
 #: arises; for calibrations without replays.  Measured on the family that ships with the package (``bench/results``).
 TYPICAL_GAIN = ((0.04, 15.0), (0.08, 13.0), (0.12, 10.0), (0.16, 5.2), (0.2, 4.2), (0.26, 2.2), (0.36, 1.8),
