@@ -29,6 +29,8 @@ Log = Annotated[Path, typer.Option(help="One JSON line a run and a result.")]
 SAMPLES = (1, 2, 8, 32)
 FOLLOWED = 8  # samples whose errors are followed to the end
 OURS = "artifact='forecast.json', objective='leximax'"
+FEWER = (27, 17, 9)  # budgets of the ablations
+WHOLE = ("Forecast", "sum of squares", "without calibration", "without correction")  # at every budget
 #: name -> arguments of Forecast.load; "shaped" for the uncalibrated path
 VARIANTS: dict[str, str] = {
     "Forecast": OURS,
@@ -110,7 +112,7 @@ def measure(
     bench, began = Bench(log, prompts), time.perf_counter()
     bench.read = Reader(bench.pipe, artifacts, bench.call)
     for name in only or VARIANTS:
-        for budget in BUDGETS:
+        for budget in BUDGETS if name in WHOLE else FEWER:
             if (name, budget) in bench.done:
                 continue
             text = text_of(name, budget)

@@ -14,15 +14,13 @@ import torch
 from . import artifacts, gram
 from .actions import Weights
 from .flow import Flow
-from .gram import Gram, Plan
+from .gram import MAX_GAP, Gram, Plan
 
 #: [T + 1][T] (``vaccel.flow.Flow.response``).
 Response = tuple[tuple[float, ...], ...]
 METHOD = "forecast"
 #: What a path is planned for unless asked otherwise.
 OBJECTIVE = "leximax"
-#: Longest stretch that is planned.
-MAX_GAP = 15
 #: By what a deviation of the latents has typically grown at the end, by the share of the run that is over when it
 #: arises; for calibrations without replays.  Measured on the family that ships with the package (``bench/results``).
 TYPICAL_GAIN = ((0.04, 15.0), (0.08, 13.0), (0.12, 10.0), (0.16, 5.2), (0.2, 4.2), (0.26, 2.2), (0.36, 1.8),

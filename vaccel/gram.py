@@ -29,6 +29,8 @@ PER = ("tensor", "channel", "band", "channel, band")
 OBJECTIVES = ("leximax", "sum", "squares")
 #: Added to the diagonal, relative to its mean: two equal velocities then share their weight.
 RIDGE = 1e-9
+#: Longest way from one computed step to the next that is planned.
+MAX_GAP = 15
 #: Of how many velocities a correction is made.
 CORRECTING = 3
 
@@ -173,7 +175,7 @@ def edge_errors(
 
 
 def plans(
-    gram: Gram, gains: Sequence[float], *, order: int = 2, max_gap: int = 10, per: str = "channel",
+    gram: Gram, gains: Sequence[float], *, order: int = 2, max_gap: int = MAX_GAP, per: str = "channel",
     objective: str = "leximax",
 ) -> dict[int, Plan]:  # fmt: skip
     """The best path of every budget: how many steps are computed, the first and the last among them.

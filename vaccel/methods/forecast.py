@@ -12,7 +12,7 @@ import numpy as np
 from .. import artifacts, gram
 from ..actions import Action, Full, Weights
 from ..actions import Forecast as Forecasting
-from ..calibration import MAX_GAP, OBJECTIVE, Calibration, Response, calibration
+from ..calibration import OBJECTIVE, Calibration, Response, calibration
 from ..flow import Flow
 from .base import Method, Observation, Policy, RunInfo, Step, require
 from .lemica import PUBLISHED, LeMiCa, _steps
@@ -103,7 +103,7 @@ class Forecast(Method):
     @classmethod
     def load(
         cls, artifact: str | Path, budget: int | None = None, *, objective: str = OBJECTIVE, order: int = 2,
-        per: str = "channel", gain: bool = True, max_gap: int = MAX_GAP, **overrides: Any,
+        per: str = "channel", gain: bool = True, max_gap: int = gram.MAX_GAP, **overrides: Any,
     ) -> Forecast:  # fmt: skip
         """The best path with exactly ``budget`` computed steps, and its weights, from a calibration.
 
