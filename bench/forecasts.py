@@ -73,7 +73,7 @@ def collapsed(path: Path, out: Path, *, gains: bool = True) -> None:
 
 @app.command()
 def calibrate(out: Out = Path("out/forecast")) -> None:
-    """Calibrations of 1, 2, 8 and 32 captions of the training side, with bands and without."""
+    """The calibration that ships with the family; and of 1, 2, 8 and 32 captions, with bands and without."""
     torch.set_num_threads(1)
     family, began = demo.load(), time.perf_counter()
     call, captions = {"num_inference_steps": STEPS, **family.call}, calibration_captions(max(SAMPLES))
@@ -82,9 +82,10 @@ def calibrate(out: Out = Path("out/forecast")) -> None:
     def told(done: int, total: int, what: str) -> None:
         print(f"{time.perf_counter() - began:6.0f} s  {done} of {total}  {what}", flush=True)
 
+    calibrate_forecast(family.pipe, captions[:FOLLOWED], out / "forecast.json", call=call, progress=told)
     for count in SAMPLES:
-        more = {} if count <= FOLLOWED else {"tails": 0, "trials": ()}
-        calibrate_forecast(family.pipe, captions[:count], whole, call=call, bands=2, progress=told, **more)
+        more = {} if count <= FOLLOWED else {"tails": 0}
+        calibrate_forecast(family.pipe, captions[:count], whole, call=call, bands=2, trials=(), progress=told, **more)
         shutil.copy(whole, out / f"banded_{count}.json")
     derive(out)
 
@@ -95,7 +96,6 @@ def derive(out: Out = Path("out/forecast")) -> None:
     for count in SAMPLES:
         if (out / f"banded_{count}.json").exists():
             collapsed(out / f"banded_{count}.json", out / f"samples_{count}.json")
-    shutil.copy(out / f"samples_{FOLLOWED}.json", out / "forecast.json")
     shutil.copy(out / f"banded_{FOLLOWED}.json", out / "banded.json")
     collapsed(out / f"banded_{FOLLOWED}.json", out / "typical.json", gains=False)
 
@@ -137,7 +137,7 @@ def write(
     payload = {
         "summary": table,
         "rows": [run for key, run in sorted(runs.items()) if key[0] in chosen],
-        "calibration": cost(artifacts / f"samples_{FOLLOWED}.json"),
+        "calibration": cost(artifacts / "forecast.json"),
     }
     print(show(table))
     print(results.write("forecast", payload, command="forecasts.py calibrate, measure, write"))
