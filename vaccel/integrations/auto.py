@@ -148,7 +148,7 @@ class Pilot:
             chosen = self.auto.reaching(candidates) or candidates[-1]
         said = f"predicted error of the latents {chosen.error:.3g}"
         if chosen.psnr is not None:
-            said += f", PSNR {chosen.psnr[0]:.1f} dB (give or take {chosen.psnr[1]:.1f})"
+            said += f", PSNR {chosen.psnr[0]:.1f} dB (five prompts in six above {chosen.psnr[1]:.1f})"
         wanted = f"{self.auto.speedup:g}x" if self.auto.speedup is not None else f"{self.auto.psnr:g} dB"
         name, speed = type(chosen.method).__name__, times.speedup(chosen.budget, steps)
         note = f"Auto: {wanted} asked for: {name}, {chosen.budget} of {steps} steps, {speed:.2f}x expected; {said}"

@@ -20,7 +20,7 @@ RMS_OF_MEAN = math.sqrt(math.pi / 2)
 
 
 class Candidate(NamedTuple):
-    """A method with a budget and what is expected of it: the latents' error; if known, PSNR and its deviation."""
+    """A method with a budget and what is expected of it: the latents' error, PSNR and what five in six reach of it."""
 
     method: Method
     budget: int
@@ -112,7 +112,7 @@ class Auto(Method):
 
     def reaching(self, candidates: list[Candidate]) -> Candidate | None:
         """The cheapest that five prompts in six can be expected to reach the PSNR with."""
-        good = (c for c in candidates if c.psnr is not None and c.psnr[0] - c.psnr[1] >= self.psnr)
+        good = (c for c in candidates if c.psnr is not None and c.psnr[1] >= self.psnr)
         return next(good, None)
 
 
