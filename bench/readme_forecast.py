@@ -75,8 +75,8 @@ def forecast_variants() -> str:
     beside = f"; LeMiCa's exact calibration takes {exact}"
     note = (
         f"Forecast is K = 2, per channel, lexicographic minimax, {cost['samples']} samples. A sample takes "
-        f"{cost['forwards_recording']} forwards ({_middle(cost['seconds_recording'])} s), with replays for the gains and trials "
-        f"{_middle(cost['forwards'])} ({_middle(cost['seconds'])} s){beside}. "
+        f"{cost['forwards_recording']} forwards ({_middle(cost['seconds_recording'])} s), with replays for the gains "
+        f"and trials {_middle(cost['forwards'])} ({_middle(cost['seconds'])} s){beside}. "
     )
     return _table(["", *map(str, budgets)], rows) + "\n\n" + note + _source("cpu/forecast", data)
 

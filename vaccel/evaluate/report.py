@@ -103,22 +103,20 @@ def _show(comparison: Comparison, prompt: str, seed: int) -> dict[str, Any]:
     return {"prompt": prompt, "seed": seed, "clips": shown}
 
 
-def _worst(comparison: Comparison, count: int = 8) -> list[dict[str, Any]]:
-    """Where methods fail: each one's worst clip beside the full model's, the worst of all first."""
-    found = []
-    for contender in comparison.contenders:
-        rows = [r for r in comparison.rows if r.contender == contender.label]
-        row = min(rows, key=lambda r: r.psnr, default=None)
-        if row is None or row.psnr == float("inf"):
-            continue
-        pair = [comparison.clips.get((name, row.prompt, row.seed)) for name in ("full", contender.label)]
-        if all(clip is not None for clip in pair):
-            found.append((row, pair))
+def _worst(comparison: Comparison) -> list[dict[str, Any]]:
+    """Where methods fail: each one's worst clip, of all its settings, beside the full model's; the worst first."""
+    found, groups = [], {contender.label: contender.group for contender in comparison.contenders}
+    for group in dict.fromkeys(groups.values()):
+        rows = [r for r in comparison.rows if groups.get(r.contender) == group and r.psnr < float("inf")]
+        for row in sorted(rows, key=lambda r: r.psnr)[:1]:
+            pair = [comparison.clips.get((name, row.prompt, row.seed)) for name in ("full", row.contender)]
+            if all(clip is not None for clip in pair):
+                found.append((row, pair))
     found.sort(key=lambda entry: entry[0].psnr)
     return [
         {"name": row.contender, "prompt": row.prompt, "psnr": row.psnr, "ssim": row.ssim, "speedup": row.speedup,
          "clips": [clips.data_uri(clip) for clip in pair]}
-        for row, pair in found[:count]
+        for row, pair in found
     ]  # fmt: skip
 
 
