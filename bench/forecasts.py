@@ -65,7 +65,7 @@ def text_of(name: str, budget: int) -> str:
 def collapsed(path: Path, out: Path, *, gains: bool = True) -> None:
     """The same calibration without frequency bands: the bands are orthogonal, so their products add up."""
     data = artifacts.read(path, "forecast")
-    known = Calibration(data, "")
+    known = Calibration(data)
     products = known.gram.products.sum(axis=0) * len(data["samples"])
     own = {key: {**s, "bands": 1, "gains": s["gains"] if gains else {}} for key, s in data["samples"].items()}
     artifacts.write(out, {**data, "bands": 1, "samples": own, "products": packed(products)})
@@ -154,7 +154,7 @@ def cost(path: Path) -> dict[str, Any]:
         "seconds_recording": [round(s["seconds_recording"], 1) for s in samples],
         "seconds": [round(s["seconds"], 1) for s in samples],
         "gains": [s["gains"] for s in samples],
-        "gain": Calibration(data, "").gains,
+        "gain": Calibration(data).gains,
         "trials": [s["trials"] for s in samples if "trials" in s],
     }
 

@@ -59,8 +59,9 @@ class Knob:
         at = {self._position(v): cost for v, cost in costs.items()}
         left = max((p for p, cost in at.items() if cost > budget), default=ends[0])
         right = min((p for p, cost in at.items() if cost <= budget and p > left), default=ends[1])
-        if any(at.get(end, budget) > budget for end in ends[1:]) or at.get(ends[0], budget + 1) <= budget:
-            return None  # even the end of the range is too dear, or cheap enough
+        dearest, cheapest = ends
+        if at.get(cheapest, budget) > budget or at.get(dearest, math.inf) <= budget:
+            return None  # nothing in the range is cheap enough, or everything is
         share = 0.6  # of an interval with an end that was not tried
         if left in at and right in at:
             share = min(max((at[left] - budget) / (at[left] - at[right]), 0.15), 0.85)

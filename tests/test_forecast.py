@@ -197,7 +197,7 @@ def test_another_solver_on_the_same_levels_will_do():
     actual, trace = accelerated("unipc", loaded("unipc"), pipe=tiny.wan_pipeline(_first_order()))
     assert trace.timeline() == LETTERS
     (note,) = [n for n in trace.notes if "another solver" in n]
-    assert note.endswith("corrections are made for this one: scheduler's solver_order 2, here 1")
+    assert note.endswith("another solver on these noise levels: scheduler's solver_order 2, here 1")
     assert distance(actual, expected.latents) < TOLERANCE
     same, trace = accelerated("unipc", loaded("unipc"))
     assert distance(actual, same) > 10 * TOLERANCE

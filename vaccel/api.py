@@ -200,7 +200,7 @@ def _mismatches(method: Method, transformer: nn.Module, scheduler: Any) -> list[
             f"for this one (`vaccel calibrate {method.id}`), or pass allow_mismatch=True to the method"
         )
     notes = [f"calibrated with another pipeline: {phrase}" for phrase in different]
-    return notes + [f"calibrated with another solver, corrections are made for this one: {phrase}" for phrase in solver]
+    return notes + [f"calibrated with another solver on these noise levels: {phrase}" for phrase in solver]
 
 
 def _smalls(

@@ -37,7 +37,7 @@ class Calibration:
         data: the artifact as it is.
     """
 
-    def __init__(self, data: dict[str, Any], seal: str):
+    def __init__(self, data: dict[str, Any], seal: str = ""):
         self.data, self.seal = data, seal
         self.fitted = artifacts.fitted(data)
         samples = list(data["samples"].values())
@@ -47,7 +47,7 @@ class Calibration:
         kept += [s["products"] for s in samples if "products" in s]  # not added up yet
         products = unpacked(added(kept), (bands, channels, steps, steps)) / len(samples)
         self.gram = Gram(levels, products, samples[0]["elements"])
-        self.gains = gains_between([s["gains"] for s in samples if s.get("gains")], steps)
+        self.gains = gains_between([s["gains"] for s in samples], steps)
         self.curve = sorted(
             (predicted, psnr) for s in samples for predicted, psnr in s.get("trials", ()) if math.isfinite(psnr)
         )
@@ -148,13 +148,12 @@ def unpacked(text: str, shape: Sequence[int]) -> np.ndarray:
 
 
 def gains_between(measured: list[dict[str, float]], steps: int) -> list[float]:
-    """[T] from gains by step: their geometric means over the samples, geometrically interpolated between steps.
+    """[T] from every sample's gains by step: their geometric means, geometrically interpolated between steps.
 
     What arises earlier has longer to grow, and single measurements scatter by more than neighbouring steps differ: the
     means are the nearest ones that never rise (``_falling``).
     """
-    if measured:
-        names = sorted({int(j) for sample in measured for j in sample})
+    if names := sorted({int(j) for sample in measured for j in sample}):
         logs = _falling([[math.log(max(s[str(j)], 1e-6)) for s in measured if str(j) in s] for j in names])
     else:
         names, logs = zip(*((share * steps, math.log(gain)) for share, gain in TYPICAL_GAIN), strict=True)

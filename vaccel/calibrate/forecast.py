@@ -17,7 +17,7 @@ from ..actions import Action, Full, Weights
 from ..actions import Forecast as Forecasting
 from ..api import accelerate
 from ..buffers import Buffers
-from ..calibration import Calibration, added, sample_of
+from ..calibration import Calibration, added, gains_between, sample_of
 from ..families import find
 from ..flow import Flow
 from ..gram import Plan
@@ -136,12 +136,12 @@ def _added_up(samples: Samples) -> dict[str, Any]:
 def _of_others(samples: Samples, key: str, before: dict[str, Any]) -> Calibration:
     """What the velocities of all samples but one say; of that one too, where it is the only one or added up already."""
     data = samples.artifact(**before)
-    whole = Calibration(data, "")
     others = {name: s for name, s in data["samples"].items() if name != key}
     if not others or "products" not in data["samples"][key]:
-        return whole
-    known = Calibration({**data, "samples": others}, "")
-    known.gains = whole.gains  # not every sample is followed to the end
+        return Calibration(data)
+    known = Calibration({**data, "samples": others})
+    # Not every sample is followed to the end: all gains count.
+    known.gains = gains_between([s["gains"] for s in data["samples"].values()], known.gram.num_steps)
     return known
 
 

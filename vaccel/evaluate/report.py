@@ -105,18 +105,16 @@ def _show(comparison: Comparison, prompt: str, seed: int) -> dict[str, Any]:
 
 def _worst(comparison: Comparison) -> list[dict[str, Any]]:
     """Where methods fail: each one's worst clip, of all its settings, beside the full model's; the worst first."""
-    found, groups = [], {contender.label: contender.group for contender in comparison.contenders}
-    for group in dict.fromkeys(groups.values()):
-        rows = [r for r in comparison.rows if groups.get(r.contender) == group and r.psnr < float("inf")]
-        for row in sorted(rows, key=lambda r: r.psnr)[:1]:
-            pair = [comparison.clips.get((name, row.prompt, row.seed)) for name in ("full", row.contender)]
-            if all(clip is not None for clip in pair):
-                found.append((row, pair))
-    found.sort(key=lambda entry: entry[0].psnr)
+    groups = {contender.label: contender.group for contender in comparison.contenders}
+    worst: dict[str, tuple[Any, list[Any]]] = {}
+    for row in sorted((r for r in comparison.rows if r.psnr < float("inf")), key=lambda r: r.psnr):
+        pair = [comparison.clips.get((name, row.prompt, row.seed)) for name in ("full", row.contender)]
+        if all(clip is not None for clip in pair):
+            worst.setdefault(groups[row.contender], (row, pair))
     return [
         {"name": row.contender, "prompt": row.prompt, "psnr": row.psnr, "ssim": row.ssim, "speedup": row.speedup,
          "clips": [clips.data_uri(clip) for clip in pair]}
-        for row, pair in found
+        for row, pair in worst.values()
     ]  # fmt: skip
 
 

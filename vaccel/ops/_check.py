@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 
 
-def same_shape(op: str, **tensors: torch.Tensor) -> None:
-    """Raises ``ValueError`` unless all tensors share one shape with a batch dimension."""
-    (first, a), *others = tensors.items()
+def same_shape(op: str, **tensors: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+    """The first one.  Raises ``ValueError`` unless all, in lists too, share one shape with a batch dimension."""
+    every = [t for value in tensors.values() for t in (value if isinstance(value, list) else (value,))]
+    shape = every[0].shape
+    if len(shape) < 1 or any(t.shape != shape for t in every):
+        _complain(op, tensors)
+    return every[0]
+
+
+def _complain(op: str, tensors: dict[str, torch.Tensor | list[torch.Tensor]]) -> NoReturn:
+    """Names are made only here: what is right is checked at every step."""
+    named = []
+    for name, value in tensors.items():
+        named += [(f"{name}[{k}]", t) for k, t in enumerate(value)] if isinstance(value, list) else [(name, value)]
+    first, a = named[0]
     if a.ndim < 1:
         raise ValueError(f"{op}: {first} needs a batch dimension, got a scalar")
-    for name, b in others:
-        if b.shape != a.shape:
-            raise ValueError(f"{op}: {first} {tuple(a.shape)} and {name} {tuple(b.shape)} differ in shape")
+    name, b = next((name, t) for name, t in named if t.shape != a.shape)
+    raise ValueError(f"{op}: {first} {tuple(a.shape)} and {name} {tuple(b.shape)} differ in shape")
 
 
-def output(op: str, out: torch.Tensor | None, **tensors: torch.Tensor) -> torch.Tensor:
+def output(op: str, out: torch.Tensor | None, **tensors: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
     """``out``, or a new contiguous tensor like the first one; all must share one shape (see :func:`same_shape`)."""
     if out is not None:
         same_shape(op, **tensors, out=out)
         return out
-    same_shape(op, **tensors)
-    return torch.empty_like(next(iter(tensors.values())), memory_format=torch.contiguous_format)
+    return torch.empty_like(same_shape(op, **tensors), memory_format=torch.contiguous_format)
 
 
 def rows(x: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ def linear_combination(
     """
     op = "linear_combination"
     tensors = _listed(op, "tensors", tensors)
-    out = _output(op, out, tensors=tensors)
+    out = output(op, out, tensors=tensors)
     options, fits = _channels(op, tensors, coefficients, channel_dim)
     return run(op, impl, _plain, (*tensors,), (tensors, coefficients), out, fits=fits, options=options)
 
@@ -63,7 +63,7 @@ def linear_combination_guided(
     cond, uncond = _listed(op, "cond", cond), _listed(op, "uncond", uncond)
     if len(cond) != len(uncond):
         raise ValueError(f"{op}: cond has {len(cond)} tensors, uncond {len(uncond)}")
-    out = _output(op, out, cond=cond, uncond=uncond)
+    out = output(op, out, cond=cond, uncond=uncond)
     options, fits = _channels(op, cond, coefficients, channel_dim)
     args = (cond, uncond, coefficients, float(scale))
     return run(op, impl, _plain_guided, (*cond, *uncond), args, out, fits=fits, options=options)
@@ -74,16 +74,6 @@ def _listed(op: str, name: str, tensors: Sequence[torch.Tensor]) -> list[torch.T
     if not 1 <= len(tensors) <= MOST_TENSORS:
         raise ValueError(f"{op}: {name} must be 1 to {MOST_TENSORS} tensors, got {len(tensors)}")
     return tensors
-
-
-def _output(op: str, out: torch.Tensor | None, **lists: list[torch.Tensor]) -> torch.Tensor:
-    """As ``output``, with names made only where there is something to complain of: this is run at every step."""
-    every = [t for tensors in lists.values() for t in tensors]
-    shape = every[0].shape
-    fits = len(shape) > 0 and all(t.shape == shape for t in every)
-    if fits and (out is None or out.shape == shape):
-        return torch.empty_like(every[0], memory_format=torch.contiguous_format) if out is None else out
-    return output(op, out, **{f"{name}[{k}]": t for name, tensors in lists.items() for k, t in enumerate(tensors)})
 
 
 def _channels(
