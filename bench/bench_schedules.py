@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from results import write
 
-from vaccel import schedules
-from vaccel.schedules import Edge, solve
+from vaccel.planning import schedules
+from vaccel.planning.schedules import Edge, solve
 
 COMMAND = "VACCEL_BENCH_WRITE=1 pytest bench/bench_schedules.py"
 CASES = [(50, 7, "cpp"), (50, 7, "python"), (200, 16, "cpp"), (200, 16, "python"), (1000, 16, "cpp")]

@@ -18,10 +18,11 @@ import typer
 from measure_forecast import BUDGETS, PROMPTS, Bench, read_log, show, summary
 from rivals import STEPS, Reader
 
-from vaccel import artifacts, demo
+from vaccel import demo
 from vaccel.calibrate import calibrate_forecast
-from vaccel.calibration import Calibration, packed
 from vaccel.demo.family import calibration_captions
+from vaccel.planning import artifacts
+from vaccel.planning.calibration import Calibration, packed
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 Out = Annotated[Path, typer.Option(help="Folder of the calibrations.")]

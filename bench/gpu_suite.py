@@ -232,10 +232,10 @@ def runs(
 
 def random_experts(pipe: Any, folder: Path, rank: int) -> Path:
     """The base itself as the semantic expert, LoRA and fresh layers of a real shape for the detail expert."""
-    from vaccel.expert_files import save_experts
-    from vaccel.experts import Adapter, adapted, own_parameters
-    from vaccel.families import find
-    from vaccel.trajectory import Trajectory
+    from vaccel.experts.files import save_experts
+    from vaccel.experts.trees import Adapter, adapted, own_parameters
+    from vaccel.models import find
+    from vaccel.planning.trajectory import Trajectory
 
     family = find(pipe.transformer)
     adapter = Adapter(rank, 2 * rank, family.attention_targets, family.fresh)

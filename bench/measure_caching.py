@@ -22,9 +22,9 @@ import typer
 from rich.progress import Progress
 
 import vaccel
-from vaccel import artifacts, demo
+from vaccel import demo
 from vaccel.actions import Full
-from vaccel.buffers import Buffers
+from vaccel.cache.buffers import Buffers
 from vaccel.calibrate import calibrate_lemica
 from vaccel.calibrate.replay import Replayer, Stretch
 from vaccel.demo.checker import check
@@ -33,7 +33,8 @@ from vaccel.demo.shapes import held_out_captions
 from vaccel.evaluate import Contender, compare, metrics, parse_contender, write_report
 from vaccel.methods import RunInfo
 from vaccel.methods.lemica import LeMiCa, edges
-from vaccel.schedules import solve
+from vaccel.planning import artifacts
+from vaccel.planning.schedules import solve
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 Prompts = Annotated[int, typer.Option(help="Held-out captions.")]

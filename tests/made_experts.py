@@ -14,9 +14,9 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from vaccel.expert_files import save_experts
-from vaccel.experts import Adapter, adapted, own_parameters
-from vaccel.trajectory import Trajectory
+from vaccel.experts.files import save_experts
+from vaccel.experts.trees import Adapter, adapted, own_parameters
+from vaccel.planning.trajectory import Trajectory
 
 FAMILIES = ("wan", "cogvideox", "qwen-image")
 FRESH = {

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
 import vaccel
-from vaccel import attention
+from vaccel.integrations.diffusers import attention
 
 METHOD = vaccel.Schedule([0, 1, 4, 8, 11], num_steps=12)
 

@@ -9,10 +9,10 @@ import torch
 from test_calibrate_lemica import sampling
 
 import vaccel
-from vaccel import artifacts
 from vaccel.calibrate import calibrate_forecast, calibrate_lemica
-from vaccel.integrations.auto import Pilot, Stopwatch, Times
+from vaccel.integrations.diffusers.auto import Pilot, Stopwatch, Times
 from vaccel.methods.auto import Candidate
+from vaccel.planning import artifacts
 
 STEPS, PROMPT = 10, "a red cat runs"
 

@@ -22,11 +22,11 @@ from test_forecast import PATH, full
 from test_oracle import ONE, SEED
 
 import vaccel
-from vaccel import artifacts
 from vaccel.calibrate import calibrate_forecast
 from vaccel.calibrate import forecast as module
 from vaccel.calibrate.samples import hash_of
-from vaccel.calibration import TYPICAL_GAIN, calibration, gains_between
+from vaccel.planning import artifacts
+from vaccel.planning.calibration import TYPICAL_GAIN, calibration, gains_between
 
 OTHER = "a blue dog sleeps"
 

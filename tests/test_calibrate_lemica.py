@@ -17,9 +17,9 @@ from diffusers import CogVideoXPipeline, FlowMatchEulerDiscreteScheduler
 from test_oracle import SEED, SOLVERS, oracle_task, pipeline
 
 import vaccel
-from vaccel import artifacts
 from vaccel.calibrate import calibrate_lemica
 from vaccel.calibrate.replay import Replayer, Stretch
+from vaccel.planning import artifacts
 
 PROMPT, STEPS = "a red cat runs", 8
 

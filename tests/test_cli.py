@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from vaccel.cli import app
+from vaccel.cli.main import app
 
 PROMPT = "a red circle moves left slowly on a gray background"
 

@@ -19,8 +19,8 @@ import vaccel
 from vaccel.actions import Forecast, Full, Weights
 from vaccel.calibrate import calibrate_forecast
 from vaccel.calibrate.replay import StandIn
-from vaccel.gram import CORRECTING, Gram, outputs
-from vaccel.integrations.schedulers import flow_of, with_response
+from vaccel.integrations.diffusers.schedulers import flow_of, with_response
+from vaccel.planning.gram import CORRECTING, Gram, outputs
 
 STEPS = 9
 SOLVERS = {

@@ -17,8 +17,8 @@ from vaccel.distill.networks import Networks
 from vaccel.distill.objective import Draws, Objective
 from vaccel.distill.settings import PUBLISHED, Distillation
 from vaccel.distill.shards import Batch
-from vaccel.families import find
-from vaccel.trajectory import Trajectory
+from vaccel.models import find
+from vaccel.planning.trajectory import Trajectory
 
 SMALL = {"split": 35, "shift": 5.0, "guidance": 3.0, "lag": 1, "rank": 2, "alpha": 4, "head_width": 32, "batch": 3}
 

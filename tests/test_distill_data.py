@@ -11,7 +11,8 @@ from diffusers import CogVideoXVideoToVideoPipeline, QwenImageImg2ImgPipeline, W
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils.data import DataLoader
 
-from vaccel import demo, families
+from vaccel import demo
+from vaccel import models as families
 from vaccel.distill import Batch, Shards, demo_clips, prepare
 
 NAMES = ("wan", "cogvideox", "qwen-image")

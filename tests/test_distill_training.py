@@ -19,11 +19,11 @@ from accelerate import DistributedType
 from safetensors.torch import load_file
 
 import vaccel
-from vaccel import artifacts
 from vaccel.distill import prepare
 from vaccel.distill.settings import Distillation
 from vaccel.distill.stages import Samples, train
 from vaccel.distill.trainer import Trainer, _check_precision
+from vaccel.planning import artifacts
 
 CALL = {"height": 32, "width": 32, "num_frames": 9, "guidance_scale": 3.0, "max_sequence_length": 8}
 SMALL = {

@@ -27,8 +27,8 @@ from test_compile import close, counting
 from test_graphs import rehearsal
 
 import vaccel
-from vaccel.integrations.sampler import ExpertScheduler
-from vaccel.trajectory import Trajectory, expert_times
+from vaccel.integrations.diffusers.sampler import ExpertScheduler
+from vaccel.planning.trajectory import Trajectory, expert_times
 
 __all__ = ["counting", "folder", "parking", "pipe", "rehearsal"]  # fixtures
 

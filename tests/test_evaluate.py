@@ -12,12 +12,13 @@ import pytest
 import tiny
 
 import vaccel
-from vaccel import artifacts, cli
+from vaccel.cli import main as cli
 from vaccel.evaluate import compare, metrics, parse_contender, write_report
 from vaccel.evaluate.clips import contact_sheet, data_uri, write_video
 from vaccel.evaluate.observations import observe
-from vaccel.expert_files import save_experts
-from vaccel.trajectory import Trajectory
+from vaccel.experts.files import save_experts
+from vaccel.planning import artifacts
+from vaccel.planning.trajectory import Trajectory
 
 CALL = {k: v for k, v in tiny.WAN_CALL.items() if k != "output_type"} | {"num_inference_steps": 20}
 

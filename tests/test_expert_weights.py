@@ -29,10 +29,12 @@ from made_experts import (
 from safetensors.torch import load_file, save_file
 
 import vaccel
-from vaccel import artifacts, expert_files, expert_weights
-from vaccel.expert_files import read_experts, save_experts
-from vaccel.experts import Adapter
-from vaccel.trajectory import Trajectory
+from vaccel.experts import files as expert_files
+from vaccel.experts import weights as expert_weights
+from vaccel.experts.files import read_experts, save_experts
+from vaccel.experts.trees import Adapter
+from vaccel.planning import artifacts
+from vaccel.planning.trajectory import Trajectory
 
 __all__ = ["folder", "parking", "pipe"]  # fixtures
 

@@ -14,9 +14,9 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler
 from test_oracle import dpm, euler
 
-from vaccel import flow
-from vaccel.flow import Flow, damped
-from vaccel.integrations.schedulers import denoised, flow_of
+from vaccel.integrations.diffusers.schedulers import denoised, flow_of
+from vaccel.planning import flow
+from vaccel.planning.flow import Flow, damped
 
 ANGLES = (0.05, 0.4, math.pi / 4, 1.1, 1.5)
 

@@ -18,9 +18,10 @@ from oracle_forecast import best_paths, path_errors
 from test_oracle import ONE, SEED, TOLERANCE
 
 import vaccel
-from vaccel import actions, artifacts
+from vaccel import actions
 from vaccel.actions import Weights
-from vaccel.calibration import calibration
+from vaccel.planning import artifacts
+from vaccel.planning.calibration import calibration
 
 TWO = ["a red cat runs", "a blue dog sleeps"]
 PATH = (0, 2, 4, 5, 8)  # forecasts from one velocity, and from two at various distances

@@ -15,10 +15,10 @@ from test_forecast import PATH, TWO, loaded
 from test_oracle import ONE, SEED
 
 import vaccel
-from vaccel import flow
-from vaccel.flow import Flow
-from vaccel.integrations.schedulers import flow_of
+from vaccel.integrations.diffusers.schedulers import flow_of
 from vaccel.methods.recording import Recording
+from vaccel.planning import flow
+from vaccel.planning.flow import Flow
 
 # --- memory ---------------------------------------------------------------------------------------------------------
 

@@ -13,11 +13,11 @@ from test_forecast import TWO, full
 from test_oracle import ONE, SEED, TOLERANCE
 
 import vaccel
-from vaccel import artifacts
 from vaccel.actions import Weights
-from vaccel.calibration import calibration
-from vaccel.gram import outputs
-from vaccel.integrations.schedulers import flow_of, with_response
+from vaccel.integrations.diffusers.schedulers import flow_of, with_response
+from vaccel.planning import artifacts
+from vaccel.planning.calibration import calibration
+from vaccel.planning.gram import outputs
 
 PATH = (0, 1, 3, 6, 8)
 

@@ -11,8 +11,8 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import vaccel
-from vaccel import graphs
-from vaccel.graphs import Captures
+from vaccel.engine import graphs
+from vaccel.engine.graphs import Captures
 
 
 class Rehearsal:

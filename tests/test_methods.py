@@ -8,9 +8,9 @@ import json
 import pytest
 
 import vaccel
-from vaccel import artifacts
-from vaccel.buffers import Buffers
+from vaccel.cache.buffers import Buffers
 from vaccel.methods import RunInfo
+from vaccel.planning import artifacts
 
 POLYNOMIAL = (2.0, 1.0, 0.5)
 METHODS = [

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 import vaccel
-from vaccel.families import QwenImage
-from vaccel.models import Transformer
+from vaccel.models import QwenImage
+from vaccel.models.transformer import Transformer
 
 ONE = "a red cat runs"
 TWO = ["a red cat runs", "blue dog"]  # of two lengths: the texts come with a mask

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vaccel.buffers import Buffers
+from vaccel.cache.buffers import Buffers
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from vaccel import schedules
-from vaccel.schedules import Edge, Path, solve
+from vaccel.planning import schedules
+from vaccel.planning.schedules import Edge, Path, solve
 
 OBJECTIVES = ("leximax", "sum")
 IMPLS = ("python", "cpp") if schedules.LOADED else ("python",)

@@ -9,8 +9,8 @@ import tiny
 import torch
 
 import vaccel
-from vaccel.buffers import Buffers
-from vaccel.engine import Run
+from vaccel.cache.buffers import Buffers
+from vaccel.engine.run import Run
 
 ASKS = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__")
 

@@ -9,6 +9,7 @@ print(handle.trace)
 from __future__ import annotations
 
 from . import actions, ops
+from .engine.trace import Trace
 from .methods import (
     Auto,
     DirectionMagnitude,
@@ -22,7 +23,6 @@ from .methods import (
     TeaCache,
     method_from_json,
 )
-from .trace import Trace
 
 __version__ = "0.1.0"
 

@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from . import graphs
-from .attention import Attention
-from .expert_files import read_experts
-from .expert_weights import suitable
-from .families import Family, find
-from .fingerprints import differences
-from .graphs import Captures
-from .integrations.diffusers import Session
+from .engine import graphs
+from .engine.graphs import Captures
+from .engine.trace import Trace
+from .experts.files import read_experts
+from .experts.weights import suitable
+from .integrations.diffusers.attention import Attention
+from .integrations.diffusers.session import Session
 from .methods import Method
-from .trace import Trace
+from .models import Family, find
+from .models.fingerprints import differences
 
 #: The attributes of a pipeline that are accelerated, in the order of the run.
 TRANSFORMERS = ("transformer", "transformer_2")

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .buffers import Buffers
-from .engine import Run
-from .families import Family, find
-from .flow import Flow
+from .cache.buffers import Buffers
+from .engine.run import Run
+from .engine.trace import Trace
 from .methods import Method
-from .models import Call, Model, PlainCallable, Stage, Transformer
-from .trace import Trace
+from .models import Family, find
+from .models.transformer import Call, Model, PlainCallable, Stage, Transformer
+from .planning.flow import Flow
 
 
 class Denoiser:

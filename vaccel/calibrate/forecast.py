@@ -12,20 +12,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .. import artifacts, fingerprints
 from ..actions import Action, Full, Weights
 from ..actions import Forecast as Forecasting
 from ..api import accelerate
-from ..buffers import Buffers
-from ..calibration import Calibration, added, gains_between, sample_of
-from ..families import find
-from ..flow import Flow
-from ..gram import Plan
-from ..integrations.auto import Stopwatch
+from ..cache.buffers import Buffers
+from ..cache.velocity_history import Past
+from ..integrations.diffusers.auto import Stopwatch
 from ..methods import Forecast, Method, Recording, Schedule
 from ..methods.recording import Recorded
-from ..models import Call
-from ..past import Past
+from ..models import find, fingerprints
+from ..models.transformer import Call
+from ..planning import artifacts
+from ..planning.calibration import Calibration, added, gains_between, sample_of
+from ..planning.flow import Flow
+from ..planning.gram import Plan
 from .replay import StandIn
 from .samples import Progress, Samples, prompts_encoded_once, sample, silent
 

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .. import artifacts, fingerprints
 from ..methods.lemica import LeMiCa
+from ..models import fingerprints
+from ..planning import artifacts
 from .replay import Record, Replayer, Reuse, Stretch, Tails
 from .samples import Progress, Samples, silent
 

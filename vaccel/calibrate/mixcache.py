@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from .. import fingerprints, ops
-from ..buffers import Buffers
+from .. import ops
+from ..cache.block_states import States
+from ..cache.buffers import Buffers
 from ..methods.mixcache import MixCache
-from ..models import Call
-from ..states import States
+from ..models import fingerprints
+from ..models.transformer import Call
 from .replay import StandIn
 from .samples import Progress, Samples, prompts_encoded_once, sample, silent
 

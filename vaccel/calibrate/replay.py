@@ -15,10 +15,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from ..families import find
-from ..integrations.diffusers import Session
+from ..integrations.diffusers.session import Session
 from ..methods import Schedule
-from ..models import Call
+from ..models import find
+from ..models.transformer import Call
 from . import samples
 
 #: What a stretch reuses, as a schedule names it; its errors say nothing of other stand-ins.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .. import artifacts
+from ..planning import artifacts
 
 #: (units of work done, in all, what is being done)
 Progress = Callable[[int, int, str], None]

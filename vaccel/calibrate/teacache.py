@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import fingerprints, ops
-from ..families import find
+from .. import ops
+from ..models import find, fingerprints
 from .samples import Progress, Samples, silent
 
 DEGREE = 4

@@ -36,8 +36,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..artifacts import save_tensors
 from ..distill import checkpoint
+from ..planning.artifacts import save_tensors
 from . import family, shapes
 from .vae import PatchTransformVAE
 

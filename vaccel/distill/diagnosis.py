@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ..calibrate.samples import Progress, silent
-from ..families import Family
-from ..trajectory import Trajectory
+from ..models import Family
+from ..planning.trajectory import Trajectory
 from .networks import Networks
 from .objective import Draws, Objective
 from .settings import Distillation

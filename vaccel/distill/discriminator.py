@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..families import Family
+from ..models import Family
 
 
 class Head(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..experts import Adapter, adapted, own_parameters
-from ..families import Family
+from ..experts.trees import Adapter, adapted, own_parameters
+from ..models import Family
 from .discriminator import Discriminator
 from .settings import Distillation
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..families import Family
-from ..trajectory import Level, Trajectory
+from ..models import Family
+from ..planning.trajectory import Level, Trajectory
 from . import losses
 from .discriminator import Discriminator, tapped
 from .settings import Distillation

@@ -23,10 +23,10 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from safetensors.torch import load_file
 from torch import nn
 
-from .. import artifacts, fingerprints
 from ..calibrate.samples import Progress, silent
-from ..families import Family, find
-from ..families.base import Inputs
+from ..models import Family, find, fingerprints
+from ..models.family import Inputs
+from ..planning import artifacts
 from .shards import INDEX, METHOD, SHARED, Sample, ShardFile, Tensors, pack, write_shard
 
 #: Arguments of a pipeline's call that a recording sets itself.

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
-from .. import artifacts, fingerprints
-from ..families import FAMILIES
-from ..families.base import Inputs
+from ..models import FAMILIES, fingerprints
+from ..models.family import Inputs
+from ..planning import artifacts
 
 METHOD = "dcm-data"
 INDEX, SHARED = "index.json", "shared.safetensors"

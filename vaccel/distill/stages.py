@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..calibrate.samples import Progress, silent
-from ..expert_files import DESCRIPTION, SEMANTIC, read_experts, save_experts
-from ..expert_weights import unsuitable
-from ..families import Family, find
-from ..fingerprints import of_model
+from ..experts.files import DESCRIPTION, SEMANTIC, read_experts, save_experts
+from ..experts.weights import unsuitable
 from ..methods import DualExpert
-from ..trajectory import Trajectory
+from ..models import Family, find
+from ..models.fingerprints import of_model
+from ..planning.trajectory import Trajectory
 from . import plots
 from .settings import Distillation
 from .shards import Shards

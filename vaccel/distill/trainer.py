@@ -15,10 +15,10 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import nn
 
-from ..artifacts import save_tensors
 from ..calibrate.samples import hash_of
-from ..families import Family
-from ..trajectory import Trajectory
+from ..models import Family
+from ..planning.artifacts import save_tensors
+from ..planning.trajectory import Trajectory
 from . import checkpoint
 from .batches import Slots
 from .networks import Networks

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .. import ops
-from ..families import find
+from ..models import find
 
 LAGS = (1, 3, 6)
 

@@ -10,8 +10,8 @@ from typing import Any
 import imageio.v3 as iio
 import jinja2
 
-from .. import artifacts
 from ..methods import DualExpert, LeMiCa
+from ..planning import artifacts
 from . import clips, plots
 from .compare import Comparison
 from .observations import Observations

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from .. import artifacts
-from ..calibration import Calibration, calibration
-from ..gram import CORRECTING
+from ..planning import artifacts
+from ..planning.calibration import Calibration, calibration
+from ..planning.gram import CORRECTING
 from .base import Method, Policy, RunInfo, require
 from .forecast import Forecast
 from .lemica import LeMiCa, edges, solve

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from .. import artifacts
 from ..actions import Action, Branches, Model, Weights
-from ..buffers import Buffers
-from ..flow import Flow
+from ..cache.buffers import Buffers
+from ..planning import artifacts
+from ..planning.flow import Flow
 
 #: What ``Observation`` can carry; a method names what it watches.
 SIGNALS = ("prediction", "denoised", "latents", "small", "branches", "states", "velocity", "surprise")

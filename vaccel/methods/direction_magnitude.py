@@ -10,7 +10,7 @@ import torch
 
 from .. import ops
 from ..actions import Action, Full, Rescale, Small
-from ..readings import Reading
+from ..cache.readings import Reading
 from .base import Method, Observation, Policy, RunInfo, Step, cautious, require, require_threshold
 
 

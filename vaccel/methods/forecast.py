@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .. import artifacts, gram
 from ..actions import Action, Full, Weights
 from ..actions import Forecast as Forecasting
-from ..calibration import OBJECTIVE, Calibration, Response, calibration
-from ..flow import Flow
+from ..planning import artifacts, gram
+from ..planning.calibration import OBJECTIVE, Calibration, Response, calibration
+from ..planning.flow import Flow
 from .base import Method, Observation, Policy, RunInfo, Step, require
 from .lemica import PUBLISHED, LeMiCa, _steps
 from .schedule import DAMPING, straight

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .. import artifacts
-from ..schedules import Edge, solve
+from ..planning import artifacts
+from ..planning.schedules import Edge, solve
 from .base import Method, Policy, RunInfo, require
 from .schedule import Reuse, Schedule
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import torch
 
-from .. import artifacts, ops
+from .. import ops
 from ..actions import Action, Branches, Full, Guidance, Output, Resume
+from ..planning import artifacts
 from .base import Method, Observation, Policy, RunInfo, Step, require, require_threshold
 
 #: Steps a cycle (seed 002, eq. 6) where the last two computed outputs differ by less than d1, d2, or more.

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 
 from ..actions import Action, Full
-from ..flow import Flow
+from ..planning.flow import Flow
 from .base import Method, Observation, Policy, RunInfo, Step, require
 
 

@@ -22,7 +22,7 @@ from ..actions import (
     Weights,
     from_json,
 )
-from ..flow import Flow, damped
+from ..planning.flow import Flow, damped
 from .base import ExpertWeights, Method, Observation, Policy, RunInfo, Step, require
 
 #: What stands in for a step that is not computed: x + the residual of the block stack, head recomputed; x + that of the

@@ -1,0 +1,5 @@
+"""The command line: ``vaccel generate | compare | calibrate | distill | doctor``."""
+
+from .main import app
+
+__all__ = ["app"]

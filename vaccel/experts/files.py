@@ -1,0 +1,201 @@
+"""Distilled experts as a folder: ``dual_expert.json``, sealed, and their weights beside it as safetensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ..models.fingerprints import of_model
+from ..planning import artifacts
+from ..planning.trajectory import Trajectory
+from .trees import Adapter
+
+METHOD = "dcm"
+DESCRIPTION, SEMANTIC, DETAIL = "dual_expert.json", "semantic.safetensors", "detail.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedExperts:
+    """What a folder of experts says.
+
+    Attributes:
+        folder: where it lies.
+        base: the name of the model that the experts were made from.
+        model: that model's fingerprint.
+        trajectory: the teacher's path.
+        boundary: the unshifted time, in (0, 1), where the detail expert takes over.
+        semantic: whether the semantic expert has weights of its own; without, it is the base itself.
+        kind: the detail expert: "lora" (with ``adapter``), "full", or "none": one model for all steps.
+        training: the settings of each stage, plain data.
+    """
+
+    folder: Path
+    base: str
+    model: dict[str, str]
+    trajectory: Trajectory
+    boundary: float
+    semantic: bool
+    kind: str
+    adapter: Adapter | None = None
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def save_experts(
+    folder: str | Path,
+    model: nn.Module,
+    *,
+    trajectory: Trajectory,
+    boundary: float,
+    semantic: Mapping[str, torch.Tensor] | Literal[True] | None = None,
+    detail: Mapping[str, torch.Tensor] | None = None,
+    adapter: Adapter | None = None,
+    base: str = "",
+    guidance: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes a folder that ``vaccel.DualExpert`` runs with; one that was there before is replaced.
+
+    Args:
+        folder: made where it is missing.
+        model: the transformer that the experts are for: its class and configuration are what a pipeline must have.
+        trajectory, boundary: the teacher's path, and the unshifted time in (0, 1) where the detail expert takes over.
+        semantic: the semantic expert's whole state dict; True for the file that is there already; None where it is the
+            base itself.
+        detail: with ``adapter`` the detail expert's ``own_parameters``, without it its whole state dict, None for none.
+        adapter: what the detail expert has of its own.
+        base: name or path of the base model.
+        guidance, training: plain data for whoever reads the file.
+
+    Returns the folder.  An interrupted write of another semantic expert leaves no ``dual_expert.json``, so that nobody
+    takes a half for a whole.  Raises ``ValueError`` for a boundary outside (0, 1), or an adapter without its
+    parameters.
+    """
+    if not 0 < boundary < 1:
+        raise ValueError(f"boundary must lie between 0 and 1, got {boundary}")
+    if adapter is not None and detail is None:
+        raise ValueError("an adapter was given, and no parameters of it: pass detail=own_parameters(tree, adapter)")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = "none" if detail is None else "full" if adapter is None else "lora"
+    weights = {DETAIL: detail} if semantic is True else {SEMANTIC: semantic, DETAIL: detail}
+    _replace(folder, weights, undescribed=semantic is not True)
+    described = {
+        "schema": artifacts.SCHEMA,
+        "method": METHOD,
+        "base": str(base),
+        "model": of_model(model),
+        "trajectory": trajectory.to_json(),
+        "boundary": float(boundary),
+        "guidance": dict(guidance or {}),
+        "semantic": semantic is not None,
+        "detail": {"kind": kind, **(adapter.to_json() if adapter is not None else {})},
+        "training": dict(training or {}),
+    }
+    artifacts.write(folder / DESCRIPTION, described)
+    return folder
+
+
+def _replace(folder: Path, weights: Mapping[str, Mapping[str, torch.Tensor] | None], undescribed: bool) -> None:
+    """Puts weight files in place of those that are there, once all are written; None takes one away.
+
+    Meanwhile nothing describes them where they are ``undescribed``.
+    """
+    partials = {name: folder / (name + ".partial") for name, state in weights.items() if state is not None}
+    try:
+        for name, partial in partials.items():
+            artifacts.save_tensors(partial, weights[name], {"format": "pt"})
+        if undescribed:
+            (folder / DESCRIPTION).unlink(missing_ok=True)
+        for name in weights:
+            if name in partials:
+                partials[name].replace(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+
+
+def read_experts(folder: str | Path) -> SavedExperts:
+    """What the folder of experts, or the one of that name on the hub, says; its weights are not read yet.
+
+    Raises ``ValueError`` for a folder that neither is, is incomplete, or was edited.
+    """
+    folder = _found(folder)
+    try:
+        data = artifacts.read(folder / DESCRIPTION, METHOD)
+    except OSError as error:
+        raise ValueError(f"{folder} has no {DESCRIPTION}: no experts were saved there whole") from error
+    try:
+        detail = dict(data["detail"])
+        kind = detail.pop("kind")
+        saved = SavedExperts(
+            folder,
+            data["base"],
+            data["model"],
+            Trajectory.from_json(data["trajectory"]),
+            data["boundary"],
+            data["semantic"],
+            kind,
+            Adapter.from_json(detail) if kind == "lora" else None,
+            data["training"],
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / DESCRIPTION} does not describe experts: {error!r}") from None
+    if saved.kind not in ("lora", "full", "none") or not 0 < saved.boundary < 1:
+        raise ValueError(f"{folder / DESCRIPTION} has a detail expert of kind {kind!r} below {saved.boundary}")
+    for name in [SEMANTIC] * saved.semantic + [DETAIL] * (kind != "none"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}, which its {DESCRIPTION} speaks of")
+    return saved
+
+
+class WeightFile:
+    """The tensors of a safetensors file, read one at a time.  Raises ``ValueError`` for a file that is damaged."""
+
+    def __init__(self, path: Path):
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is no safetensors file, or was cut short: {error}") from None
+        self.path, self.names = path, list(self._file.keys())
+
+    def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Copies every tensor into its namesake in place, in that one's dtype; ``fits`` says whether it can."""
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(self._file.get_tensor(name))
+
+    def fits(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Raises ``ValueError`` unless the file has the same names with the same shapes."""
+        if odd := sorted(set(self.names) ^ set(tensors)):
+            there = "the file" if odd[0] in self.names else "the transformer"
+            raise ValueError(f"{self.path} does not fit the transformer: only {there} has {odd[0]}")
+        for name, tensor in tensors.items():
+            shape = self._file.get_slice(name).get_shape()
+            if list(shape) != list(tensor.shape):
+                raise ValueError(f"{self.path}: {name} is {list(shape)}, the transformer's {list(tensor.shape)}")
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: self._file.get_tensor(name) for name in self.names}
+
+
+def _found(folder: str | Path) -> Path:
+    path = Path(folder).expanduser()
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    name = os.fspath(folder)
+    try:
+        return Path(snapshot_download(name, allow_patterns=[DESCRIPTION, SEMANTIC, DETAIL]))
+    except Exception as error:  # of the name, the network, the hub: whatever it is, the experts are not here
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"there is no folder {name}, and the hub has no experts of that name: {reason}") from error

@@ -1,0 +1,268 @@
+"""Experts on a transformer in use: one's weights in place of its own, the other's beside them, and all of it undone."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ..models import Family
+from ..models.fingerprints import of_model
+from ..models.transformer import HOOK, Transformer
+from .files import DETAIL, SEMANTIC, SavedExperts, WeightFile
+from .trees import adapted, load_own, merged, separate
+
+
+class Experts:
+    """The experts of one transformer, until ``restore``.
+
+    Args:
+        model: the transformer, as the engine calls it; ``suitable`` has let it pass.
+        saved: the folder of experts.
+        merge: add the detail expert's LoRA into copies of its layers' weights.
+
+    Attributes:
+        models: what ``Expert(k)`` calls, two of them.
+
+    Raises ``ValueError`` for weight files that are damaged or do not fit; the transformer is then as it was, as it is
+    after any other failure half-way.
+    """
+
+    def __init__(self, model: Transformer, saved: SavedExperts, *, merge: bool = False):
+        self.model, self._parked = model.model, None
+        weights = WeightFile(saved.folder / SEMANTIC) if saved.semantic else None
+        if weights is not None:
+            weights.fits(_state(self.model))
+        # Whatever can be wrong with the other file is found before any weight is touched.
+        tree = _detail(self.model, saved)
+        try:
+            if weights is not None:
+                self._parked = Parked(self.model)
+                weights.fill(_state(self.model))
+            if saved.kind == "lora" and merge:
+                tree = merged(tree)
+        except BaseException:
+            self.restore()
+            raise
+        self.detail = _Detail(tree, self.model, model.family, model.compile) if tree is not None else model
+        self.models = (model, self.detail)
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Bytes on the device for the detail expert alone, and of the original weights where they wait."""
+        detail = self.detail.nbytes if isinstance(self.detail, _Detail) else 0
+        return {"detail": detail, "parked": self._parked.nbytes if self._parked is not None else 0}
+
+    def check(self) -> None:
+        """Raises ``ValueError`` where something has come upon the transformer since that the experts would miss."""
+        if reason := _immovable(self.model):
+            raise ValueError(f"the experts cannot run any more: {reason}. Call remove() before that is put on")
+        if isinstance(self.detail, _Detail):  # before addresses are looked at, and not within a capture
+            self.detail.follow()
+
+    def rest(self) -> None:
+        """At the end of a run, where the pipeline takes its models off the device: the detail expert leaves too."""
+        if isinstance(self.detail, _Detail) and "_hf_hook" in self.model.__dict__:
+            self.detail.move(torch.device("cpu"))
+
+    def restore(self) -> None:
+        """Puts the original weights back, bit for bit.  Interrupted, it can be called again.
+
+        Raises ``ValueError`` where the weights have been taken apart since.
+        """
+        if self._parked is None:
+            return
+        if self._parked.unreachable():
+            raise ValueError(
+                "the transformer's weights have been offloaded by layers, where the original ones cannot be put back: "
+                "take the offload off (pipe.remove_all_hooks()), then call remove() again"
+            )
+        self._parked.put_back()
+        self._parked = None
+
+
+class Parked:
+    """A copy of a model's weights: in host memory where they lie on a device, in a temporary file where on the host.
+
+    The file goes when they are put back, when nobody holds this any more, or when the interpreter ends.
+    """
+
+    def __init__(self, model: nn.Module):
+        # By register: a module keeps its own where a LoRA renames it, or a move makes other tensors.
+        self._places = _places(model)
+        tensors = {name: register[key].detach() for name, (register, key) in self._places.items()}
+        self.nbytes = _nbytes(tensors.values())
+        self._host, self._file = None, None
+        if next(model.parameters()).device.type != "cpu":
+            self._host = {name: t.to("cpu", copy=True) for name, t in tensors.items()}
+            return
+        folder = Path(tempfile.mkdtemp(prefix="vaccel-"))
+        self._discard = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._file = folder / "original.safetensors"
+        try:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, self._file)
+        except BaseException:
+            self._discard()
+            raise
+
+    def unreachable(self) -> bool:
+        """Whether the model's weights lie where nothing can be written to."""
+        return any(register[key].is_meta for register, key in self._places.values())
+
+    def put_back(self) -> None:
+        tensors = {name: register[key] for name, (register, key) in self._places.items()}
+        if self._host is not None:
+            with torch.no_grad():
+                for name, kept in self._host.items():
+                    tensors[name].copy_(kept)
+            self._host = None
+        else:
+            WeightFile(self._file).fill(tensors)
+            self._discard()
+
+
+class _Detail(Transformer):
+    """The detail expert's tree; its own tensors go to where the shared ones are, which the transformer's moves move."""
+
+    def __init__(self, tree: nn.Module, base: nn.Module, family: Family, compile: bool):
+        super().__init__(tree, family, compile=compile)
+        theirs = {id(t) for t in (*base.parameters(), *base.buffers())}
+        self._own = [p for p in tree.parameters() if id(p) not in theirs]
+        for p in self._own:
+            p.requires_grad_(False)
+        # What is moved or replaced is another tensor in its module's registers; a copied module has its own.
+        self._copied, self._own_buffers = [], []
+        for name, module in tree.named_modules():
+            source = _submodule(base, name)
+            for register in ("_parameters", "_buffers"):
+                copied = source is not None and source is not module
+                own, others = vars(module)[register], vars(source)[register] if copied else {}
+                self._copied += [(others, own, k) for k, t in own.items() if t is not None and others.get(k) is t]
+            self._own_buffers += [
+                (module._buffers, k) for k, t in module._buffers.items() if t is not None and id(t) not in theirs
+            ]
+        self._base = base
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes([*self._own, *(buffers[key] for buffers, key in self._own_buffers)])
+
+    def follow(self) -> None:
+        """Brings its own tensors to the transformer's device, and what it shares up to date."""
+        device = next(self._base.parameters()).device
+        if self._own and self._own[0].device != device:
+            self.move(device)
+        for theirs, ours, key in self._copied:
+            ours[key] = theirs[key]
+
+    def move(self, device: torch.device) -> None:
+        for p in self._own:
+            p.data = p.data.to(device)
+        for buffers, key in self._own_buffers:
+            buffers[key] = buffers[key].to(device)
+
+
+def suitable(model: nn.Module, saved: SavedExperts) -> None:
+    """Raises ``ValueError`` for a transformer that the experts were not made from, or whose weights stay put."""
+    here = of_model(model)
+    if here != saved.model:
+        made, given = (f"{m['class']} (configuration {m['config']})" for m in (saved.model, here))
+        base = f", {saved.base}" if saved.base else ""
+        raise ValueError(f"these experts were made from a {made}{base}; the pipeline's transformer is a {given}")
+    if reason := unsuitable(model):
+        raise ValueError(f"the experts' weights cannot take this transformer's place: {reason}")
+
+
+def unsuitable(model: nn.Module) -> str | None:
+    """Why a transformer's weights are not plainly there to be copied or replaced; None where they are."""
+    return _immovable(model) or _patched(model)
+
+
+def _immovable(model: nn.Module) -> str | None:
+    """Why no other weights can be copied into a transformer, or no tree over them would see what it does."""
+    from accelerate.hooks import CpuOffload
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in model.named_modules():
+        where = f"its {name}" if name else "it"
+        if isinstance(module, BaseTunerLayer):
+            return f"{where} has a LoRA: fuse it into the weights or unload it first"
+        registry = module.__dict__.get("_diffusers_hook")
+        if foreign := [hook for hook in registry.hooks if hook != HOOK] if registry is not None else []:
+            return f"{where} carries hooks that one of the experts would miss ({', '.join(foreign)}): take them off"
+        if "_hf_hook" in module.__dict__ and (name or not isinstance(module._hf_hook, CpuOffload)):
+            return f"{where} is offloaded by layers: use enable_model_cpu_offload() instead"
+    for name, tensor in _state(model).items():
+        plain = isinstance(tensor, nn.Parameter) and type(tensor) is not nn.Parameter
+        if tensor.is_meta:
+            return f"its {name} is on the meta device: its weights are not loaded, or offloaded by layers"
+        if plain or type(tensor.data) is not torch.Tensor or (
+            isinstance(tensor, nn.Parameter) and (not tensor.is_floating_point() or tensor.element_size() == 1)
+        ):  # fmt: skip
+            return f"its {name} is quantised ({type(tensor).__name__}, {tensor.dtype}): load it in bfloat16"
+    return None
+
+
+def _patched(model: nn.Module) -> str | None:
+    """Which module's forward somebody has replaced, which the detail expert's copies of modules would not have."""
+    for name, module in model.named_modules():
+        forward = module.__dict__.get("_old_forward", module.__dict__.get("forward"))
+        ours = HOOK in getattr(module.__dict__.get("_diffusers_hook"), "hooks", ())
+        if forward is not None and not ours and getattr(forward, "__func__", None) is not type(module).forward:
+            return f"the forward of {f'its {name}' if name else 'it'} was replaced"
+    return None
+
+
+def _detail(model: nn.Module, saved: SavedExperts) -> nn.Module | None:
+    """The detail expert over the transformer, with its own weights; the generators are left as they are."""
+    if saved.kind == "none":
+        return None
+    weights = WeightFile(saved.folder / DETAIL)
+    if saved.kind == "full":
+        weights.fits(_state(model))
+        tree = separate(model)
+        weights.fill(_state(tree))
+        return tree
+    with torch.random.fork_rng(devices=[]):
+        tree = adapted(model, saved.adapter)
+    for module in tree.modules():  # peft leaves them where torch makes tensors, in its dtype
+        if hasattr(module, "lora_A"):
+            weight = module.get_base_layer().weight
+            for factors in (module.lora_A, module.lora_B):
+                factors.to(weight.device, weight.dtype)
+    load_own(tree, saved.adapter, weights.tensors())
+    return tree
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Its state dict, of the very parameters and buffers."""
+    return model.state_dict(keep_vars=True)
+
+
+def _places(model: nn.Module) -> dict[str, tuple[dict[str, torch.Tensor], str]]:
+    """The register and the key of every parameter and saved buffer; weights that are tied come once."""
+    seen, places = set(), {}
+    for name, module in model.named_modules():
+        saved = [(module._buffers, k) for k in module._buffers if k not in module._non_persistent_buffers_set]
+        for register, key in [*((module._parameters, k) for k in module._parameters), *saved]:
+            if register[key] is not None and id(register[key]) not in seen:
+                seen.add(id(register[key]))
+                places[f"{name}.{key}"] = register, key
+    return places
+
+
+def _nbytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)

@@ -1,0 +1,53 @@
+"""What a calibration is bound to: the model and the scheduler it was made with, and how they differ from others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ..planning.artifacts import SCHEMA, Fitted, fitted
+
+
+def of_model(model: nn.Module) -> dict[str, str]:
+    """Class of a diffusers model and the hash of its configuration."""
+    text = json.dumps(_config(model), sort_keys=True, default=str)
+    return {"class": type(model).__name__, "config": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def of_scheduler(scheduler: Any) -> dict[str, Any]:
+    """Class and configuration of a scheduler."""
+    return {"class": type(scheduler).__name__, "config": json.loads(json.dumps(_config(scheduler), default=str))}
+
+
+def header(method: str, pipe: Any, call: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+    """What all samples of an artifact of ``method`` share: the model, the scheduler, the call's plain arguments."""
+    return {
+        "schema": SCHEMA,
+        "method": method,
+        **settings,
+        "model": of_model(pipe.transformer),
+        "scheduler": of_scheduler(pipe.scheduler),
+        "call": {k: v for k, v in call.items() if isinstance(v, (int, float, str, bool))},
+    }
+
+
+def differences(made_with: Fitted, transformer: nn.Module, scheduler: Any) -> tuple[list[str], list[str]]:
+    """How a pipeline's model and its scheduler differ from what a calibration was made with, a phrase each."""
+    here = dict(fitted({"model": of_model(transformer), "scheduler": of_scheduler(scheduler)}))
+    there = dict(made_with)
+    names = (
+        list(there)
+        if here["scheduler"] == there.get("scheduler")
+        else [n for n in there if not n.startswith("scheduler's")]
+    )
+    found = {n: f"{n} {there[n]}, here {here.get(n)}" for n in names if here.get(n) != there[n]}
+    model = [phrase for n, phrase in found.items() if n.startswith("model")]
+    return model, [phrase for n, phrase in found.items() if not n.startswith("model")]
+
+
+def _config(thing: Any) -> dict[str, Any]:
+    return {k: v for k, v in dict(thing.config).items() if not k.startswith("_")}

@@ -1,0 +1,219 @@
+"""A transformer seen with another block list: the same weights, the model's own forward, other blocks in its list.
+
+A view is a shallow copy of the user's module with its own ``_modules`` dict, so nothing of the original changes and
+the copy compiles like any module.  Where other hooks sit on the original (offload, context parallel), the view's
+blocks are put into the original for the length of one call instead, so that those hooks see the call as always.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .. import ops
+from . import Family
+
+HOOK_ATTRIBUTES = ("forward", "_diffusers_hook", "_hf_hook", "_old_forward", "_compiled_call_impl")
+
+
+class _Replacement(nn.Module):
+    """Stands in a block list's place; finds hidden states and text whether a model passes them by name or position."""
+
+    def __init__(self, returns: str):
+        super().__init__()
+        self.returns = returns
+
+    @staticmethod
+    def entering(args: tuple, kwargs: dict) -> torch.Tensor:
+        return args[0] if args else kwargs["hidden_states"]
+
+    def result(self, hidden: torch.Tensor, args: tuple, kwargs: dict) -> Any:
+        if self.returns == "hidden":
+            return hidden
+        encoder = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
+        return (hidden, encoder) if self.returns == "hidden_encoder" else (encoder, hidden)
+
+
+class _PassThrough(_Replacement):
+    """The identity."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.result(self.entering(args, kwargs), args, kwargs)
+
+
+class _AddResidual(_Replacement):
+    """Adds the cached residual of the block stack.  ``buffer`` is set before each call; it is the branch's own."""
+
+    def __init__(self, returns: str):
+        super().__init__(returns)
+        self.register_buffer("buffer", None, persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.result(self.entering(args, kwargs) + self.buffer, args, kwargs)
+
+
+class _StoreEntry(_Replacement):
+    """The first block; what enters it is copied into the buffer, where ``_StoreExit`` turns it into the residual."""
+
+    def __init__(self, block: nn.Module, returns: str):
+        super().__init__(returns)
+        self.block = block
+        self.register_buffer("buffer", None, persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.buffer.copy_(self.entering(args, kwargs))
+        return self.block(*args, **kwargs)
+
+
+class _StoreExit(_Replacement):
+    """The last block; the buffer becomes what leaves it minus what the buffer holds."""
+
+    def __init__(self, block: nn.Module, returns: str):
+        super().__init__(returns)
+        self.block = block
+        self.register_buffer("buffer", None, persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.block(*args, **kwargs)
+        hidden = out if self.returns == "hidden" else out[0 if self.returns == "hidden_encoder" else 1]
+        torch.sub(hidden, self.buffer, out=self.buffer)
+        return out
+
+
+class BlockState(NamedTuple):
+    """Where the state after a block is kept: hidden [rows, tokens, width], text likewise where blocks carry it along.
+
+    ``change`` [rows], fp32, is its relative L1 from what was there before.  Rows of a call from ``start`` on are kept.
+    """
+
+    hidden: torch.Tensor
+    encoder: torch.Tensor | None
+    change: torch.Tensor
+    start: int = 0
+
+
+class _KeepState(_Replacement):
+    """A block whose state is kept on the way."""
+
+    def __init__(self, block: nn.Module, returns: str):
+        super().__init__(returns)
+        self.block, self.start = block, 0
+        for name in BlockState._fields[:3]:
+            self.register_buffer(name, None, persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.block(*args, **kwargs)
+        hidden = out if self.returns == "hidden" else out[self.returns.split("_").index("hidden")]
+        kept = hidden[self.start :]
+        self.change.copy_(ops.relative_l1(kept, self.hidden))
+        self.hidden.copy_(kept)
+        if self.encoder is not None:
+            self.encoder.copy_(out[self.returns.split("_").index("encoder")][self.start :])
+        return out
+
+
+class _Resumption(_Replacement):
+    """The kept state in a block's place."""
+
+    def __init__(self, returns: str):
+        super().__init__(returns)
+        for name in BlockState._fields[:3]:
+            self.register_buffer(name, None, persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.returns == "hidden":
+            return self.hidden
+        return (self.hidden, self.encoder) if self.returns == "hidden_encoder" else (self.encoder, self.hidden)
+
+
+class View:
+    """A transformer with ``blocks`` in place of its own.  ``set_buffer`` names the storage of the next call."""
+
+    def __init__(self, model: nn.Module, attribute: str, blocks: list[nn.Module] | None):
+        self.model, self.attribute = model, attribute
+        self.blocks = nn.ModuleList(blocks) if blocks is not None else None
+        self._buffered = [b for b in blocks or () if isinstance(b, (_AddResidual, _StoreEntry, _StoreExit))]
+        if len(blocks or ()) == 1 and isinstance(blocks[0], _StoreExit):
+            self._buffered.append(blocks[0].block)  # one block alone is first and last
+        self._kept: dict[int, _KeepState | _Resumption] = {}
+        self.module = copy.copy(model)
+        self.module.__dict__["_modules"] = dict(model._modules)
+        for name in HOOK_ATTRIBUTES:
+            self.module.__dict__.pop(name, None)
+        if self.blocks is not None:
+            self.module._modules[attribute] = self.blocks
+        self.call: Callable[..., Any] = self.module.forward
+
+    def compile(self, **options: Any) -> None:
+        """Compiles the view as one full graph; raises at the first call where the model's forward breaks it."""
+        self.call = torch.compile(self.module, fullgraph=True, **options)
+
+    def set_states(self, states: dict[int, BlockState]) -> None:
+        """Names where the next call keeps the states after blocks, and which one it resumes from."""
+        for number, block in self._kept.items():
+            state = states[number]
+            block._buffers.update(zip(BlockState._fields[:3], state[:3], strict=True))
+            if isinstance(block, _KeepState):
+                block.start = state.start
+
+    def set_buffer(self, buffer: torch.Tensor) -> None:
+        for block in self._buffered:
+            block._buffers["buffer"] = buffer
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """The original model holds this view's blocks while the context lasts."""
+        own = self.model._modules[self.attribute]
+        if self.blocks is not None:
+            self.model._modules[self.attribute] = self.blocks
+        try:
+            yield
+        finally:
+            self.model._modules[self.attribute] = own
+
+
+def plain_view(model: nn.Module, family: Family) -> View:
+    """The model as it is, without the hooks on its root."""
+    return View(model, family.blocks, None)
+
+
+def storing_view(model: nn.Module, family: Family) -> View:
+    """Computes everything and leaves the residual of the block stack in the buffer."""
+    blocks = list(getattr(model, family.blocks))
+    blocks[0] = _StoreEntry(blocks[0], family.returns)
+    blocks[-1] = _StoreExit(blocks[-1], family.returns)
+    return View(model, family.blocks, blocks)
+
+
+def reusing_view(model: nn.Module, family: Family) -> View:
+    """Calls no block: the residual in the buffer stands in for the stack, embeddings and head are computed."""
+    count = len(getattr(model, family.blocks)) if family.indexes_blocks else 1
+    blocks: list[nn.Module] = [_AddResidual(family.returns)]
+    blocks += [_PassThrough(family.returns) for _ in range(count - 1)]
+    return View(model, family.blocks, blocks)
+
+
+def keeping_view(model: nn.Module, family: Family, numbers: tuple[int, ...]) -> View:
+    """Computes everything and keeps the states after the blocks ``numbers``."""
+    blocks = list(getattr(model, family.blocks))
+    kept = {number: _KeepState(blocks[number], family.returns) for number in numbers}
+    view = View(model, family.blocks, [kept.get(number, block) for number, block in enumerate(blocks)])
+    view._kept = kept
+    return view
+
+
+def resuming_view(model: nn.Module, family: Family, after: int, numbers: tuple[int, ...]) -> View:
+    """Goes on from the state kept after block ``after``, and keeps those after later ones of ``numbers``."""
+    blocks = list(getattr(model, family.blocks))
+    resumption = _Resumption(family.returns)
+    kept = {number: _KeepState(blocks[number], family.returns) for number in numbers if number > after}
+    skipped = [_PassThrough(family.returns) for _ in range(after)] if family.indexes_blocks else []
+    behind = [kept.get(number, blocks[number]) for number in range(after + 1, len(blocks))]
+    view = View(model, family.blocks, [*skipped, resumption, *behind])
+    view._kept = {after: resumption, **kept}
+    return view

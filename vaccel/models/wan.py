@@ -1,0 +1,58 @@
+"""Wan 2.1 and 2.2: two calls for guidance, uniform blocks, one or two transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .family import Family, Inputs
+
+
+class Wan(Family):
+    """``WanTransformer3DModel``: latents [B, C, F, H, W]; image-to-video appends condition channels to them."""
+
+    name = "wan"
+    transformers = ("WanTransformer3DModel",)
+    indexes_blocks = False
+    frame_axis = 2
+    row_arguments = ("hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep")
+    shared_config = ("in_channels", "out_channels", "text_dim", "image_dim")
+    fresh = (
+        "condition_embedder.time_embedder",
+        "condition_embedder.time_proj",
+        "scale_shift_table",
+        "norm_out",
+        "proj_out",
+    )
+
+    def latents(self, model: nn.Module, inputs: Inputs) -> torch.Tensor:
+        x = inputs["hidden_states"]
+        channels = model.config.out_channels
+        return x if x.shape[1] == channels else x[:, :channels]
+
+    def encode(self, pipe: Any, clip: torch.Tensor) -> torch.Tensor:
+        return self._normalised(pipe, clip)
+
+    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
+        return rows, model.config.out_channels, frames, height, width
+
+    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
+        batch, _, frames, height, width = inputs["hidden_states"].shape
+        t, h, w = model.config.patch_size
+        inner = model.config.num_attention_heads * model.config.attention_head_dim
+        return batch, (frames // t) * (height // h) * (width // w), inner
+
+    def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
+        embedder, timestep = model.condition_embedder, inputs["timestep"]
+        # A 2-D timestep (Wan 2.2 TI2V) has one value a token.
+        frequencies = embedder.timesteps_proj(timestep.flatten())
+        embedding = embedder.time_embedder(frequencies.to(next(embedder.time_embedder.parameters()).dtype))
+        if projected:
+            embedding = embedder.time_proj(embedder.act_fn(embedding))
+        return embedding.unflatten(0, timestep.shape)
+
+    def guidance(self, pipe: Any, stage: int) -> float:
+        second = getattr(pipe, "_guidance_scale_2", None)
+        return float(second if stage == 1 and second is not None else pipe.guidance_scale)
