@@ -10,7 +10,8 @@ import torch
 
 from .. import ops
 from ..actions import Action, Full, Rescale, Small
-from ..cache.readings import Reading
+from ..cache import LastOutput, OutputResidual, Reading, Store
+from ..signals import Signal, SmallOutput
 from .base import Method, Observation, Policy, RunInfo, Step, cautious, require, require_threshold
 
 
@@ -56,12 +57,12 @@ class DirectionMagnitude(Method):
         return True
 
     @property
-    def stores(self) -> frozenset[str]:
-        return frozenset({"large.output", "large.last"} if self.magnitude == "projection" else {"large.output"})
+    def stores(self) -> tuple[Store, ...]:
+        return (OutputResidual(), LastOutput()) if self.magnitude == "projection" else (OutputResidual(),)
 
     @property
-    def watches(self) -> frozenset[str]:
-        return frozenset({"small"})
+    def watches(self) -> tuple[type[Signal], ...]:
+        return (SmallOutput,)
 
     def keeps(self, sample: torch.Tensor) -> dict[str, torch.Tensor]:
         return {
@@ -99,6 +100,9 @@ class _Policy(Policy):
         error = [0.0] if self.error is None else self.error.tolist()
         step.record(**cautious(error=error))
         return self.substitute if all(e <= self.config.threshold for e in error) else Full()
+
+    def reshaped(self) -> None:
+        self.error = self.reference = None
 
     def observe(self, step: Step, seen: Observation) -> None:
         if isinstance(seen.action, Full):

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..cache import Store
 from ..planning import artifacts
 from ..planning.schedules import Edge, solve
 from .base import Method, Policy, RunInfo, require
@@ -127,12 +128,8 @@ class LeMiCa(Method):
         return Schedule(self.full_steps, num_steps=self.num_steps, reuse=self.reuse)
 
     @property
-    def stores(self) -> frozenset[str]:
+    def stores(self) -> tuple[Store, ...]:
         return self.schedule.stores
-
-    @property
-    def remembers(self) -> int:
-        return self.schedule.remembers
 
     @property
     def adaptive(self) -> bool:

@@ -1,0 +1,26 @@
+"""What a method may watch of a run.  One file a signal; a method names them by their classes."""
+
+from .block_changes import BlockChanges
+from .branches import Branches
+from .denoised import Denoised
+from .forecast_error import ForecastError
+from .latents import Latents
+from .prediction import Prediction
+from .signal import SIGNALS, Signal
+from .small_output import SmallOutput
+from .timestep_embedding import TimestepEmbedding
+from .velocity import Velocity
+
+__all__ = [
+    "SIGNALS",
+    "BlockChanges",
+    "Branches",
+    "Denoised",
+    "ForecastError",
+    "Latents",
+    "Prediction",
+    "Signal",
+    "SmallOutput",
+    "TimestepEmbedding",
+    "Velocity",
+]

@@ -1,0 +1,69 @@
+"""What an action is: data that says what may stand in for the full forward at a step, and how that is carried out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import torch
+
+ReuseLevel = Literal["blocks", "output"]
+ModelName = Literal["large", "small"]
+Branches = Literal["cond", "both"]
+
+#: Letter -> action, in the order in which they are defined.
+ACTIONS: dict[str, type[Action]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """One file of this folder each; ``letter`` is how a timeline shows it.
+
+    ``missing`` and ``run`` are given a *call* (``vaccel.engine.call.Call``): one invocation of the model, with its
+    inputs, the stores that the method declared, and the models of its part of the run.
+    """
+
+    letter: ClassVar[str] = "?"
+    #: Whether every branch is computed by the large model, so that stores and signals are renewed.
+    is_full: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        ACTIONS[cls.letter] = cls
+
+    def missing(self, call: Any) -> str:
+        """What this action reuses that no earlier step of the run has left behind for such a call; "" if all is there.
+
+        ``call`` may be None: a call of a kind that this run has not made yet.
+        """
+        return ""
+
+    def missing_later(self, call: Any) -> str:
+        """What a later branch of the step, a call like ``call``, will lack; asked before the step's first call."""
+        return self.missing(call)
+
+    def substitute(self) -> Action:
+        """What is computed in this action's place where something is missing."""
+        return ACTIONS["F"]()
+
+    def run(self, call: Any) -> torch.Tensor:
+        """The model's output [rows, ...] for the call, computed or substituted."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """The letter and the fields that differ from their defaults."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        return {"action": self.letter, **fields}
+
+
+def from_json(data: dict[str, Any] | str) -> Action:
+    """An action from ``Action.to_json`` or from its letter.  Raises ``ValueError`` for one that does not exist."""
+    fields = {"action": data} if isinstance(data, str) else dict(data)
+    letter = fields.pop("action", None)
+    if letter not in ACTIONS:
+        known = ", ".join(f"{k} ({v.__name__})" for k, v in ACTIONS.items())
+        raise ValueError(f"unknown action {letter!r}; known: {known}")
+    try:
+        return ACTIONS[letter](**fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"action {letter!r}: {error}") from None

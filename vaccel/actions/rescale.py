@@ -1,0 +1,66 @@
+"""Rescale, "m": the large model's direction at another length (direction-magnitude decoupling, eq. 3 and 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from .base import Action
+
+
+@dataclasses.dataclass(frozen=True)
+class Rescale(Action):
+    """Direction from the cached residual, length from elsewhere: m (x + r) / norm(x + r).
+
+    ``magnitude`` is "small" (the norm of the small model's output), "cached" (none: x + r as it is) or "projection"
+    (x + r scaled onto the last large output).  The small model runs in each of them: its output is what the adaptive
+    rule watches.  With ``cfg_reuse`` it runs for the conditional branch alone and serves both.
+    """
+
+    letter: ClassVar[str] = "m"
+    magnitude: Literal["small", "cached", "projection"] = "small"
+    cfg_reuse: bool = True
+
+    def missing_later(self, call: Any) -> str:
+        slot = call.slots.get("large.output") if call is not None else None
+        if slot is None or not slot.ready():
+            return "large.output"
+        return "large.last" if self.magnitude == "projection" and not call.slots["large.last"].ready() else ""
+
+    def missing(self, call: Any) -> str:
+        if missing := self.missing_later(call):
+            return missing
+        needs_small = call.branch > 0 and self.magnitude == "small" and self.cfg_reuse
+        return "magnitude of the small model" if needs_small and call.run.magnitude is None else ""
+
+    def run(self, call: Any) -> torch.Tensor:
+        residual = call.slots["large.output"].buffer
+        both = not self.cfg_reuse and self.magnitude == "small"
+        if call.branch == 0 or both:
+            self._run_small(call, both)
+        if self.magnitude == "cached":
+            return call.x + residual
+        if self.magnitude == "projection":
+            last, direction = call.slots["large.last"].buffer, call.x + residual
+            length = call.ops.cosine(last, direction) * call.ops.norm(last)
+            return call.ops.direction_magnitude(call.x, residual, length)
+        return call.ops.direction_magnitude(call.x, residual, call.run.magnitude)
+
+    def _run_small(self, call: Any, both: bool) -> None:
+        """The small model's magnitudes, one a row, and its conditional output as a signal."""
+        small, norm = call.small, call.ops.norm
+        split = call.batched and not both
+
+        def step(inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            output = small.full(inputs)
+            return output, norm(output)
+
+        inputs = small.rows(call.inputs, slice(call.half, None)) if split else call.inputs
+        run = call.run
+        output, magnitude = call.executed(("rescale", both, call.key), step, inputs)
+        run.record.small += 2 if call.batched and both else 1
+        if call.branch == 0:
+            run.small_output = output[call.half :] if call.batched and both else output
+        run.magnitude = magnitude.repeat(2) if split else magnitude

@@ -1,0 +1,20 @@
+"""Small, "s": every branch through the small model (SRDiffusion, arXiv 2505.19151)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+
+from .base import Action
+
+
+@dataclasses.dataclass(frozen=True)
+class Small(Action):
+    """Every branch through the small model."""
+
+    letter: ClassVar[str] = "s"
+
+    def run(self, call: Any) -> torch.Tensor:
+        return call.compute_small()

@@ -1,0 +1,126 @@
+"""One kind of call of a run: a stage, a branch, a shape.  Made when it is first seen; then only its inputs change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+
+from .. import ops
+from ..models.call import Stage
+
+
+class Call:
+    """What actions, stores and signals see of an invocation of the model, and how it is computed.
+
+    ``branch`` 0 is the first call of a step (the conditional branch of two-call guidance), 1 the second.  With
+    ``batched`` the rows are [unconditional; conditional].
+
+    Attributes:
+        inputs: the invocation's arguments.
+        x: the noisy latents [rows, ...] among them.
+        half: first row of the conditional branch.
+        large, small: the models of this part of the run.
+        slots: what the method's stores hold for calls like this, by name.
+        first: the call of the first branch of this stage, itself for that one.
+        ops: the ops for its tensors, unchecked.
+        execute: the place for captured graphs; None where functions simply run.
+    """
+
+    def __init__(self, run: Any, stage: Stage, branch: int, x: torch.Tensor, batched: bool):
+        self.run, self.stage, self.branch, self.batched = run, stage, branch, batched
+        self.x, self.inputs = x, None
+        self.shape, self.dtype, self.device = x.shape, x.dtype, x.device
+        self.half = len(x) // 2 if batched else 0
+        self.forwards = 2 if batched else 1
+        self.large, self.small = stage.large, stage.small
+        self.buffers, self.execute = run.buffers, run.execute
+        self.first = self if branch == 0 else run.calls_bound[stage.index, 0]
+        self.key = (stage.index, branch, batched, self.half)
+        self.ops = ops.inner(x.device, x.dtype)
+        axis = getattr(stage.large, "channel_axis", 1)
+        self.channel_dim = axis % x.ndim if x.ndim > 1 else 0
+        self.slots: dict[str, Any] = {}
+        for store in run.stores:
+            self.slots[store.name] = store.slot(self)
+        self._sort(run.stores)
+        self.signals = run.signals_computed
+
+    def _sort(self, stores: Sequence[Any]) -> None:
+        large = [s for s in stores if s.model == "large"]
+        self.residual = self.slots.get("large.blocks")
+        self.states = self.slots.get("large.states")
+        self.inside = self.residual is not None or self.states is not None
+        self.step_slots = [self.slots[s.name] for s in large if s.phase == "step"]
+        self.after_slots = [self.slots[s.name] for s in large if s.phase == "after"]
+        self.small_residual = self.slots.get("small.blocks")
+
+    @property
+    def guided(self) -> bool:
+        """Whether the step has a second branch, in this call or in another one."""
+        return self.batched or self.run.expected > 1
+
+    def executed(
+        self, key: Hashable, function: Callable[[Any], Any], inputs: Any, overwritten: Sequence[torch.Tensor] = ()
+    ) -> Any:
+        """``function(inputs)``, captured under ``key`` where steps are."""
+        return function(inputs) if self.execute is None else self.execute(key, function, inputs, overwritten)
+
+    def compute(self) -> torch.Tensor:
+        """The large model's output; every store and signal is renewed."""
+        run, residual, kept = self.run, self.residual, self.states
+        states: dict[int, Any] = {}
+        if self.inside:
+            if residual is not None:
+                residual.prepare(self)
+            if kept is not None:
+                states = kept.prepared(self)
+        large, slots = self.large, self.step_slots
+
+        def step(inputs: Any) -> torch.Tensor:
+            if states or residual is not None:
+                output = large.recording(inputs, None if residual is None else residual.buffer, states)
+            else:
+                output = large.full(inputs)
+            for slot in slots:
+                slot.fill(self, inputs, output)
+            return output
+
+        if self.execute is None:
+            output = step(self.inputs)
+        else:
+            overwritten = [state.hidden for state in states.values()]
+            output = self.execute(("large", self.key), step, self.inputs, overwritten)
+        run.record.large += self.forwards
+        self._computed(output, states)
+        return output
+
+    def _computed(self, output: torch.Tensor, states: dict[int, Any]) -> None:
+        index = self.run.index
+        if self.inside:
+            if self.residual is not None:
+                self.residual.step = index
+            if states:
+                self.states.wrote(self, states)
+        for slot in self.step_slots:
+            slot.step = index
+        if output.dtype != self.dtype:  # a model that answers in another precision than it is asked in
+            self.ops = ops.inner(self.device, None)
+        for slot in self.after_slots:
+            slot.after(self, output)
+        for signal in self.signals:
+            signal.computed(self, output)
+
+    def compute_small(self) -> torch.Tensor:
+        """The small model's output, of every branch in the call."""
+        small, residual = self.small, self.small_residual
+        if residual is not None:
+            residual.prepare(self)
+            buffer = residual.buffer
+            output = self.executed(("small", self.key), lambda given: small.recording(given, buffer, {}), self.inputs)
+            residual.step = self.run.index
+        else:
+            output = self.executed(("small", self.key), small.full, self.inputs)
+        self.run.record.small += self.forwards
+        return output

@@ -1,0 +1,81 @@
+"""What a run works with: buffers, views of the models and captured steps; one run at a time has a workspace.
+
+Runs one after another have the same one, so that buffers stay where they are and nothing is compiled or captured
+twice; runs at the same time, in other threads or nested, have others.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from torch import nn
+
+from ...cache import Buffers
+from ...engine.graphs import Captures
+from ...models import Family
+from ...models.transformer import Transformer
+
+
+class Workspace:
+    """Of one run at a time."""
+
+    def __init__(self, captures: Captures | None):
+        self.buffers, self.captures = Buffers(), captures
+        self._models: list[Transformer] = []
+
+    def model(self, module: nn.Module, family: Family, *, small: bool, compile: bool) -> Transformer:
+        """The module as the engine calls it; its views are kept from run to run."""
+        for known in self._models:
+            if known.model is module and known.family is family and known.is_small == small:
+                known.compile = compile
+                known.refresh()
+                return known
+        made = Transformer(module, family, small=small, compile=compile)
+        self._models.append(made)
+        return made
+
+    def keep_only(self, models: list[Transformer]) -> None:
+        """Forgets modules that are no longer the pipeline's."""
+        self._models = [m for m in self._models if any(m is kept for kept in models)]
+
+    def clear(self) -> None:
+        """Frees buffers and captured steps."""
+        self.buffers.clear()
+        if self.captures is not None:
+            self.captures.clear()
+
+
+class Pool:
+    """The workspaces of one accelerated pipeline and its shallow copies."""
+
+    def __init__(self, make: Callable[[], Workspace]):
+        self._make, self._lock = make, threading.Lock()
+        self.idle: list[Workspace] = []
+        self.used: list[Workspace] = []
+
+    def take(self) -> Workspace:
+        with self._lock:
+            workspace = self.idle.pop() if self.idle else self._make()
+            self.used.append(workspace)
+            return workspace
+
+    def give_back(self, workspace: Workspace, *, whole: bool) -> None:
+        """After a run; one that was aborted (not ``whole``) leaves nothing, and so does all but one that wait."""
+        with self._lock:
+            self.used.remove(workspace)
+            if not whole or self.idle:
+                workspace.clear()
+            self.idle.append(workspace)
+            self.idle.sort(key=lambda w: w.buffers.nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        with self._lock:
+            return sum(w.buffers.nbytes for w in (*self.idle, *self.used))
+
+    def clear(self) -> None:
+        with self._lock:
+            for workspace in self.idle:
+                workspace.clear()
+            self.idle = []

@@ -1,0 +1,21 @@
+"""How much the states after blocks have changed from step to step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .signal import Signal
+
+
+class BlockChanges(Signal):
+    """For every kept block that was run at this step and at the last one: relative L1 [B] of its conditional state.
+
+    Known of any step, computed in full or resumed.
+    """
+
+    name = "block_changes"
+
+    def value(self, following: Any) -> dict[int, torch.Tensor]:
+        return dict(self.run.block_changes())

@@ -1,0 +1,48 @@
+"""The guided velocity of a full step (``vaccel.planning.flow``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .signal import Signal
+
+
+class Velocity(Signal):
+    """[B, ...]; valid until the next full step.  Needs ``VelocityHistory`` among the stores."""
+
+    name = "velocity"
+
+    def __init__(self, run: Any):
+        super().__init__(run)
+        self.calls: list[Any] = []
+
+    def computed(self, call: Any, output: torch.Tensor) -> None:
+        if call.branch == 0:
+            self.calls = []
+        self.calls.append(call)
+
+    def value(self, following: Any) -> torch.Tensor:
+        uncond, cond = both(self.calls, lambda history: [history.newest])
+        if uncond is None:
+            return cond[0]
+        call, run = self.calls[0], self.run
+        out = run.buffers.like("velocity.guided", cond[0])
+        guidance = run.guidance(call.stage.index)
+        if run.flow.scales is None:  # the pipeline's own way, which may rescale
+            return call.large.guided(cond[0], uncond[0], guidance, out)
+        return call.ops.cfg_combine(cond[0], uncond[0], guidance, out)
+
+    @classmethod
+    def nbytes(cls, plan: Any) -> dict[str, int]:
+        return {"velocity.guided": plan.nbytes(plan.sample)} if plan.branches > 1 else {}
+
+
+def both(calls: list[Any], terms: Any) -> tuple[list | None, list]:
+    """(unconditional terms or None, conditional terms) of a step's calls; ``terms`` takes a call's history."""
+    histories = [call.slots["large.velocities"] for call in calls]
+    if calls[0].batched:
+        halves = [t.chunk(2) for t in terms(histories[0])]
+        return [u for u, _ in halves], [c for _, c in halves]
+    return (terms(histories[1]) if len(histories) > 1 else None), terms(histories[0])
