@@ -105,6 +105,7 @@ class Run:
         self.calls_bound: dict[tuple[int, int], Call] = {}
         self.magnitude = self.small_output = self.expert_output = None  # of the current step
         self.step: Step | None = None
+        self._reshaped = False  # whether the latents' shape is another than at the step before
         self._asked = 0  # how many calls ``branches`` has promised for the current step
 
     def _watch(self, method: Method) -> None:
@@ -170,13 +171,16 @@ class Run:
         if changed and branch == 0:
             for other in [k for k in self.calls_bound if k[0] == stage.index]:
                 del self.calls_bound[other]
-            self.policy.reshaped()
+            self._reshaped = True
         self.calls_bound[key] = call = Call(self, stage, branch, x, batched)
         return call
 
     def _begin(self, index: int, stage: Stage, call: Call) -> None:
         if self._observes_late and self.step is not None:
             self.policy.observe(self.step, self._seen(call))
+        if self._reshaped:
+            self._reshaped = False
+            self.policy.reshaped()
         self._began = _now()
         seen = self.calls
         if self.branches is not None and index > 0 and self._asked not in (0, seen):

@@ -175,7 +175,7 @@ class _Policy(Policy):
             cond, uncond = seen.branches
             if uncond is not None:
                 asked["cfg"] = ops.relative_l1(uncond, cond)
-            if self.last is not None:
+            if self.last is not None and self.last.shape == seen.prediction.shape:
                 asked["full"] = ops.relative_l1(seen.prediction, self.last)
             self.last = self.buffers.keep("mixcache.last", seen.prediction)
         if asked:  # one copy to the host for all levels

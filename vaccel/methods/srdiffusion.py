@@ -104,7 +104,7 @@ class _Policy(Policy):
                 self.rendering.observe(step, seen)
             return
         signal = getattr(seen, self.config.signal)
-        if self.previous is not None:
+        if self.previous is not None and self.previous.shape == signal.shape:
             change = torch.tanh(ops.relative_l1(signal, self.previous)).tolist()
             step.record(change=change)
             if self.change is not None and step.index + 1 > self.config.fix_steps:

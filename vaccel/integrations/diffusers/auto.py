@@ -47,7 +47,7 @@ class Times:
         return self.run(steps, steps) / self.run(computed, steps)
 
 
-def _durations(marks: list[Any]) -> list[float]:
+def durations(marks: list[Any]) -> list[float]:
     """Seconds between marks, which are times or CUDA events."""
     if isinstance(marks[0], float):
         return [b - a for a, b in zip(marks, marks[1:], strict=False)]
@@ -131,7 +131,7 @@ class Pilot:
         """A call has ended: when each of its steps began and the last was over, and how long it took in all."""
         if not trace.finished or len(marks) != len(trace.steps) + 1:
             return
-        steps = _durations(marks)
+        steps = durations(marks)
         full = [s for s, record in zip(steps, trace.steps, strict=True) if isinstance(record.action, Full)]
         skipped = [s for s, record in zip(steps, trace.steps, strict=True) if not isinstance(record.action, Full)]
         with self._lock:
