@@ -56,24 +56,26 @@ class States(Slot):
 
     Attributes:
         steps: block -> the step its state was last written at.
+        full: the last step that was computed in full.
         changes: block -> relative L1 [B] of its conditional state from that of the step before, where both were
             computed; of the current step.
     """
 
-    __slots__ = ("both", "changes", "numbers", "states", "steps", "text")
+    __slots__ = ("both", "changes", "full", "numbers", "states", "steps", "text")
 
     def __init__(self, store: BlockStates, call: Any):
         super().__init__(store.name, call)
         self.both = store.branches == "both"
         self.numbers = store.of(call.large.depth) if call.branch == 0 or self.both else ()
         self.steps: dict[int, int] = {}
+        self.full = -1
         self.states: dict[int, BlockState] = {}
         self.changes: dict[int, torch.Tensor] = {}
         self.text: tuple[int, ...] | None = None
 
     def ready(self, call: Any = None, number: int = -1) -> bool:
-        """Whether a call can resume after a block: this branch has kept its state at the first one's step."""
-        if number not in self.steps or self.steps[number] != self.first.steps.get(number):
+        """Whether a call can resume after a block: this branch has kept its state since the first one's last full step."""
+        if number not in self.steps or self.steps[number] < self.first.full:
             return False
         return call is None or self.text == call.large.encoder_shape(call.inputs)
 

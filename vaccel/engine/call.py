@@ -103,7 +103,11 @@ class Call:
                 self.residual.step = index
             if states:
                 self.states.wrote(self, states)
+                if self.branch == 0:
+                    self.states.full = index
         for slot in self.step_slots:
+            if slot.buffer is None:  # a captured step was replayed: it wrote where it was captured
+                slot.buffer = self.buffers.of(slot.key)
             slot.step = index
         if output.dtype != self.dtype:  # a model that answers in another precision than it is asked in
             self.ops = ops.inner(self.device, None)
