@@ -1,5 +1,6 @@
 """Everything that needs a GPU, one part a call, each within 9 minutes: for a machine where vaccel is not installed.
 
+    python bench/gpu_suite.py all --minutes 8       # the parts but experts, in the order of their worth, until then
     python bench/gpu_suite.py build                 # the kernels, in place
     python bench/gpu_suite.py tests                 # the tests marked gpu
     python bench/gpu_suite.py kernels               # every op at every size, beside eager torch and torch.compile
@@ -9,17 +10,21 @@
     python bench/gpu_suite.py experts --size Wan2.1-14B        # two experts over one model: time and memory
 
 Every part writes ``bench/results/<gpu>/<part>.json`` (or under ``--out``) with device, driver, versions and commit, and
-prints it.  ``--dry`` runs the same lines at tiny sizes without a GPU, into out/dry: what CI can check of it.
+prints it.  It is written after every measurement, as ``<part>.partial.json`` until the part is done; ``all`` adds
+``suite.json``, how each part went.  ``--dry`` runs the same lines at tiny sizes without a GPU, into out/dry: what CI
+can check of it (``build`` then compiles nothing).  Needs diffusers, and pytest-benchmark for the kernels.
 """
 
 from __future__ import annotations
 
-import json
+import faulthandler
 import os
+import signal
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,11 +35,28 @@ ROOT = Path(__file__).resolve().parent.parent
 # The package from here, whether or not it is installed, and the ops' cases from their tests.
 sys.path[:0] = [str(ROOT / folder) for folder in (".", "kernels", "bench", "tests/ops", "tests")]
 
+from gpu_parts import Measured, Part, run_all, target, write  # noqa: E402 - found by the line above
+
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+def known(size: str) -> str:
+    if size not in SIZES:
+        raise typer.BadParameter(f"{size!r} is none of {', '.join(SIZES)}")
+    return size
+
+
+SIZES = ("Wan2.1-14B", "Wan2.1-1.3B")
 Dry = Annotated[bool, typer.Option(help="Tiny sizes, without a GPU.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the JSON in place of bench/results.")]
-Size = Annotated[str, typer.Option(help="Wan2.1-14B or Wan2.1-1.3B.")]
+Size = Annotated[str, typer.Option(help=" or ".join(SIZES) + ".", callback=known)]
 Seconds = Annotated[float, typer.Option(help="No new measurement is begun after so long.")]
+
+#: What ``all`` gives each part of 8 minutes, seconds, in the order of their worth: whether the kernels are right comes
+#: before how fast they are, single steps before whole runs.  Estimates for an H100 and its 16 cores, none measured yet:
+#: the CUDA files take 5 s each, one a core, but a minute and a half where ninja is missing; 1400 small tests; every op
+#: at its two usual sizes; two modes of a short clip; some modes of Wan2.1-1.3B's actions; two or three of its runs.
+SHARES = {"build": 110, "tests": 110, "kernels": 80, "graphs": 60, "actions": 70, "runs": 50}
 
 
 def environment() -> dict[str, str]:
@@ -49,77 +71,115 @@ def device(dry: bool) -> str:
     return "cpu" if dry else "cuda"
 
 
-def fresh(name: str) -> Path:
-    """A file under out/ that does not exist yet."""
-    path = ROOT / "out" / name
-    path.parent.mkdir(exist_ok=True)
-    path.unlink(missing_ok=True)
-    return path
-
-
-def save(part: str, payload: dict[str, Any], dry: bool, out: Path | None) -> None:
-    """Writes the part's JSON and prints it."""
-    import results
-
-    where = "cpu" if dry else torch.cuda.get_device_name().split()[-1].lower()
-    command = "python bench/gpu_suite.py " + " ".join(sys.argv[1:])
-    path = results.write(part, payload, where, command, folder=out or (ROOT / "out" / "dry" if dry else None))
-    print(json.dumps(payload, indent=1)[-6000:])
-    print(f"written to {path}")
-
-
-@app.command()
-def build(dry: Dry = False) -> None:
-    """Build the kernels in place, the CUDA ones for the GPUs that are here."""
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    cuda = {} if dry else {"VACCEL_CUDA": "1", "CUDA_HOME": os.environ.get("CUDA_HOME", "/usr/local/cuda")}
-    subprocess.run(command, cwd=ROOT, env={**environment(), **cuda}, check=True)
-
-
-@app.command("tests")
-def run_tests(
-    only: Annotated[str, typer.Option(help="pytest's -k.")] = "test", dry: Dry = False, out: Out = None
+@app.command("all")
+def everything(
+    minutes: Annotated[float, typer.Option(help="For all parts together.")] = 8,
+    size: Size = "Wan2.1-1.3B",
+    dry: Dry = False,
+    out: Out = None,
 ) -> None:
-    """Run the tests marked gpu; without a GPU one op's tests, to try the report."""
-    import xml.etree.ElementTree as ElementTree
-
+    """Build, tests, kernels, graphs, actions and runs, each in a process of its own within a share of the time."""
     device(dry)
-    chosen = ["tests/ops/test_norm.py", "-k", "fp64 and cpp"] if dry else ["tests", "-m", "gpu", "-k", only]
-    report = fresh("gpu_tests.xml")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *chosen]
     began = time.monotonic()
-    code = subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode
-    if not report.exists():  # pytest has said why
-        raise typer.Exit(code)
-    suite = next(ElementTree.parse(report).iter("testsuite"))
-    counts = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
-    failed = [f"{c.get('classname')}::{c.get('name')}" for c in suite.iter("testcase")
-              if c.find("failure") is not None or c.find("error") is not None]  # fmt: skip
-    seconds = round(time.monotonic() - began, 1)
-    save("tests", {**counts, "failed": failed, "exit_code": code, "seconds": seconds}, dry, out)
+    folder = target(dry, out)[1].resolve()
+    size = "tiny" if dry else size
+
+    def keep(summary: dict[str, Any]) -> None:
+        seconds = round(time.monotonic() - began, 1)
+        write("suite", {"minutes": minutes, "size": size, "seconds": seconds, "parts": summary}, dry, folder)
+
+    parts = []
+    for name, share in SHARES.items():
+        sized = name in ("actions", "runs")
+        options = ["--dry"] if dry else ["--size", size] if sized else []
+        command = [sys.executable, __file__, name, *options, "--out", str(folder)]
+        parts.append(Part(name, share, command, f"{name}_{size}" if sized else name, timed=name != "build"))
+    code = run_all(parts, 60 * minutes, folder, environment(), keep)
+    print(f"written to {folder / 'suite.json'}")
     raise typer.Exit(code)
 
 
 @app.command()
-def kernels(
-    only: Annotated[str, typer.Option(help="Only files whose name holds this.")] = "", dry: Dry = False, out: Out = None
+def build(dry: Dry = False, out: Out = None) -> None:
+    """Build the kernels in place, the CUDA ones for the GPUs that are here; a dry run compiles nothing."""
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    cuda = {"VACCEL_CUDA": "1", "CUDA_HOME": os.environ.get("CUDA_HOME", "/usr/local/cuda")}
+    env = {**environment(), **({"VACCEL_NATIVE": "0"} if dry else cuda)}
+    measured = Measured("build", dry, out, said=[])
+    began = time.monotonic()
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as child:
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            if line.startswith("vaccel: "):  # what setup.py leaves out, and why
+                measured.payload["said"].append(line.strip())
+    built = sorted(path.name for path in (ROOT / "vaccel").glob("_*.so"))
+    measured.payload |= {"exit_code": child.returncode, "seconds": round(time.monotonic() - began, 1), "built": built}
+    if child.returncode:
+        measured.payload["failed"]["setup.py"] = f"exit status {child.returncode}"
+    if not dry and (measured.payload["said"] or not any(name.startswith("_native_cuda.") for name in built)):
+        measured.payload["failed"]["left out"] = "\n".join(measured.payload["said"]) or "no CUDA kernels were built"
+    measured.done()
+
+
+Figures = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+def run_pytest(measured: Measured, arguments: list[str], seconds: float, figures: Figures, **env: str) -> None:
+    """Runs pytest; what ``figures`` makes of its lines is saved as they come.  Exits as pytest did."""
+    import pytest_lines
+
+    began = time.monotonic()
+
+    def keep(said: list[dict], code: int | None) -> None:
+        about = {"exit_code": code, "seconds": round(time.monotonic() - began, 1)}
+        measured.payload = {**pytest_lines.counted(said), **figures(said), **about}
+        measured.save()
+
+    code = pytest_lines.run(arguments, ROOT, {**environment(), **env}, seconds, keep)
+    measured.done()
+    if code:
+        raise typer.Exit(code if code > 0 else 128 - code)  # as a shell says it of a signal
+
+
+@app.command("tests")
+def run_tests(
+    only: Annotated[str, typer.Option(help="pytest's -k.")] = "test",
+    seconds: Seconds = 480,
+    dry: Dry = False,
+    out: Out = None,
 ) -> None:
-    """Benchmark the ops."""
+    """Run the tests marked gpu; without a GPU one op's tests, to try the report."""
+    device(dry)
+    rehearsal = ["tests/ops/test_norm.py", "-k", "fp64 and not cuda and not triton"]
+    chosen = rehearsal if dry else ["tests", "-m", "gpu", "-k", only]
+    # A file that cannot be imported costs its own tests; a test that hangs says where.
+    careful = ["--continue-on-collection-errors", "-o", "faulthandler_timeout=30"]
+    run_pytest(Measured("tests", dry, out), [*careful, *chosen], seconds, lambda said: {})
+
+
+@app.command()
+def kernels(
+    only: Annotated[str, typer.Option(help="Only files whose name holds this.")] = "",
+    seconds: Seconds = 480,
+    dry: Dry = False,
+    out: Out = None,
+) -> None:
+    """Benchmark the ops: the usual sizes first, torch.compile last."""
     import collect
+    import pytest_lines
 
     device(dry)
     others = ("bench_overhead", "bench_schedules")  # no ops
     files = sorted(str(p) for p in (ROOT / "bench").glob("bench_*.py") if p.stem not in others)
     files = [f for f in files if (only or ("norm" if dry else "")) in f]
-    report = fresh("kernels.json")
+
+    def figures(said: list[dict]) -> dict[str, Any]:
+        return {"unit": "us", "rows": collect.rows(pytest_lines.benchmarks(said))}
+
     quick = {"VACCEL_BENCH_QUICK": "1"} if dry else {}
-    command = [sys.executable, "-m", "pytest", "-q", *files, f"--benchmark-json={report}", "--benchmark-columns=median"]
-    code = subprocess.run(command, cwd=ROOT, env={**environment(), **quick}, check=False).returncode
-    if not report.exists():  # pytest has said why
-        raise typer.Exit(code)
-    measured = json.loads(report.read_text())["benchmarks"]
-    save("kernels", {"unit": "us", "exit_code": code, "rows": collect.rows(measured)}, dry, out)
-    raise typer.Exit(code)
+    run_pytest(Measured("kernels", dry, out), [*files, "--benchmark-columns=median"], seconds, figures, **quick)
 
 
 def models(dry: bool, size: str, small: str, clip: str) -> tuple[Any, Any, dict[str, Any]]:
@@ -142,24 +202,30 @@ def accelerated(pipe: Any, actions: list[Any], small: Any, **options: Any) -> An
 
 
 @app.command()
-def graphs(dry: Dry = False, out: Out = None) -> None:
+def graphs(seconds: Seconds = 420, dry: Dry = False, out: Out = None) -> None:
     """Eager steps beside captured ones, and what the profiler sees of them."""
     import e2e
     import launches
 
+    until = time.monotonic() + seconds
     pipe, small, about = models(dry, "Wan2.1-1.3B", "Wan2.1-1.3B", "480p, 17 frames")
-    payload: dict[str, Any] = {**about, "steps_ms": {}, "steps_seen": {}}
+    measured = Measured("graphs", dry, out, **about, steps_ms={}, steps_seen={}, not_run=[])
     modes = {"eager": {}} if dry else {"eager": {}, "cuda graphs": {"cuda_graphs": True}}
     steps = len(e2e.EVERY_ACTION)
     for mode, options in modes.items():
-        with accelerated(pipe, e2e.EVERY_ACTION, small, **options) as handle:
+        if time.monotonic() > until:
+            measured.payload["not_run"].append(mode)
+            continue
+        with measured.measuring(mode), accelerated(pipe, e2e.EVERY_ACTION, small, **options) as handle:
             e2e.run(pipe, about["clip"], steps)  # warm-up and capture
             times = e2e.run(pipe, about["clip"], steps)
-            payload["steps_ms"][mode] = e2e.by_action(e2e.EVERY_ACTION, times)
+            measured.payload["steps_ms"][mode] = e2e.by_action(e2e.EVERY_ACTION, times)
+            measured.save()  # the profiler takes longer than the steps
             seen = launches.seen(lambda: e2e.run(pipe, about["clip"], steps), device(dry))
-            payload["steps_seen"][mode] = {"run": seen, "steps": steps, "refused": handle.refused}
-    payload["launches"] = launches.launches(device(dry))
-    save("graphs", payload, dry, out)
+            measured.payload["steps_seen"][mode] = {"run": seen, "steps": steps, "refused": handle.refused}
+    with measured.measuring("launches"):
+        measured.payload["launches"] = launches.launches(device(dry))
+    measured.done()
 
 
 @app.command()
@@ -167,20 +233,27 @@ def actions(size: Size = "Wan2.1-14B", seconds: Seconds = 420, dry: Dry = False,
     """Time each action's step: eager, captured, every attention backend, and with the blocks compiled."""
     import e2e
 
-    began = time.monotonic()
+    until = time.monotonic() + seconds
     pipe, small, about = models(dry, size, "Wan2.1-1.3B", "480p")
-    payload: dict[str, Any] = {**about, "steps_ms": {}, "not_run": {}}
+    measured = Measured(f"actions_{about['size']}", dry, out, **about, steps_ms={}, not_run={})
+    took = 0.0  # by the mode before
 
     def measure(mode: str, **options: Any) -> None:
-        if time.monotonic() - began > seconds:
-            payload["not_run"][mode] = "out of time"
+        nonlocal took
+        began = time.monotonic()
+        if began + took > until:
+            measured.payload["not_run"][mode] = "out of time"
             return
-        try:
-            with accelerated(pipe, e2e.EVERY_ACTION, small, **options):
+        with measured.measuring(mode):
+            try:
+                handle = accelerated(pipe, e2e.EVERY_ACTION, small, **options)
+            except ValueError as error:  # a backend that is not installed
+                measured.payload["not_run"][mode] = str(error)
+                return
+            with handle:
                 times = e2e.run(pipe, about["clip"], len(e2e.EVERY_ACTION))
-                payload["steps_ms"][mode] = e2e.by_action(e2e.EVERY_ACTION, times)
-        except ValueError as error:  # a backend that is not installed
-            payload["not_run"][mode] = str(error)
+                measured.payload["steps_ms"][mode] = e2e.by_action(e2e.EVERY_ACTION, times)
+        took = time.monotonic() - began
 
     measure("eager")
     if not dry:
@@ -192,7 +265,7 @@ def actions(size: Size = "Wan2.1-14B", seconds: Seconds = 420, dry: Dry = False,
             model.compile_repeated_blocks(fullgraph=True)
         measure("blocks compiled")
         measure("blocks compiled, cuda graphs", cuda_graphs=True)
-    save(f"actions_{about['size']}", payload, dry, out)
+    measured.done()
 
 
 @app.command()
@@ -205,29 +278,36 @@ def runs(
     dry: Dry = False,
     out: Out = None,
 ) -> None:
-    """Replay 50-step schedules; their ratio to the full model, whose steps are timed in the same runs."""
+    """Replay 50-step schedules, the shortest first; their ratio to the full model, timed in the same runs."""
     import e2e
 
-    began = time.monotonic()
+    until = time.monotonic() + seconds
     pipe, small, about = models(dry, size, "Wan2.1-1.3B", "480p")
     options = {"attention": attention, "cuda_graphs": cuda_graphs and not dry}
-    payload: dict[str, Any] = {**about, **options, "runs": {}, "not_run": []}
-    for name, (steps, published, source) in e2e.SCHEDULES.items():
+    measured = Measured(f"runs_{about['size']}", dry, out, **about, **options, runs={}, not_run=[])
+    took = 0.0  # seconds a computed step, in the run before
+    for name, (steps, published, source) in sorted(e2e.SCHEDULES.items(), key=lambda item: computed(item[1][0])):
         if only not in name or (dry and "B=" in name):
             continue
-        if time.monotonic() - began > seconds:
-            payload["not_run"].append(name)
+        if time.monotonic() + took * computed(steps) > until:
+            measured.payload["not_run"].append(name)
             continue
-        with accelerated(pipe, steps, small, **options) as handle:
+        with measured.measuring(name), accelerated(pipe, steps, small, **options) as handle:
             times = e2e.run(pipe, about["clip"], e2e.STEPS)
-        full = e2e.by_action(steps, times)["Full"]
-        total = sum(times[1:]) + full["median"]  # the first step's capture and warm-up counted as a usual step
-        payload["runs"][name] = {
-            "timeline": handle.trace.timeline(), "full_step_ms": full, "seconds": round(sum(times) / 1000, 3),
-            "seconds_without_capture": round(total / 1000, 3), "speedup": round(e2e.STEPS * full["median"] / total, 3),
-            "published": published, "source": source,
-        }  # fmt: skip
-    save(f"runs_{about['size']}", payload, dry, out)
+            took = sum(times) / 1000 / computed(steps)
+            full = e2e.by_action(steps, times)["Full"]
+            total = sum(times[1:]) + full["median"]  # the first step's capture and warm-up counted as a usual step
+            measured.payload["runs"][name] = {
+                "timeline": handle.trace.timeline(), "full_step_ms": full, "seconds": round(sum(times) / 1000, 3),
+                "seconds_without_capture": round(total / 1000, 3),
+                "speedup": round(e2e.STEPS * full["median"] / total, 3), "published": published, "source": source,
+            }  # fmt: skip
+    measured.done()
+
+
+def computed(steps: list[Any]) -> int:
+    """How many steps run a model."""
+    return sum(type(action).__name__ in ("Full", "Small") for action in steps)
 
 
 def random_experts(pipe: Any, folder: Path, rank: int) -> Path:
@@ -258,25 +338,31 @@ def experts(size: Size = "Wan2.1-14B", dry: Dry = False, out: Out = None) -> Non
     pipe, small, about = models(dry, size, "Wan2.1-1.3B", "480p")
     del small
     allocated = torch.cuda.memory_allocated if not dry else lambda: 0
-    payload: dict[str, Any] = {**about, "base_bytes": allocated(), "modes": {}}
-    payload["full_steps_ms"] = e2e.run(pipe, about["clip"], 3)
+    measured = Measured(f"experts_{about['size']}", dry, out, **about, base_bytes=allocated(), modes={})
+    with measured.measuring("full"):
+        measured.payload["full_steps_ms"] = e2e.run(pipe, about["clip"], 3)
     modes: dict[str, dict[str, Any]] = {"lora": {}, "merged": {}}
     if not dry:
         modes["lora, cuda graphs"] = {"cuda_graphs": True}
     with tempfile.TemporaryDirectory() as folder:
         saved = random_experts(pipe, Path(folder), 2 if dry else 128)
         for mode, options in modes.items():
-            with vaccel.accelerate(pipe, vaccel.DualExpert(saved, 8, mode == "merged"), **options) as handle:
+            method = vaccel.DualExpert(saved, 8, mode == "merged")
+            with measured.measuring(mode), vaccel.accelerate(pipe, method, **options) as handle:
                 e2e.run(pipe, about["clip"], 8)  # warm-up and capture
                 times = e2e.run(pipe, about["clip"], 8)
-                payload["modes"][mode] = {
+                measured.payload["modes"][mode] = {
                     "steps_ms": times, "first_detail_step_excess": times[4] / sorted(times[5:])[1] - 1,
                     "bytes": handle.expert_bytes, "allocated": allocated(), "refused": handle.refused,
                     "timeline": handle.trace.timeline(),
                 }  # fmt: skip
-    save(f"experts_{about['size']}", payload, dry, out)
+    measured.done()
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=FutureWarning)
+    if sys.argv[1:2] == ["all"]:  # ends as after Ctrl-C: with its parts ended and the summary written
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    else:  # a part that is asked to end says where it was
+        faulthandler.register(signal.SIGTERM, chain=True)
     app()

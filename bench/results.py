@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import platform
@@ -25,6 +26,8 @@ def write(
 ) -> Path:
     """Writes ``bench/results/<device>/<name>.json``: where and when it was measured, then ``payload``.
 
+    A file that is there is replaced by a whole one or not at all, whenever the process is killed.
+
     Args:
         name: stem of the file.
         payload: the figures, plain data; it may not name any of the fields written beside it.
@@ -41,8 +44,9 @@ def write(
         raise ValueError(f"the payload may not hold {hidden[0]!r}: it is written beside it")
     path = (folder or BENCH / "results" / device) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**where, **payload}, indent=2) + "\n")
-    return path
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps({**where, **payload}, indent=2) + "\n")
+    return unfinished.replace(path)
 
 
 def _measured() -> dict[str, Any]:
@@ -69,9 +73,13 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache  # what runs is what was there when it began
 def _git(*arguments: str) -> str | None:
-    """What git says, None where there is no repository."""
-    done = subprocess.run(["git", *arguments], cwd=BENCH, capture_output=True, text=True, check=False)
+    """What git says, None where there is no repository or no git."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=BENCH, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
@@ -94,6 +102,7 @@ def _cuda() -> str | None:
     return torch.version.cuda
 
 
+@functools.cache
 def _driver() -> str | None:
     """The GPU driver's version, None without one."""
     try:

@@ -31,10 +31,10 @@ Where the paper and the released code differ, each by one parameter whose defaul
 - ``relative_to``, the output v_* in e_i.  "previous": v_{i-1}, the stand-in where that step was skipped.
   "computed": v of the last computed step (release).
 
-``RELEASE`` holds both of the release's choices.  The two agree until a step has been skipped.  That a skipped step's
-output in the paper's formulas is the stand-in is a reading of "t - 1"; the paper's symbols do not say.  In all else
-they agree: L1, comparison, when E starts again, the last step computed.  The paper writes one output and says nothing
-of guidance in its formulas; two branches are handled as in the release's code for Wan.
+``RELEASE`` holds both of the release's choices.  The two agree until a step has been skipped.  The paper is known here
+from its formulas as others quote them, not from its full text; that the output of a skipped step in them is the
+stand-in is our reading of "t - 1".  In all else they agree: L1, comparison, when E starts again, the last step
+computed.  Those formulas have one output and no guidance; two branches are handled as in the release's code for Wan.
 
 Ours, in neither: values per sample, and the most cautious sample decides (the release averages over a whole batch).
 Also, nothing outlives a run (the release keeps its state on the model, so that a second video starts from the first
@@ -43,7 +43,7 @@ one's; with a warm-up of two steps or more that changes nothing).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -80,7 +80,7 @@ def easycache(
     model: Callable[[Tensor, Any, Any], Tensor],
     solver_step: Callable[[Tensor, int, Tensor], Tensor],
     x: Tensor,
-    timesteps: Iterable[Any],
+    timesteps: Sequence[Any] | Tensor,
     *,
     cond: Any,
     uncond: Any = None,
@@ -101,17 +101,15 @@ def easycache(
         warmup, last: how many steps at the start and at the end are computed without a test.
 
     Returns:
-        The final x; a letter per step, ``F`` computed, ``r`` reused; and lists over the steps of values per sample:
-        ``error`` is E as it was tested, before it was set to 0 (``None`` without a test), ``k`` the rate known at the
-        step's end (``None`` before there is one), so the test of step i used ``k[i - 1]``, and ``input_change``
-        |x_i - x_{i-1}| (``None`` at step 0).
+        The final x; a letter per step, ``F`` computed, ``r`` reused; lists over the steps of values per sample, each
+        ``None`` where there is no value: ``error``, E as it was tested, before it was set to 0; ``k``, the rate known
+        at the step's end, so the test of step i used ``k[i - 1]``; ``input_change``, |x_i - x_{i-1}|.
     """
-    assert rate_from in CHOICES
-    assert relative_to in CHOICES
-    timesteps = list(timesteps)
+    assert {rate_from, relative_to} <= set(CHOICES)
     conditions = {"cond": cond} if uncond is None else {"cond": cond, "uncond": uncond}
     differences: dict[str, Tensor] = {}
     previous = computed = rate = None
+    error = nothing = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     letters, metrics = [], {"error": [], "k": [], "input_change": []}
     for i, t in enumerate(timesteps):
         change = None if previous is None else distance(x, previous.x)
@@ -130,7 +128,7 @@ def easycache(
             if base is not None:
                 rate = distance(out["cond"], base.v) / distance(x, base.x)
             computed = Point(x.clone(), out["cond"].clone())
-            error = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+            error = nothing
             letters.append("F")
         previous = Point(x.clone(), out["cond"].clone())
         for name, values in (("error", tested), ("k", rate), ("input_change", change)):

@@ -166,7 +166,7 @@ def test_times_are_those_of_the_steps_and_of_the_rest(pipe, forecast_artifact, m
     with vaccel.accelerate(pipe, auto) as handle:
         pilot = handle._session.pilot
         ticks = iter(range(10_000))
-        monkeypatch.setattr("vaccel.integrations.auto._now", lambda: float(next(ticks)))
+        monkeypatch.setattr("vaccel.integrations.diffusers.auto._now", lambda: float(next(ticks)))
         run(pipe)
         ((steps, beside),) = pilot.watch.measured
         assert steps == [1.0] * STEPS, "one reading where each begins"

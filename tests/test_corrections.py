@@ -124,7 +124,7 @@ def test_the_weights_are_those_of_full_vectors(solver, order, monkeypatch):
     Inner products of n elements are rounded by up to n eps, a step's solution by its condition number times that; what
     earlier steps are off by enters it as often as the solver weighs them against it.
     """
-    monkeypatch.setattr("vaccel.gram.RIDGE", 0.0)
+    monkeypatch.setattr("vaccel.planning.gram.RIDGE", 0.0)
     scheduler = set_up(solver)
     response = np.array(with_response(flow_of(scheduler), scheduler).response)
     v, path = trajectories(), (0, 1, 2, 4, 5, 8)

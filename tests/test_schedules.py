@@ -186,7 +186,7 @@ def test_other_arguments_are_checked(kwargs, message):
 
 def test_without_the_compiled_core(monkeypatch):
     monkeypatch.setitem(sys.modules, "vaccel._solver", None)  # importing it now fails
-    spec = importlib.util.spec_from_file_location("vaccel.schedules_without", schedules.__file__)
+    spec = importlib.util.spec_from_file_location("vaccel.planning.schedules_without", schedules.__file__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert not module.LOADED
