@@ -38,10 +38,6 @@ class Action:
         """
         return ""
 
-    def missing_later(self, call: Any) -> str:
-        """What a later branch of the step, a call like ``call``, will lack; asked before the step's first call."""
-        return self.missing(call)
-
     def substitute(self) -> Action:
         """What is computed in this action's place where something is missing."""
         return ACTIONS["F"]()

@@ -20,9 +20,6 @@ class Guidance(Action):
     def missing(self, call: Any) -> str:
         return missing_delta(call)
 
-    def missing_later(self, call: Any) -> str:
-        return ""  # it follows from the first branch and the delta
-
     def run(self, call: Any) -> torch.Tensor:
         large = call.large
         return with_delta(call, "cond", lambda inputs, states: large.recording(inputs, None, states))

@@ -23,15 +23,12 @@ class Rescale(Action):
     magnitude: Literal["small", "cached", "projection"] = "small"
     cfg_reuse: bool = True
 
-    def missing_later(self, call: Any) -> str:
+    def missing(self, call: Any) -> str:
         slot = call.slots.get("large.output") if call is not None else None
         if slot is None or not slot.ready():
             return "large.output"
-        return "large.last" if self.magnitude == "projection" and not call.slots["large.last"].ready() else ""
-
-    def missing(self, call: Any) -> str:
-        if missing := self.missing_later(call):
-            return missing
+        if self.magnitude == "projection" and not call.slots["large.last"].ready():
+            return "large.last"
         needs_small = call.branch > 0 and self.magnitude == "small" and self.cfg_reuse
         return "magnitude of the small model" if needs_small and call.run.magnitude is None else ""
 

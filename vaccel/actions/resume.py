@@ -31,9 +31,6 @@ class Resume(Action):
             return f"state after block {self.block}"
         return missing_delta(call) if cond and call.guided else ""
 
-    def missing_later(self, call: Any) -> str:
-        return "" if self.branches == "cond" else self.missing(call)
-
     def run(self, call: Any) -> torch.Tensor:
         large, block = call.large, self.block
         if self.branches == "cond" and (call.guided or call.branch > 0):

@@ -74,7 +74,7 @@ class States(Slot):
         self.text: tuple[int, ...] | None = None
 
     def ready(self, call: Any = None, number: int = -1) -> bool:
-        """Whether a call can resume after a block: this branch has kept its state since the first one's last full step."""
+        """Whether a call can resume after a block: its state was kept since the first branch's last full step."""
         if number not in self.steps or self.steps[number] < self.first.full:
             return False
         return call is None or self.text == call.large.encoder_shape(call.inputs)

@@ -33,8 +33,8 @@ class _Slot(Slot):
         self.full = -1  # the last full step of the conditional branch
 
     def ready(self) -> bool:
-        """Whether it is of the last step that the conditional branch was computed at in full."""
-        return self.step >= 0 and self.step == self.full
+        """Whether it is not older than the last step that the conditional branch was computed at in full."""
+        return self.step >= 0 and self.step >= self.full
 
     def after(self, call: Any, output: torch.Tensor) -> None:
         if call.branch == 0:

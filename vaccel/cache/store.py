@@ -2,8 +2,8 @@
 
 A *store* is data that a method declares.  A *slot* is made when a run first sees a stage, a branch and a shape, and
 belongs to that run; its buffer may have served earlier runs, so it counts for nothing until this run has written it.
-Asking for a buffer never makes it valid, only a write does, and a write says of which step it is: what the branches of
-a step reuse must be of one step.
+Asking for a buffer never makes it valid, only a write does, and a write says of which step it is: a branch that has
+missed a step which the first one was computed at has nothing to reuse.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Slot:
         self.first = self if call.branch == 0 else call.first.slots[name]
 
     def ready(self) -> bool:
-        """Whether it can be reused: written by this run, and at the step that the first branch's is of."""
-        return self.step >= 0 and self.step == self.first.step
+        """Whether it can be reused: written by this run, and not older than what the first branch has."""
+        return self.step >= 0 and self.step >= self.first.step
 
     def write(self, call: Any, tensor: torch.Tensor) -> torch.Tensor:
         """Copies ``tensor`` in and returns it."""

@@ -186,11 +186,8 @@ class Run:
         if self.branches is not None and index > 0 and self._asked not in (0, seen):
             self.branches = None  # it does not know
         self.expected = max(self.expected, seen)
-        expected = self.expected
         if self.branches is not None:
-            self._asked = asked = self.branches()
-            expected = asked if seen else 1
-            self.expected = asked
+            self._asked = self.expected = self.branches()
         self.index, self.calls, self.step_stage = index, 0, stage.index
         self.magnitude = self.small_output = self.expert_output = None
         states = call.slots.get("large.states")
@@ -199,21 +196,11 @@ class Run:
         self.step = step = Step(index, self, call)
         action, reason = self.policy.decide(step), ""
         missing = action.missing(call)
-        if not missing and expected > 1 and not call.batched:
-            missing = self._missing_later(action, stage.index, expected)
         if missing:
             action, reason = action.substitute(), f"computed in full: no {missing} cached for this model yet"
         self.action = action
         self.record = StepRecord(index, action, step.metrics, reason)
         self.trace.steps.append(self.record)
-
-    def _missing_later(self, action: Action, stage: int, expected: int) -> str:
-        """What the step's other branches will lack: then the whole step is computed, not a part of it."""
-        for branch in range(1, expected):
-            other = self.calls_bound.get((stage, branch))
-            if missing := action.missing_later(other):
-                return f"{missing} of branch {branch}"
-        return ""
 
     def _seen(self, following: Call | None) -> Observation:
         """The signals of the step that is over; they are whole only when the next one begins."""

@@ -205,6 +205,10 @@ class PlainCallable:
     def latents(self, inputs: tuple) -> torch.Tensor:
         return inputs[0]
 
+    def recording(self, inputs: tuple, residual: None, states: dict) -> torch.Tensor:
+        """As ``full``: what is inside cannot be asked for."""
+        return self.full(inputs)
+
     def full(self, inputs: tuple) -> torch.Tensor:
         return self.function(*inputs)
 
