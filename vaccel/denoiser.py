@@ -118,7 +118,7 @@ class DenoiserRun:
         if i != run.index + 1 or not 0 <= i < run.num_steps:
             raise ValueError(f"step {i} of {run.num_steps} after step {run.index}: steps come once each, in order")
         outputs, stage = [], self._denoiser._stage
-        run.branches = (lambda: 1) if uncond is None else (lambda: 2)
+        run.told = 1 if uncond is None else 2
         for condition in (cond,) if uncond is None else (cond, uncond):
             inputs = _inputs(stage.large, x, t, condition)
             outputs.append(run.call(i, stage, inputs, stage.large.latents(inputs)))

@@ -31,7 +31,10 @@ def missing_delta(call: Any) -> str:
         return "large.delta"
     if call.branch > 0 and not call.slots["large.last"].written_now():
         return "large.last of the conditional branch"
-    return "" if call.slots["large.delta"].ready() else "large.delta"
+    delta = call.slots["large.delta"]
+    # Without a second branch nothing is made of it.
+    there = delta.ready() if call.guided or call.branch > 0 else delta.step >= 0
+    return "" if there else "large.delta"
 
 
 def with_delta(

@@ -76,6 +76,9 @@ class StandInRun:
     def begin(self, index: int, call: Invocation) -> None:
         """Step ``index`` begins."""
 
+    def close(self) -> None:
+        """The pipeline's call is over."""
+
     def take(self, index: int, call: Invocation) -> torch.Tensor:
         raise NotImplementedError
 

@@ -70,7 +70,6 @@ class Run:
             place for captured graphs.
         depth: how many blocks the large model has, 0 where nobody knows.
         flow: gives the run's noise levels; evenly spaced, and velocities predicted, where nobody says.
-        branches: gives how many calls the current step will have, where somebody knows.
     """
 
     def __init__(
@@ -85,10 +84,9 @@ class Run:
         execute: Callable[..., Any] | None = None,
         depth: int = 0,
         flow: Flow | None = None,
-        branches: Callable[[], int] | None = None,
     ):
         self.method, self.num_steps, self.buffers, self.execute = method, num_steps, buffers, execute
-        self.guidance, self.denoise, self.branches = guidance, denoise, branches
+        self.guidance, self.denoise = guidance, denoise
         self.flow = flow or Flow.even(num_steps)
         self.trace = Trace(method.to_json(), num_steps)
         buffers.begin()
@@ -101,12 +99,12 @@ class Run:
         self.action: Action | None = None
         self.index, self.last = -1, num_steps - 1
         self.calls = 0  # of the current step so far
-        self.expected = 0  # calls a step
+        self.expected = 0  # calls a step: as many as the last one had, unless the loop has ``told``
+        self.told = 0
         self.calls_bound: dict[tuple[int, int], Call] = {}
         self.magnitude = self.small_output = self.expert_output = None  # of the current step
         self.step: Step | None = None
         self._reshaped = False  # whether the latents' shape is another than at the step before
-        self._asked = 0  # how many calls ``branches`` has promised for the current step
 
     def _watch(self, method: Method) -> None:
         """Binds the signals that the method watches, and those that they are made of."""
@@ -182,12 +180,7 @@ class Run:
             self._reshaped = False
             self.policy.reshaped()
         self._began = _now()
-        seen = self.calls
-        if self.branches is not None and index > 0 and self._asked not in (0, seen):
-            self.branches = None  # it does not know
-        self.expected = max(self.expected, seen)
-        if self.branches is not None:
-            self._asked = self.expected = self.branches()
+        self.expected = self.told or self.calls
         self.index, self.calls, self.step_stage = index, 0, stage.index
         self.magnitude = self.small_output = self.expert_output = None
         states = call.slots.get("large.states")
@@ -210,6 +203,11 @@ class Run:
             if full or signal.name in ("small", "block_changes"):
                 setattr(seen, signal.name, signal.value(following))
         return seen
+
+    def close(self) -> None:
+        """The loop is over.  Guidance may have ended before it: then only now is it known that all steps are made."""
+        if self.index == self.last and not self.trace.finished:
+            self._finish()
 
     def _finish(self) -> None:
         self.trace.finished = True

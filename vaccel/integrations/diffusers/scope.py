@@ -81,6 +81,8 @@ class Scope:
         ownership.CURRENT.reset(self._token)
         self.session.pool.give_back(self._workspace, whole=kind is None)
         session = self.session
+        if kind is None and self.run is not None:
+            self.run.close()
         if session.experts is not None:
             session.experts.offload()
         if session.pilot is not None and kind is None and self.run is not None:
@@ -224,18 +226,10 @@ class Scope:
             execute=self._executor(),
             depth=next(iter(self.stages.values())).large.depth,
             flow=flow,
-            branches=self._branches(),
         )
         run.trace.notes.extend(notes)
         session.traces.append(run.trace)
         return run
-
-    def _branches(self) -> Any:
-        """Tells how many calls a step will have, where the pipeline says whether it guides."""
-        if self.session.family.batched_guidance or not hasattr(type(self.pipe), "do_classifier_free_guidance"):
-            return None
-        pipe = self.pipe
-        return lambda: 2 if pipe.do_classifier_free_guidance else 1
 
     def _flow(self, begin: int) -> Flow | None:
         """The run as a flow; a solver is asked for its response once for all runs at the same levels."""
