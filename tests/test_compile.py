@@ -90,7 +90,7 @@ def test_a_module_compiled_in_place_stays_compiled(wan, counting):
     module_compile = functools.partial(wan.transformer.compile, backend="eager")
     module_compile()
     handle = vaccel.accelerate(wan, vaccel.Schedule(range(12), num_steps=12))
-    assert wan.transformer._compiled_call_impl is None
+    assert wan.transformer._compiled_call_impl is not None, "the user's own is left alone"
     assert close(tiny.latents(wan), plain)
     assert len(counting.counters) >= 1, "the accelerated forward is compiled too"
     handle.remove()

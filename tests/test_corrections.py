@@ -18,7 +18,7 @@ from test_calibrate_lemica import sampling
 import vaccel
 from vaccel.actions import Forecast, Full, Weights
 from vaccel.calibrate import calibrate_forecast
-from vaccel.calibrate.replay import StandIn
+from vaccel.calibrate.replay import StandIn, StandInRun
 from vaccel.integrations.diffusers.schedulers import flow_of, with_response
 from vaccel.planning.gram import CORRECTING, Gram, outputs
 
@@ -174,17 +174,15 @@ def test_it_brings_the_latents_back():
     assert ends[0] < 0.5 * ends[1]
 
 
-class Given:
+class Given(StandInRun):
     """A run that gives the solver fixed combinations of what the model said."""
 
     def __init__(self, actions):
-        self.actions, self.index, self.calls, self.said = actions, -1, 0, {0: [], 1: []}
+        super().__init__()
+        self.actions, self.said = actions, {0: [], 1: []}
 
-    def call(self, index, call):
-        self.calls = 0 if index != self.index else self.calls
-        self.index, branch = index, self.calls
-        self.calls += 1
-        action = self.actions[index]
+    def take(self, index, call):
+        action, branch = self.actions[index], call.branch
         if isinstance(action, Full):
             self.said[branch].insert(0, call.stage.large.full(call.inputs).clone())
         weights = action.correction if isinstance(action, Full) else action.weights
@@ -203,7 +201,7 @@ def test_the_engine_gives_the_solver_what_an_action_says():
     actions = [Full(), Full(), Forecast(weights(2)), Full(weights(3)), Full(), Forecast(weights(1)), Full(weights(2))]
     schedule = vaccel.Schedule.from_actions(actions)
     assert vaccel.method_from_json(schedule.to_json()) == schedule
-    assert schedule.remembers == 3
+    assert schedule.stores[0].count == 3
     pipe = tiny.wan_pipeline()
     with StandIn(pipe, Given(actions)):
         expected = tiny.latents(pipe, steps=len(actions))

@@ -18,6 +18,7 @@ from oracle_forecast import best_paths, path_errors
 from test_oracle import ONE, SEED, TOLERANCE
 
 import vaccel
+from vaccel.cache import LastOutput, VelocityHistory
 from vaccel import actions
 from vaccel.actions import Weights
 from vaccel.planning import artifacts
@@ -357,7 +358,7 @@ def test_a_timeline_with_forecasts():
     method = vaccel.Schedule.from_timeline("FFpFppFoF")
     assert method.timeline == "FFpFppFoF"
     assert vaccel.method_from_json(json.loads(json.dumps(method.to_json()))) == method
-    assert (method.stores, method.remembers, method.banded) == ({"large.velocities", "large.last"}, 2, False)
+    assert method.stores == (LastOutput(), VelocityHistory(2, False))
     method = vaccel.Schedule.from_timeline("FFpFppFpF")
     task = task_of("unipc")
     expected = forecast(task, (0, 1, 3, 6, 8), line(task))
@@ -375,7 +376,7 @@ def test_a_replayed_trace_is_the_run(solver, bands, correct):
     per = "channel, band" if bands == 2 else "channel"
     ran, trace = accelerated(solver, loaded(solver, bands=bands, per=per, correct=correct))
     schedule = trace.as_schedule()
-    assert (schedule.remembers, schedule.banded) == (3 if correct else 2, bands == 2)
+    assert schedule.stores == (VelocityHistory(3 if correct else 2, bands == 2),)
     again = vaccel.method_from_json(json.loads(json.dumps(schedule.to_json())))
     assert again == schedule
     replayed, other = accelerated(solver, again)

@@ -51,7 +51,7 @@ def both(solver, guard, *, prompt=ONE, amount=0.0, path=PATH, order=2, guidance=
 def check(loop, expected, actual, trace):
     assert trace.timeline() == expected.letters
     assert distance(actual, expected.latents) < TOLERANCE
-    seen = {s.index: s.metrics["surprise"] for s in trace.steps if "surprise" in s.metrics}
+    seen = {s.index: s.metrics["forecast_error"] for s in trace.steps if "forecast_error" in s.metrics}
     assert seen == pytest.approx(loop.seen, rel=1e-4)
     said = f"out of the ordinary at {loop.extra} steps, skipped less" if loop.extra else "as calibrated"
     assert trace.notes[-1] == f"guard: {said}"
@@ -79,14 +79,14 @@ def test_as_calibrated_nothing_more_is_computed(solver, guidance):
     assert loop.extra == 0
     assert [i for i, letter in enumerate(expected.letters) if letter == "F"] == list(PATH)
     assert sorted(loop.seen) == [2, 4, 7]
-    assert trace.steps[2].metrics["surprise"] == pytest.approx(1, rel=1e-5)
+    assert trace.steps[2].metrics["forecast_error"] == pytest.approx(1, rel=1e-5)
 
 
 def test_guidance_that_scales_tokens_is_taken_as_plain():
     """Qwen-Image's guided velocities are scaled to the norm of the conditional ones; what differs is not."""
     loop, expected, _, trace = both("qwen", 1.2, amount=0.3)
     assert trace.timeline() == expected.letters
-    seen = {s.index: s.metrics["surprise"] for s in trace.steps if "surprise" in s.metrics}
+    seen = {s.index: s.metrics["forecast_error"] for s in trace.steps if "forecast_error" in s.metrics}
     assert seen == pytest.approx(loop.seen, rel=0.05)
 
 

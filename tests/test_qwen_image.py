@@ -16,6 +16,7 @@ from torch import Tensor
 
 import vaccel
 from vaccel.models import QwenImage
+from vaccel.integrations.diffusers.ownership import CURRENT
 from vaccel.models.transformer import Transformer
 
 ONE = "a red cat runs"
@@ -131,7 +132,7 @@ def test_views_are_the_forward():
     plain, residual = oracle_models.qwen_forward(model, x, torch.tensor(700.0), (text, mask), (1, 2, 3), None)
     assert torch.equal(model(**inputs)[0], plain)
     assert torch.equal(transformer.full(inputs), plain)
-    assert torch.equal(transformer.storing(inputs, buffer), plain)
+    assert torch.equal(transformer.recording(inputs, buffer, {}), plain)
     assert torch.equal(buffer, residual)
     later = {**inputs, "hidden_states": x.flip(1), "timestep": t / 2}
     expected, _ = oracle_models.qwen_forward(model, x.flip(1), torch.tensor(350.0), (text, mask), (1, 2, 3), residual)
@@ -145,7 +146,7 @@ def test_a_controlnets_residuals_are_added_once(samples):
     inputs["img_shapes"] = [shapes[0] for shapes in inputs["img_shapes"]]  # as its pipelines pass them
     transformer, buffer = Transformer(tiny.qwen_transformer(), QwenImage()), torch.empty(2, 6, 32)
     plain = transformer.full(inputs)
-    assert torch.equal(transformer.storing(inputs, buffer), plain)
+    assert torch.equal(transformer.recording(inputs, buffer, {}), plain)
     assert distance(transformer.reusing(inputs, buffer), plain) < 1e-6
 
 
@@ -166,7 +167,7 @@ def test_condition_tokens_are_cut_off(config, extra, noisy):
     assert torch.equal(transformer.latents(inputs), inputs["hidden_states"][:, :noisy])
     plain = model(**inputs)[0][:, :noisy]
     assert torch.equal(transformer.full(inputs), plain)
-    assert torch.equal(transformer.storing(inputs, buffer), plain)
+    assert torch.equal(transformer.recording(inputs, buffer, {}), plain)
     assert distance(transformer.reusing(inputs, buffer), plain) < 1e-6
     assert transformer.modulation(inputs, False).shape == (2, 32)
 
@@ -227,21 +228,26 @@ def test_guided_is_the_pipelines():
 
 
 def test_the_guidance_scale_is_that_of_the_running_call():
+    """Two pipelines, the one called within the other's call: each scope has its own call's arguments."""
     pipe, other, seen = tiny.qwen_pipeline(), tiny.qwen_pipeline(), []
 
     def at_the_end(_, step, t, tensors):
-        seen.append((QwenImage().guidance(pipe, 0), QwenImage().guidance(other, 0)))
+        seen.append(CURRENT.get()._guidance(0))
         return {}
 
     def in_between(_, step, t, tensors):
         if step == 0:
             run(pipe, ONE, 2.5, callback_on_step_end=at_the_end)
+            seen.append(CURRENT.get()._guidance(0))
         return {}
 
-    run(other, ONE, 4.0, callback_on_step_end=in_between)
-    assert seen == [(2.5, 4.0)] * STEPS
+    method = vaccel.Schedule(range(STEPS), num_steps=STEPS)
+    with vaccel.accelerate(pipe, method), vaccel.accelerate(other, method):
+        run(other, ONE, 4.0, callback_on_step_end=in_between)
+    assert seen == [*[2.5] * STEPS, 4.0]
+    assert CURRENT.get() is None
     with pytest.raises(ValueError, match="none is running"):
-        QwenImage().guidance(pipe, 0)
+        QwenImage().guidance(pipe, 0, {})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -27,6 +27,8 @@ from .workspace import Pool, Workspace
 
 #: The attributes of a pipeline that are accelerated, in the order of the run.
 TRANSFORMERS = ("transformer", "transformer_2")
+#: Where diffusers keeps the hooks of a module.
+REGISTRY = "_diffusers_hook"
 
 
 class Session:
@@ -56,7 +58,7 @@ class Session:
         self.pool = Pool(self._workspace)
         self.traces: deque[Trace] = deque(maxlen=keep_traces)
         self.removed = True
-        self._modules: list[nn.Module] = []  # those that listen
+        self._modules: list[tuple[nn.Module, bool]] = []  # those that listen; whether they had a registry of hooks
         self.pilot: Pilot | None = None
         self.experts: Experts | None = None
         self._expert_stage: Any = None
@@ -95,9 +97,9 @@ class Session:
             module = getattr(pipe, name, None)
             if module is None:
                 continue
-            if not any(module is known for known in self._modules):
+            if not any(module is known for known, _ in self._modules):
                 ownership.listen(module)
-                self._modules.append(module)
+                self._modules.append((module, REGISTRY in module.__dict__))
             found.append((number, module))
         return found
 
@@ -156,8 +158,11 @@ class Session:
         self.removed = True
         if self.pipe is not None:
             ownership.disown(self.pipe)
-        for module in self._modules:
+        for module, had_registry in self._modules:
             ownership.unlisten(module)
+            registry = module.__dict__.get(REGISTRY)
+            if registry is not None and not had_registry and not registry.hooks:
+                del module.__dict__[REGISTRY]  # an empty one, which a call of the pipeline has left behind
         self._modules = []
         self.pool.clear()
 
