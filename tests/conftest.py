@@ -44,4 +44,5 @@ def skipping_methods():
         vaccel.MixCache(theta=1.0, d1=0.3, d2=0.6, cfg_impact=0.1),
         vaccel.MixCache(theta=1.0, d1=0.3, d2=0.6, cfg_impact=0.1, block_branches="both"),
         vaccel.Forecast((0, 1, 2, 6, 10, 19), 20),
+        vaccel.EasyCache(threshold=0.3, warmup=3),
     ]

@@ -4,6 +4,7 @@ from .auto import Auto
 from .base import ExpertWeights, Method, Observation, Policy, RunInfo, Step, method_from_json
 from .direction_magnitude import DirectionMagnitude
 from .dual_expert import DualExpert
+from .easycache import EasyCache
 from .forecast import Forecast
 from .lemica import LeMiCa
 from .mixcache import MixCache
@@ -16,6 +17,7 @@ __all__ = [
     "Auto",
     "DirectionMagnitude",
     "DualExpert",
+    "EasyCache",
     "ExpertWeights",
     "Forecast",
     "LeMiCa",

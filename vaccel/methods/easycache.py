@@ -1,0 +1,127 @@
+"""EasyCache: the output is about as sensitive to its input now as it was a moment ago (arXiv 2507.02860)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import torch
+
+from ..actions import Action, Full, Residual
+from ..cache import OutputResidual, Store
+from ..signals import Branches, Signal
+from .base import Method, Observation, Policy, RunInfo, Step, cautious, require, require_threshold
+
+Reference = Literal["computed", "previous"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EasyCache(Method):
+    """Runtime-adaptive caching without calibration.
+
+    With x the latents that enter a step, v the conditional output before guidance and |a| the mean of absolute values,
+    a computed step renews the rate k = |v - v_j| / |x - x_j|.  Every further step adds k |x_i - x_(i-1)| / |v_*| to the
+    error foreseen; while that is below ``threshold``, x + (v - x of the last computed step) stands in for the model, of
+    each branch by its own.
+
+    Args:
+        threshold: tau, the tolerated error.  At 0 every step is computed.
+        warmup: steps at the start that are computed; the last step is, too.
+        rate_from: the point j of the rate: the last "computed" step, as the authors' release has it, or the "previous"
+            step, as the paper's formula, with its stand-in where it was skipped.
+        relative_to: which output v_* is, likewise.
+
+    Every sample of a batch has its own error; the first to reach the threshold, or to be no number, has the step
+    computed.  Raises ``ValueError`` for settings out of range.
+    """
+
+    id: ClassVar[str] = "easycache"
+    presets: ClassVar = {
+        "wan2.1-t2v-14b": {"threshold": 0.05, "warmup": 10},
+        "wan2.1-t2v-1.3b": {"threshold": 0.05, "warmup": 10},
+        "wan2.2-ti2v-5b": {"threshold": 0.05, "warmup": 7},
+        "wan2.2-t2v-a14b": {"threshold": 0.06, "warmup": 7},
+        "hunyuanvideo": {"threshold": 0.025, "warmup": 5},
+    }
+
+    threshold: float = 0.05
+    warmup: int = 10
+    rate_from: Reference = "computed"
+    relative_to: Reference = "computed"
+
+    def __post_init__(self) -> None:
+        require_threshold("threshold", self.threshold)
+        whole = isinstance(self.warmup, int) and not isinstance(self.warmup, bool)
+        require(whole and self.warmup >= 0, f"warmup must be a whole number >= 0, got {self.warmup!r}")
+        for name in ("rate_from", "relative_to"):
+            value = getattr(self, name)
+            require(value in ("computed", "previous"), f"{name} must be 'computed' or 'previous', got {value!r}")
+
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        return (OutputResidual(),)
+
+    @property
+    def watches(self) -> tuple[type[Signal], ...]:
+        return (Branches,)
+
+    @property
+    def _previous(self) -> bool:
+        return "previous" in (self.rate_from, self.relative_to)
+
+    def keeps(self, sample: torch.Tensor) -> dict[str, torch.Tensor]:
+        names = ["latents", "computed.latents", "computed.output"]
+        names += ["previous.latents", "previous.output"] if self._previous else []
+        return {f"easycache.{name}": sample for name in names}
+
+    def start(self, run: RunInfo) -> Policy:
+        return _Policy(self, run)
+
+
+class _Policy(Policy):
+    """Of one run; measures are per sample, [B]."""
+
+    def __init__(self, config: EasyCache, run: RunInfo):
+        self.config, self.run, self.reuse = config, run, Residual("output")
+        self.reshaped()
+
+    def reshaped(self) -> None:
+        self.entered: torch.Tensor | None = None  # the latents that entered the step before
+        self.points: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # (x, v) of the computed, the previous step
+        self.rate = self.error = None
+
+    def decide(self, step: Step) -> Action:
+        x, config, action = step.latents, self.config, Full()
+        if self.rate is not None and config.warmup <= step.index < self.run.num_steps - 1:
+            foreseen = self.rate * _size(x, self.entered) / _size(self.points[config.relative_to][1])
+            self.error = foreseen if self.error is None else self.error + foreseen
+            error = self.run.buffers.read("easycache.error", self.error).tolist()
+            step.record(**cautious(error=error))
+            if all(e < config.threshold for e in error):  # not a number computes
+                action = self.reuse
+        self.entered = self.run.buffers.keep("easycache.latents", x)
+        return action
+
+    def observe(self, step: Step, seen: Observation) -> None:
+        if isinstance(seen.action, Full):
+            output = seen.branches[0]
+            if self.points:
+                before = self.points[self.config.rate_from]
+                self.rate = _size(output, before[1]) / _size(self.entered, before[0])
+            self.points["computed"] = self._kept("computed", self.entered, output)
+            self.error = None
+        elif self.config._previous:  # what stood in for the model
+            computed = self.points["computed"]
+            output = self.entered + (computed[1] - computed[0])
+        if self.config._previous:
+            self.points["previous"] = self._kept("previous", self.entered, output)
+
+    def _kept(self, name: str, x: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        keep = self.run.buffers.keep
+        return keep(f"easycache.{name}.latents", x), keep(f"easycache.{name}.output", output)
+
+
+def _size(a: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean absolute value of every sample of a, or of a - b, accumulated in fp32: [B]."""
+    a = a.float() if b is None else a.float() - b.float()
+    return a.abs().flatten(1).mean(1)
