@@ -50,7 +50,7 @@ cache_dit = pytest.importorskip("cache_dit")
 
 STEPS = 50
 TIMED = range(5, STEPS - 1)  # past everybody's warm-up, short of the run's end
-ROUNDS, PAIRS = 50, 12
+ROUNDS, PAIRS = int(os.environ.get("VACCEL_BENCH_ROUNDS", "50")), 12
 BLOCKS = 4
 LATENTS = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(0))
 TEXT = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(1))

@@ -32,10 +32,7 @@ class Action:
         ACTIONS[cls.letter] = cls
 
     def missing(self, call: Any) -> str:
-        """What this action reuses that no earlier step of the run has left behind for such a call; "" if all is there.
-
-        ``call`` may be None: a call of a kind that this run has not made yet.
-        """
+        """What it reuses that no earlier step of the run has left behind for such a call; "" if all is there."""
         return ""
 
     def substitute(self) -> Action:

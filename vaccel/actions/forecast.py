@@ -27,7 +27,7 @@ class Forecast(Action):
 
     def missing(self, call: Any) -> str:
         count = self.weights.count
-        if call is None or call.slots["large.velocities"].known() < count:
+        if call.slots["large.velocities"].known() < count:
             return f"{count} velocities"
         return ""
 

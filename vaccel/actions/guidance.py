@@ -27,8 +27,6 @@ class Guidance(Action):
 
 def missing_delta(call: Any) -> str:
     """What of the delta a call lacks."""
-    if call is None:
-        return "large.delta"
     if call.branch > 0 and not call.slots["large.last"].written_now():
         return "large.last of the conditional branch"
     delta = call.slots["large.delta"]

@@ -17,7 +17,7 @@ class Output(Action):
     letter: ClassVar[str] = "o"
 
     def missing(self, call: Any) -> str:
-        slot = call.slots.get("large.last") if call is not None else None
+        slot = call.slots.get("large.last")
         return "" if slot is not None and slot.ready() else "large.last"
 
     def run(self, call: Any) -> torch.Tensor:

@@ -24,7 +24,7 @@ class Rescale(Action):
     cfg_reuse: bool = True
 
     def missing(self, call: Any) -> str:
-        slot = call.slots.get("large.output") if call is not None else None
+        slot = call.slots.get("large.output")
         if slot is None or not slot.ready():
             return "large.output"
         if self.magnitude == "projection" and not call.slots["large.last"].ready():

@@ -25,8 +25,9 @@ class Residual(Action):
         return f"{self.model}.{self.reuse}"
 
     def missing(self, call: Any) -> str:
-        slot = call.slots.get(_STORES[self.model, self.reuse]) if call is not None else None
-        return "" if slot is not None and slot.ready() else f"{self.model}.{self.reuse}"
+        name = _STORES[self.model, self.reuse]
+        slot = call.slots.get(name)
+        return "" if slot is not None and 0 <= slot.step >= slot.first.step else name
 
     def substitute(self) -> Action:
         return Small() if self.model == "small" else super().substitute()

@@ -25,9 +25,9 @@ class Resume(Action):
 
     def missing(self, call: Any) -> str:
         cond = self.branches == "cond"
-        if (call is None or call.branch > 0) and cond:
+        if call.branch > 0 and cond:
             return missing_delta(call)
-        if call is None or not call.slots["large.states"].ready(call, self.block):
+        if not call.slots["large.states"].ready(call, self.block):
             return f"state after block {self.block}"
         return missing_delta(call) if cond and call.guided else ""
 

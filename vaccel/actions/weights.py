@@ -16,7 +16,7 @@ class Weights:
     Compares and hashes by value.  Raises ``ValueError`` for another shape, or for what is no number.
     """
 
-    __slots__ = ("_hash", "_tensors", "count", "values")
+    __slots__ = ("_hash", "count", "tensors", "values")
 
     def __init__(self, values: Sequence[Any] | np.ndarray):
         values = np.array(values, dtype=np.float32)
@@ -25,7 +25,7 @@ class Weights:
         values.flags.writeable = False
         self.values, self._hash = values, hash((values.shape, values.tobytes()))
         self.count = len(values)
-        self._tensors: dict[Hashable, torch.Tensor] = {}
+        self.tensors: dict[Hashable, torch.Tensor] = {}
 
     @classmethod
     def plain(cls, *weights: float) -> Weights:
@@ -45,10 +45,10 @@ class Weights:
             against: the newest velocity comes first, with weight 1, and the others are subtracted from it.
         """
         key = (device, scale, against)
-        kept = self._tensors.get(key)
+        kept = self.tensors.get(key)
         if kept is None:
             with torch.inference_mode(False):
-                kept = self._tensors[key] = self._made(scale, against).to(device)
+                kept = self.tensors[key] = self._made(scale, against).to(device)
         return kept
 
     def _made(self, scale: tuple[float, float] | None, against: bool) -> torch.Tensor:

@@ -61,7 +61,7 @@ class States(Slot):
             computed; of the current step.
     """
 
-    __slots__ = ("both", "changes", "full", "numbers", "states", "steps", "text")
+    __slots__ = ("both", "carries_text", "changes", "full", "numbers", "states", "steps", "text")
 
     def __init__(self, store: BlockStates, call: Any):
         super().__init__(store.name, call)
@@ -72,12 +72,16 @@ class States(Slot):
         self.states: dict[int, BlockState] = {}
         self.changes: dict[int, torch.Tensor] = {}
         self.text: tuple[int, ...] | None = None
+        self.carries_text = call.large.carries_text
 
     def ready(self, call: Any = None, number: int = -1) -> bool:
         """Whether a call can resume after a block: its state was kept since the first branch's last full step."""
         if number not in self.steps or self.steps[number] < self.first.full:
             return False
-        return call is None or self.text == call.large.encoder_shape(call.inputs)
+        return call is None or not self.carries_text or self.text == call.large.encoder_shape(call.inputs)
+
+    def begin(self) -> None:
+        self.changes = {}
 
     def prepared(self, call: Any, *, after: int = -1, cond_only: bool = False) -> dict[int, BlockState]:
         """Where a call leaves its states; empty where it leaves none.
@@ -90,9 +94,11 @@ class States(Slot):
             return {}
         first = call.half if self.both and cond_only else 0  # of the buffer's rows
         start = call.half if not self.both and not cond_only else 0  # of the rows that go through the model
-        text = call.large.encoder_shape(call.inputs)
+        text = call.large.encoder_shape(call.inputs) if self.carries_text else None
         if not self.states or text != self.text:
             self._allocate(call, text)
+        if after < 0 and not first and not start:
+            return self.states
         found = {n: s for n, s in self.states.items() if n >= after}
         if not first and not start:
             return found

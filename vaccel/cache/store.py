@@ -81,6 +81,9 @@ class Slot:
         self.step = call.run.index
         return tensor
 
+    def begin(self) -> None:
+        """A step begins."""
+
     def prepare(self, call: Any, output_like: torch.Tensor | None = None) -> None:
         """Makes the buffer, before a forward or a step function that writes to it."""
 

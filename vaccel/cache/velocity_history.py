@@ -103,15 +103,21 @@ class History(Slot):
 
     def forecast(self, call: Any, weights: Weights) -> torch.Tensor:
         """The prediction [rows, ...] that a call of the current step is given."""
-        terms = self.terms(weights)
-        scales = call.run.flow.scales
-        scale = None if scales is None else scales[call.run.index]
+        banded = weights.values.shape[1] > 1
+        terms = self.terms(weights) if banded else self._tensors[: weights.count]
+        run = call.run
+        scale = run.flow.scales
         if scale is not None:
+            scale = scale[run.index]
             terms = [*terms, call.x]
         first = terms[0]
-        coefficients = weights.coefficients(first.device, scale)
+        out, key = torch.empty_like(first), (call.device, scale, False)
+        coefficients = weights.tensors.get(key)
+        if coefficients is None:
+            coefficients = weights.coefficients(call.device, scale)
         axis = call.channel_dim if coefficients.shape[-1] > 1 else min(1, first.ndim - 1)
-        return call.ops.linear_combination(terms, coefficients, torch.empty_like(first), channel_dim=axis)
+        call.ops.linear_combination(terms, coefficients, out, channel_dim=axis)
+        return out
 
 
 def _low(velocity: torch.Tensor, out: torch.Tensor, buffers: Any) -> None:

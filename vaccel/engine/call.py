@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import ops
+from ..cache import Slot
 from ..models.call import Stage
 
 
@@ -54,6 +55,7 @@ class Call:
         self.inside = self.residual is not None or self.states is not None
         self.step_slots = [self.slots[s.name] for s in large if s.phase == "step"]
         self.after_slots = [self.slots[s.name] for s in large if s.phase == "after"]
+        self.step_begins = [s for s in self.slots.values() if type(s).begin is not Slot.begin]
         self.small_residual = self.slots.get("small.blocks")
 
     @property

@@ -30,8 +30,9 @@ class Step:
 
     __slots__ = ("_call", "_run", "index", "metrics", "num_steps")
 
-    def __init__(self, index: int, run: Run, call: Call):
-        self.index, self.num_steps, self._run, self._call = index, run.num_steps, run, call
+    def __init__(self, run: Run):
+        self.index, self.num_steps, self._run = -1, run.num_steps, run
+        self._call: Call | None = None
         self.metrics: dict[str, Any] = {}
 
     @property
@@ -46,10 +47,13 @@ class Step:
         return self._run.flow.levels[self.index]
 
     def modulation_change(self, model: str, *, projected: bool = False) -> list[float] | None:
-        call, run = self._call, self._run
-        chosen = call.large if model == "large" else call.small
+        call, embedding = self._call, self._run.embedding
         key = (call.stage.index, model, projected)
-        return run.embedding.change(key, chosen, call.inputs, self.index, projected)
+        table = embedding.tables.get(key)
+        if table is not None:
+            return table[self.index]
+        chosen = call.large if model == "large" else call.small
+        return embedding.change(key, chosen, call.inputs, self.index, projected)
 
     def record(self, **metrics: Any) -> None:
         self.metrics.update(metrics)
@@ -103,7 +107,9 @@ class Run:
         self.told = 0
         self.calls_bound: dict[tuple[int, int], Call] = {}
         self.magnitude = self.small_output = self.expert_output = None  # of the current step
-        self.step: Step | None = None
+        self.step = Step(self)
+        self.first_call: Call | None = None  # of the current step
+        self._early = Observation(None)
         self._reshaped = False  # whether the latents' shape is another than at the step before
 
     def _watch(self, method: Method) -> None:
@@ -130,12 +136,6 @@ class Run:
         """The run's own object of a signal."""
         return self._signals[kind]
 
-    def block_changes(self) -> dict[int, torch.Tensor]:
-        """Of the first branch, at the step that is over."""
-        call = self.calls_bound.get((self.step_stage, 0))
-        states = call.slots.get("large.states") if call is not None else None
-        return states.changes if states is not None else {}
-
     def call(self, index: int, stage: Stage, inputs: Any, x: torch.Tensor, batched: bool = False) -> torch.Tensor:
         """The model's output for one invocation of step ``index``, [rows, ...], computed or substituted."""
         branch = self.calls if index == self.index else 0
@@ -154,8 +154,8 @@ class Run:
         self.calls += 1
         output = action.run(call)
         if branch == 0 and self._observes_early and index < self.last:
-            seen = Observation(self.action)
-            seen.small = self.small_output
+            seen = self._early
+            seen.action, seen.small = self.action, self.small_output
             self.policy.observe(self.step, seen)
         self.record.seconds = _now() - self._began
         if index == self.last and self.calls >= self.expected:
@@ -174,22 +174,21 @@ class Run:
         return call
 
     def _begin(self, index: int, stage: Stage, call: Call) -> None:
-        if self._observes_late and self.step is not None:
+        if self._observes_late and self.index >= 0:
             self.policy.observe(self.step, self._seen(call))
         if self._reshaped:
             self._reshaped = False
             self.policy.reshaped()
         self._began = _now()
         self.expected = self.told or self.calls
-        self.index, self.calls, self.step_stage = index, 0, stage.index
+        self.index, self.calls, self.first_call = index, 0, call
         self.magnitude = self.small_output = self.expert_output = None
-        states = call.slots.get("large.states")
-        if states is not None:
-            states.changes = {}
-        self.step = step = Step(index, self, call)
+        for slot in call.step_begins:
+            slot.begin()
+        step = self.step
+        step.index, step._call, step.metrics = index, call, {}
         action, reason = self.policy.decide(step), ""
-        missing = action.missing(call)
-        if missing:
+        if not action.is_full and (missing := action.missing(call)):
             action, reason = action.substitute(), f"computed in full: no {missing} cached for this model yet"
         self.action = action
         self.record = StepRecord(index, action, step.metrics, reason)

@@ -88,6 +88,7 @@ class _Policy(Policy):
             f"DirectionMagnitude: {run.num_steps} steps are too few for the interval [{config.first}, {config.last}]: "
             f"large until step {self.first}, small from step {self.last}, nothing between",
         )
+        self.threshold, self.full = config.threshold, Full()
         self.substitute = Rescale(magnitude=config.magnitude, cfg_reuse=config.cfg_reuse)
         self.error: Reading | None = None  # E per sample; None stands for 0
         self.reference: torch.Tensor | None = None
@@ -98,26 +99,30 @@ class _Policy(Policy):
         if step.index >= self.last:
             return Small()
         error = [0.0] if self.error is None else self.error.tolist()
-        step.record(**cautious(error=error))
-        return self.substitute if all(e <= self.config.threshold for e in error) else Full()
+        step.metrics |= {"error": error} if len(error) == 1 else cautious(error=error)
+        for e in error:
+            if not e <= self.threshold:
+                return self.full
+        return self.substitute
 
     def reshaped(self) -> None:
         self.error = self.reference = None
 
     def observe(self, step: Step, seen: Observation) -> None:
-        if isinstance(seen.action, Full):
+        if seen.action.is_full:
             self.error = self.reference = None
         elif isinstance(seen.action, Rescale):
             self.error = self.buffers.read("direction_magnitude.error", self.accumulate(seen.small))
 
     def accumulate(self, small: torch.Tensor) -> torch.Tensor:
         """E [B] after a substituted step: nothing is waited for here."""
-        batch, device = small.shape[:1], small.device
-        error = self.buffers.empty("direction_magnitude.accumulated", batch, torch.float32, device)
         if self.reference is None:
+            batch, device, empty = small.shape[:1], small.device, self.buffers.empty
             self.reference = self.buffers.keep("direction_magnitude.reference", small)
-            return error.zero_()
-        exceeded = self.buffers.empty("direction_magnitude.exceeded", (1,), torch.int32, device)
-        change = ops.cosine(small, self.reference)
-        ops.accumulate_and_test(error, change, self.config.threshold, exceeded, offset=1.0, factor=-1.0)
-        return error
+            self.accumulated = empty("direction_magnitude.accumulated", batch, torch.float32, device)
+            self.exceeded = empty("direction_magnitude.exceeded", (1,), torch.int32, device)
+            self.ops = ops.inner(device, small.dtype)
+            return self.accumulated.zero_()
+        change = self.ops.cosine(small, self.reference)
+        self.ops.accumulate_and_test(self.accumulated, change, 1.0, -1.0, self.threshold, self.exceeded)
+        return self.accumulated

@@ -219,19 +219,31 @@ class _Policy(Policy):
         self.reading: Any = None
         self.squares: list[float] = []  # of how many times as wrong as calibrated the last forecasts were
         self.extra = 0
-        self.fit.along(method.full_steps)
+        self._plan()
+
+    def _plan(self) -> None:
+        """What every step does along the path."""
+        self.fit.along(tuple(self.path))
+        path, known, self.actions = set(self.path), (), []
+        for i in range(self.run.num_steps):
+            if i in path:
+                known = (i, *known)[: self.method.order]
+                self.actions.append(Full(self.fit.correction(i)))
+            else:
+                self.actions.append(Forecasting(self.fit.weights(known, i)))
 
     def decide(self, step: Step) -> Action:
         if self.reading is not None:
             self.elements = step.latents[:1].numel()
             self._judge(step)
-        if step.index not in self.path:
+        action = self.actions[step.index]
+        if action.is_full:
+            watched = self.method.guard is not None and self.known
+            self.expected = self._expectation(step.index) if watched else None
+            self.known = (step.index, *self.known)[: self.method.order]
+        else:
             self.expected = None
-            return Forecasting(self.fit.weights(self.known, step.index))
-        watched = self.method.guard is not None and self.known
-        self.expected = self._expectation(step.index) if watched else None
-        self.known = (step.index, *self.known)[: self.method.order]
-        return Full(self.fit.correction(step.index))
+        return action
 
     def _expectation(self, index: int) -> tuple[Weights, float]:
         known, per = self.fit.known, self.method.per
@@ -244,7 +256,7 @@ class _Policy(Policy):
         self.reading = self.expected = None
 
     def observe(self, step: Step, seen: Observation) -> None:
-        if isinstance(seen.action, Full) and step.index not in self.known:
+        if seen.action.is_full and step.index not in self.known:
             # Nothing was there to forecast from: another transformer has taken over.
             self.known = (step.index, *self.known)[: self.method.order]
             self._compute(step.index)
@@ -271,7 +283,7 @@ class _Policy(Policy):
     def _compute(self, step: int) -> None:
         """Puts a step on the path."""
         self.path = sorted({*self.path, step})
-        self.fit.along(tuple(self.path))
+        self._plan()
 
     def finish(self, step: Step, seen: Observation) -> None:
         if self.method.predicted:

@@ -128,7 +128,7 @@ class _Policy(Policy):
     """Algorithm 1.  Values D are kept as lists, one number a sample."""
 
     def __init__(self, config: MixCache, run: RunInfo, candidates: tuple[int, ...]):
-        self.config, self.buffers = config, run.buffers
+        self.config, self.buffers, self.full = config, run.buffers, Full()
         levels: dict[str | int, Action] = {"step": Output(), "cfg": Guidance()}
         blocks = {c: Resume(block=c, branches=config.block_branches) for c in candidates}
         self.actions = {x: a for x, a in levels.items() if x in config.levels} | blocks
@@ -141,19 +141,20 @@ class _Policy(Policy):
 
     def decide(self, step: Step) -> Action:
         if not self.warm:
-            return Full()
+            return self.full
         self.count = (self.count + 1) % self.interval
         if self.count == 0:
-            return Full()
-        weighed = {
-            level: max(self.distance[level]) * self.impact(level, step.index - 1)
-            for level, action in self.actions.items()
-            if level in self.distance and type(action) is not self.barred
-        }
-        step.record(interval=self.interval, **{f"P {level}": p for level, p in weighed.items()})
-        if not weighed:  # nothing that may be chosen
-            return Full()
-        return self.actions[min(weighed, key=weighed.__getitem__)]
+            return self.full
+        metrics, chosen, least = step.metrics, None, math.inf
+        metrics["interval"] = self.interval
+        for level, action in self.actions.items():
+            if level not in self.distance or type(action) is self.barred:
+                continue
+            weighed = max(self.distance[level]) * self.impact(level, step.index - 1)
+            metrics[f"P {level}"] = weighed
+            if chosen is None or weighed < least:
+                chosen, least = action, weighed
+        return self.full if chosen is None else chosen  # nothing that may be chosen
 
     def impact(self, level: str | int, index: int) -> float:
         if level == "step":
@@ -170,23 +171,29 @@ class _Policy(Policy):
 
     def observe(self, step: Step, seen: Observation) -> None:
         asked: dict[str | int, torch.Tensor] = dict(seen.block_changes)
-        full = isinstance(seen.action, Full)
+        full = seen.action.is_full
         if full:
             cond, uncond = seen.branches
             if uncond is not None:
-                asked["cfg"] = ops.relative_l1(uncond, cond)
+                asked["cfg"] = self._relative_l1(uncond, cond)
             if self.last is not None and self.last.shape == seen.prediction.shape:
-                asked["full"] = ops.relative_l1(seen.prediction, self.last)
+                asked["full"] = self._relative_l1(seen.prediction, self.last)
             self.last = self.buffers.keep("mixcache.last", seen.prediction)
         if asked:  # one copy to the host for all levels
             values = self.buffers.read("mixcache.distances", torch.stack(list(asked.values()))).tolist()
-            self.distance |= {x: v for x, v in zip(asked, values, strict=True) if x != "full"}
-            step.record(**{f"D {level}": v for level, v in zip(asked, values, strict=True)})
-            if "full" in asked:
-                self.measured(step.index, values[list(asked).index("full")])
+            for level, value in zip(asked, values, strict=True):
+                step.metrics[f"D {level}"] = value
+                if level == "full":
+                    self.measured(step.index, value)
+                else:
+                    self.distance[level] = value
         self.barred = None if full or not self.config.penalty else type(seen.action)
         if full:
             self.count, self.last_full = 0, step.index
+
+    @staticmethod
+    def _relative_l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return ops.inner(a.device, a.dtype).relative_l1(a, b)
 
     def measured(self, index: int, change: list[float]) -> None:
         """What follows from the change between the last two full steps."""

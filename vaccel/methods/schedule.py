@@ -149,7 +149,9 @@ class Schedule(Method):
         blocks = sorted({a.block for a in self.actions if isinstance(a, Resume)})
         outside = [b for b in blocks if not 0 <= b < run.depth]
         require(not outside, f"this schedule resumes after blocks {outside}, the model has {run.depth}")
-        return _Policy(self.actions, run.flow or Flow.even(run.num_steps))
+        if not any(isinstance(a, Forecast) and a.weights is None for a in self.actions):
+            return _Fixed(self.actions)
+        return _Forecasting(self.actions, run.flow or Flow.even(run.num_steps))
 
     @property
     def _forecasts(self) -> list[Weights | None]:
@@ -183,17 +185,40 @@ def _needs(action: Action) -> set[str]:
     return {"large"} if isinstance(action, (Rescale, Output, Guidance, Resume, Forecast)) else set()
 
 
-class _Policy(Policy):
-    def __init__(self, actions: tuple[Action, ...], flow: Flow):
-        self.actions, self.flow = actions, flow
-        self.computed: list[int] = []  # newest first
+class _Fixed(Policy):
+    """What was planned, step by step."""
+
+    def __init__(self, actions: tuple[Action, ...]):
+        self.actions = actions
 
     def decide(self, step: Step) -> Action:
-        action = self.actions[step.index]
-        if isinstance(action, Forecast) and action.weights is None:
-            return Forecast(straight(self.flow.levels, tuple(self.computed[:2]), step.index, DAMPING))
-        return action
+        return self.actions[step.index]
+
+
+class _Forecasting(Policy):
+    """With forecasts whose weights follow from what was computed before."""
+
+    def __init__(self, actions: tuple[Action, ...], flow: Flow):
+        self.given, self.flow = actions, flow
+        self.computed: list[int] = []  # newest first
+        self.actions = self._planned(0)
+
+    def _planned(self, begin: int) -> list[Action]:
+        """The actions from step ``begin`` on, where it is all computed that is planned to be."""
+        known, planned = list(self.computed), list(self.given[:begin])
+        for i, action in enumerate(self.given[begin:], begin):
+            if isinstance(action, Full):
+                known.insert(0, i)
+            elif isinstance(action, Forecast) and action.weights is None:
+                action = Forecast(straight(self.flow.levels, tuple(known[:2]), i, DAMPING))
+            planned.append(action)
+        return planned
+
+    def decide(self, step: Step) -> Action:
+        return self.actions[step.index]
 
     def observe(self, step: Step, seen: Observation) -> None:
-        if isinstance(seen.action, Full):  # planned, or where nothing was there to forecast from
+        if isinstance(seen.action, Full):
             self.computed.insert(0, step.index)
+            if not isinstance(self.given[step.index], Full):  # nothing was there to forecast from
+                self.actions = self._planned(step.index + 1)

@@ -88,6 +88,7 @@ class TeaCache(Method):
 class _Policy(Policy):
     def __init__(self, config: TeaCache, run: RunInfo, model: ModelName, begin: int):
         self.config, self.model = config, model
+        self.threshold, self.coefficients = config.threshold, config.coefficients
         warmup = config.warmup if config.warmup is not None else (5 if config.retention else 1)
         self.first = begin + warmup
         self.last = run.num_steps if config.retention else run.num_steps - 1
@@ -97,21 +98,24 @@ class _Policy(Policy):
 
     def decide(self, step: Step) -> Action:
         change = step.modulation_change(self.model, projected=self.config.retention)
-        if change is None:
-            self.accumulated = None
-        else:
-            before = self.accumulated or [0.0] * len(change)
-            self.accumulated = [a + self.polynomial(c) for a, c in zip(before, change, strict=True)]
-        forced = not self.first <= step.index < self.last or self.accumulated is None
-        if forced:
+        if change is None or not self.first <= step.index < self.last:
             self.accumulated = None
             return self.computed
-        step.record(**cautious(accumulated=self.accumulated))
-        # A polynomial can be negative: at threshold 0 nothing may be skipped all the same.
-        if self.config.threshold > 0 and all(a < self.config.threshold for a in self.accumulated):
-            return self.reused
-        self.accumulated = None
-        return self.computed
+        threshold, before, accumulated = self.threshold, self.accumulated, []
+        below = threshold > 0  # a polynomial can be negative: at threshold 0 nothing may be skipped all the same
+        for row, x in enumerate(change):
+            value = 0.0
+            for coefficient in self.coefficients:
+                value = value * x + coefficient
+            if before is not None:
+                value = before[row] + value
+            else:
+                value = 0.0 + value
+            accumulated.append(value)
+            below = below and value < threshold
+        step.metrics |= {"accumulated": accumulated} if len(accumulated) == 1 else cautious(accumulated=accumulated)
+        self.accumulated = accumulated if below else None
+        return self.reused if below else self.computed
 
     def reshaped(self) -> None:
         self.accumulated = None
@@ -119,9 +123,3 @@ class _Policy(Policy):
     def observe(self, step: Step, seen: Observation) -> None:
         if isinstance(seen.action, (Full, Small)):  # also where the engine computed what could not be reused
             self.accumulated = None
-
-    def polynomial(self, x: float) -> float:
-        value = 0.0
-        for c in self.config.coefficients:
-            value = value * x + c
-        return value

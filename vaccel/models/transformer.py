@@ -46,7 +46,15 @@ class Transformer:
         # The module's own call, past any scope that it would ask for.
         self.original: Callable[..., Any] = functools.partial(nn.Module.__call__, model)
         self.experts: tuple[Transformer, ...] = ()
+        #: The noisy part of a call's input, [rows, ...].
+        self.latents: Callable[[Inputs], torch.Tensor] = functools.partial(family.latents, model)
         self._views: dict[Hashable, View] = {}
+        #: Whether text goes through the blocks beside the hidden states.
+        self.carries_text = family.returns != "hidden"
+        # What a family leaves as it is costs nothing.
+        self._cuts = type(family).prediction is not Family.prediction
+        self._reuses_other = type(family).reusing_inputs is not Family.reusing_inputs
+        self.bare = self._bare()
         self._warned = False
         self._lock = _lock_of(model)
 
@@ -57,9 +65,6 @@ class Transformer:
     @property
     def spatial(self) -> bool:
         return self.family.spatial
-
-    def latents(self, inputs: Inputs) -> torch.Tensor:
-        return self.family.latents(self.model, inputs)
 
     def rows(self, inputs: Inputs, rows: slice | list[int]) -> Inputs:
         return self.family.rows(inputs, rows)
@@ -90,11 +95,13 @@ class Transformer:
     def full(self, inputs: Inputs) -> torch.Tensor:
         if self.compile:
             return self._call("plain", plain_view, inputs)
-        given = self._mapped(inputs) if self.is_small else inputs
-        if self._bare():
-            return self._prediction(inputs, self.original(**given))
-        with self._lock:
-            return self._prediction(inputs, self.original(**given))
+        given = self.family.small_inputs(self.model, inputs) if self.is_small else inputs
+        if self.bare:
+            output = self.original(**given)[0]
+        else:
+            with self._lock:
+                output = self.original(**given)[0]
+        return self.family.prediction(self.model, inputs, output) if self._cuts else output
 
     def expert(self, inputs: Inputs, number: int) -> torch.Tensor:
         """A forward by the weights of expert ``number``.  Raises ``ValueError`` where there is no such expert."""
@@ -115,7 +122,14 @@ class Transformer:
 
     def reusing(self, inputs: Inputs, buffer: torch.Tensor) -> torch.Tensor:
         """Embeddings and head, with the residual in ``buffer`` in the blocks' place."""
-        return self._call("reusing", reusing_view, self.family.reusing_inputs(self.model, inputs), buffer)
+        if self._reuses_other:
+            inputs = self.family.reusing_inputs(self.model, inputs)
+        view = self._views.get("reusing")
+        if view is None or not self.bare or self.is_small or self._cuts:
+            return self._call("reusing", reusing_view, inputs, buffer)
+        for block in view.buffered:
+            block._buffers["buffer"] = buffer
+        return view.call(**inputs)[0]
 
     def resuming(self, inputs: Inputs, after: int, states: dict[int, BlockState]) -> torch.Tensor:
         """What the blocks behind ``after`` and the head make of the state kept there."""
@@ -130,17 +144,12 @@ class Transformer:
         """Drops views of what has been replaced since: a LoRA at the root, a head, a block.  Called as a run opens."""
         for name in [name for name, view in self._views.items() if view.stale()]:
             del self._views[name]
+        self.bare = self._bare()
 
     @property
     def depth(self) -> int:
         """How many blocks it has."""
         return len(getattr(self.model, self.family.blocks))
-
-    def _mapped(self, inputs: Inputs) -> Inputs:
-        return self.family.small_inputs(self.model, inputs)
-
-    def _prediction(self, inputs: Inputs, outputs: tuple) -> torch.Tensor:
-        return self.family.prediction(self.model, inputs, outputs[0])
 
     def _call(
         self,
@@ -160,14 +169,15 @@ class Transformer:
         if states is not None:
             view.set_states(states)
         if self.is_small:
-            inputs = self._mapped(inputs)
-        if self._bare():
-            return self._prediction(inputs, view.call(**inputs))
+            inputs = self.family.small_inputs(self.model, inputs)
+        if self.bare:
+            output = view.call(**inputs)[0]
+            return self.family.prediction(self.model, inputs, output) if self._cuts else output
         if self.compile and not self._warned:
             self._warned = True
             warnings.warn("vaccel: other hooks sit on the transformer (offload?): running it uncompiled", stacklevel=3)
         with self._lock, view.swapped_in():
-            return self._prediction(inputs, self.original(**inputs))
+            return self.family.prediction(self.model, inputs, self.original(**inputs)[0])
 
     def state(self) -> Hashable:
         """Equal as long as every weight stands where it stood and every adapter is used and scaled as it was."""
@@ -189,7 +199,9 @@ class Transformer:
 
     def _bare(self) -> bool:
         """Whether nothing but the model's own forward lies below."""
-        return "forward" not in self.model.__dict__ and "_hf_hook" not in self.model.__dict__
+        own = self.model.__dict__
+        hooked = "forward" in own or "_hf_hook" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]
+        return not hooked
 
 
 class PlainCallable:

@@ -55,7 +55,8 @@ class _AddResidual(_Replacement):
         self.register_buffer("buffer", None, persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.result(self.entering(args, kwargs) + self.buffer, args, kwargs)
+        hidden = (args[0] if args else kwargs["hidden_states"]) + self.buffer
+        return hidden if self.returns == "hidden" else self.result(hidden, args, kwargs)
 
 
 class _StoreEntry(_Replacement):
@@ -92,17 +93,21 @@ class _KeepState(_Replacement):
     def __init__(self, block: nn.Module, returns: str):
         super().__init__(returns)
         self.block, self.start = block, 0
+        self.relative_l1: Callable[..., torch.Tensor] = ops.relative_l1
+        self.at = 1 if returns == "encoder_hidden" else 0  # where a block's tuple has the hidden states
         for name in BlockState._fields[:3]:
             self.register_buffer(name, None, persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = self.block(*args, **kwargs)
-        hidden = out if self.returns == "hidden" else out[self.returns.split("_").index("hidden")]
-        kept = hidden[self.start :]
-        self.change.copy_(ops.relative_l1(kept, self.hidden))
-        self.hidden.copy_(kept)
+        hidden = out if self.returns == "hidden" else out[self.at]
+        start, kept = self.start, self.hidden
+        if start:
+            hidden = hidden[start:]
+        self.change.copy_(self.relative_l1(hidden, kept))
+        kept.copy_(hidden)
         if self.encoder is not None:
-            self.encoder.copy_(out[self.returns.split("_").index("encoder")][self.start :])
+            self.encoder.copy_(out[1 - self.at][start:])
         return out
 
 
@@ -132,8 +137,9 @@ class View:
     def __init__(self, model: nn.Module, attribute: str, blocks: list[nn.Module] | None):
         self.model, self.attribute = model, attribute
         self.blocks = nn.ModuleList(blocks) if blocks is not None else None
-        self._buffered = [b for b in blocks or () if isinstance(b, _AddResidual)]
+        self.buffered = [b for b in blocks or () if isinstance(b, _AddResidual)]
         self._kept: dict[int, _KeepState | _Resumption] = {}
+        self._states: dict[int, BlockState] | None = None  # those of the last call
         self._of = _parts(model, attribute)
         self.module = copy.copy(model)
         self.module.__dict__["_modules"] = dict(model._modules)
@@ -154,14 +160,18 @@ class View:
 
     def set_states(self, states: dict[int, BlockState]) -> None:
         """Names where the next call keeps the states after blocks, and which one it resumes from."""
+        if states is self._states:
+            return
+        self._states = states
         for number, block in self._kept.items():
             state = states[number]
             block._buffers.update(zip(BlockState._fields[:3], state[:3], strict=True))
             if isinstance(block, _KeepState):
                 block.start = state.start
+                block.relative_l1 = ops.inner(state.hidden.device, state.hidden.dtype).relative_l1
 
     def set_buffer(self, buffer: torch.Tensor) -> None:
-        for block in self._buffered:
+        for block in self.buffered:
             block._buffers["buffer"] = buffer
 
     @contextmanager
@@ -193,7 +203,7 @@ def recording_view(model: nn.Module, family: Family, numbers: tuple[int, ...], r
         blocks[-1] = leaving = _StoreExit(blocks[-1], family.returns)
         ends = [entry, leaving]
     view = View(model, family.blocks, blocks)
-    view._buffered, view._kept = ends, kept
+    view.buffered, view._kept = ends, kept
     return view
 
 

@@ -16,7 +16,8 @@ import torch
 from ._dispatch import DTYPES, ONE_OPERATION
 from ._native import LOADED
 
-#: Op -> the file of its plain formula.  Arguments are the kernels': tensors, numbers, then ``out`` for what writes.
+#: Op -> the file of its plain formula.  Arguments are the kernels': tensors, numbers, then ``out`` for what writes (and
+#: what it returns is not to be used: kernels that write return nothing).
 NAMES = {
     "norm": "norm",
     "cosine": "cosine",
@@ -43,15 +44,7 @@ def _bound(name: str, file: str, native: bool) -> Callable[..., Any]:
     if not native:
         return plain
     kernel = getattr(torch.ops.vaccel, name).default
-    if name not in ("cfg_combine", "linear_combination", "linear_combination_guided"):
-        return kernel
-    place = {"cfg_combine": 3, "linear_combination": 2, "linear_combination_guided": 4}[name]
-
-    def writing(*args: Any, **options: Any) -> torch.Tensor:
-        kernel(*args, **options)
-        return args[place]
-
-    return writing
+    return kernel
 
 
 @functools.lru_cache(maxsize=16)

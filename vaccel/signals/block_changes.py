@@ -18,4 +18,5 @@ class BlockChanges(Signal):
     name = "block_changes"
 
     def value(self, following: Any) -> dict[int, torch.Tensor]:
-        return dict(self.run.block_changes())
+        states = self.run.first_call.slots.get("large.states")
+        return states.changes if states is not None else {}

@@ -18,7 +18,8 @@ class TimestepEmbedding:
 
     def __init__(self, buffers: Any, timesteps: torch.Tensor | None):
         self.buffers, self.timesteps = buffers, timesteps
-        self._tables: dict[tuple, list[list[float] | None] | None] = {}
+        #: By key: the changes of all steps, None where they are not known in advance.
+        self.tables: dict[tuple, list[list[float] | None] | None] = {}
         self._last: dict[tuple, tuple[int, torch.Size]] = {}  # the step whose embedding a buffer holds
 
     def change(self, key: tuple, model: Any, inputs: Any, index: int, projected: bool) -> list[float] | None:
@@ -26,9 +27,9 @@ class TimestepEmbedding:
 
         ``key`` tells models and levels apart.  None where there is nothing to compare with.
         """
-        if key not in self._tables:
-            self._tables[key] = self._table(model, inputs, projected)
-        table = self._tables[key]
+        if key not in self.tables:
+            self.tables[key] = self._table(model, inputs, projected)
+        table = self.tables[key]
         if table is not None:
             return table[index]
         now, before = model.modulation(inputs, projected), self._last.get(key)

@@ -32,7 +32,8 @@ class Velocity(Signal):
         guidance = run.guidance(call.stage.index)
         if run.flow.scales is None:  # the pipeline's own way, which may rescale
             return call.large.guided(cond[0], uncond[0], guidance, out)
-        return call.ops.cfg_combine(cond[0], uncond[0], guidance, out)
+        call.ops.cfg_combine(cond[0], uncond[0], guidance, out)
+        return out
 
     @classmethod
     def nbytes(cls, plan: Any) -> dict[str, int]:

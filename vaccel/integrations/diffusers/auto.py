@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import statistics
@@ -50,9 +51,9 @@ class Times:
 def durations(marks: list[Any]) -> list[float]:
     """Seconds between marks, which are times or CUDA events."""
     if isinstance(marks[0], float):
-        return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        return [b - a for a, b in itertools.pairwise(marks)]
     marks[-1].synchronize()
-    return [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+    return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks)]
 
 
 class Pilot:

@@ -73,7 +73,7 @@ def own(pipe: Any, owner: Any) -> None:
         if now is not None and not now.removed:
             raise ValueError(f"this {type(pipe).__name__} is accelerated already: call remove() on its handle first")
         base = base_of(pipe)
-        if callable(getattr(base, "__call__", None)):  # else only handle.run() opens runs
+        if "__call__" in {name for kind in base.__mro__ for name in vars(kind)}:  # else only handle.run() opens runs
             object.__setattr__(pipe, "__class__", _owned_class(base))
         pipe.__dict__[OWNER] = owner
 

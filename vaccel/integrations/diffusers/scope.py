@@ -101,7 +101,14 @@ class Scope:
                 "its parts: take that hook off, or remove() the acceleration"
             )
         inputs = self.session.family.bind(module, args, kwargs) if args else kwargs
-        index = self._locate(inputs.get("timestep"))
+        t, index = inputs.get("timestep"), None
+        if self.pipe.scheduler.timesteps is self._timesteps and isinstance(t, torch.Tensor):
+            offset = t.data_ptr() - self._address  # a later step of the run: two comparisons
+            if self._next <= offset < self._span:
+                self._next = offset
+                index = offset // self._size - self._begin
+        if index is None:
+            index = self._locate(t)
         if index is None:
             raise ValueError(
                 f"a call of the {type(module).__name__} could not be told to be a step of this "
@@ -157,11 +164,6 @@ class Scope:
         """The step of the run that timestep ``t`` belongs to; begins a new run where one begins."""
         pipe = self.pipe
         timesteps = pipe.scheduler.timesteps
-        if timesteps is self._timesteps and isinstance(t, torch.Tensor):  # a later step of the run: two comparisons
-            offset = t.data_ptr() - self._address
-            if self._next <= offset < self._span:
-                self._next = offset
-                return offset // self._size - self._begin
         position, own = self._position(timesteps, t)
         if position is None:
             return None
