@@ -1107,7 +1107,8 @@ def digests(made: Made) -> dict[str, Any]:
         return {"sha256": sha(latents), "latents": sha(latents)[:32]}
     trace = made.trace
     actions = [text(s.action.to_json()) for s in trace.steps]
-    metrics = [text(s.metrics) for s in trace.steps]
+    # What one metric is called has changed since: values are what is compared.
+    metrics = [text({k.replace("forecast_error", "surprise"): v for k, v in s.metrics.items()}) for s in trace.steps]
     forwards = [text([s.index, s.large, s.small]) for s in trace.steps]
     steps = [sha(*each) for each in zip(actions, metrics, forwards, strict=True)]
     timeline, calls = trace.timeline(), trace.calls

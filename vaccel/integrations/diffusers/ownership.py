@@ -9,6 +9,7 @@ a shallow copy of a pipeline is accelerated like the original, a deep or pickled
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import threading
 import weakref
@@ -23,24 +24,34 @@ OWNER = "_vaccel_owner"
 CURRENT: ContextVar[Any] = ContextVar("vaccel_scope", default=None)
 
 _lock = threading.RLock()
-_owned: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
-_listening: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
+_made: set[int] = set()  # the classes made here, by their ids: they are kept for good
+_owned: dict[type, type] = {}
+_listening: dict[type, type] = {}
 _listeners: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+def _new(kind: type, *args: Any) -> Any:
+    return kind.__new__(kind, *args)
 
 
 def _subclass(base: type, members: dict[str, Any]) -> type:
     """A subclass that passes for ``base``: the same names, pickled and deeply copied as an instance of it."""
 
     def reduce(self: Any, protocol: Any) -> Any:
-        made = base.__reduce_ex__(self, protocol)
-        function, args, *rest = made
-        args = tuple(base if a is type(self) else a for a in args)
+        function, args, *rest = base.__reduce_ex__(self, protocol)
+        if function is copyreg.__newobj__:  # which pickle holds to the object's own class
+            function, args = _new, (base, *args[1:])
         if rest and isinstance(rest[0], dict):
             rest[0] = {k: v for k, v in rest[0].items() if k != OWNER}
         return (function, args, *rest)
 
+    # diffusers compares the exact classes of components where a pipeline is made from another one (from_pipe).
+    same = {"__eq__": lambda cls, other: other is cls or other is base, "__hash__": lambda cls: hash(base)}
+    meta = type(type(base).__name__, (type(base),), same)
     named = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base)(base.__name__, (base,), {**named, "__reduce_ex__": reduce, **members})
+    made = meta(base.__name__, (base,), {**named, "__reduce_ex__": reduce, **members})
+    _made.add(id(made))
+    return made
 
 
 def _owned_class(base: type) -> type:
@@ -88,8 +99,7 @@ def disown(pipe: Any) -> None:
 def base_of(thing: Any) -> type:
     """The class that a pipeline or a module had before."""
     kind = type(thing)
-    base = kind.__mro__[1]
-    return base if _owned.get(base) is kind or _listening.get(base) is kind else kind
+    return kind.__mro__[1] if id(kind) in _made else kind
 
 
 def _listening_class(base: type) -> type:

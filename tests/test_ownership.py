@@ -1,0 +1,327 @@
+"""Whose call, whose weights, whose state: situations that pipelines are in elsewhere than on a test rig."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import tiny
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanVideoToVideoPipeline
+
+import vaccel
+from vaccel.integrations.diffusers.ownership import CURRENT
+
+STEPS = 12
+EVERY_THIRD = list(range(0, STEPS, 3))
+DIRECT = {
+    "hidden_states": torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(1)),
+    "timestep": torch.tensor([500]),
+    "encoder_hidden_states": torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(2)),
+}
+
+
+def methods(steps: int = STEPS):
+    full = range(0, steps, 3)
+    return [
+        vaccel.Schedule(full, num_steps=steps),
+        vaccel.Schedule(full, num_steps=steps, reuse="residual"),
+        vaccel.Forecast((0, 1, *full), steps),
+        vaccel.MixCache(theta=1.0, d1=0.3, d2=0.6, cfg_impact=0.1),
+        vaccel.DirectionMagnitude(0.05),
+        vaccel.EasyCache(0.3, 3),
+    ]
+
+
+def accelerated(pipe, method):
+    return vaccel.accelerate(pipe, method, small=tiny.wan_small() if method.needs_small else None)
+
+
+@torch.no_grad()
+def direct(transformer):
+    return transformer(**DIRECT).sample
+
+
+class Stop(RuntimeError):
+    pass
+
+
+# -- whose call ------------------------------------------------------------------------------------------------------
+
+
+def test_a_pipeline_passes_for_what_it_was(wan, tmp_path):
+    cls, transformer_cls = type(wan), type(wan.transformer)
+    before = set(vars(wan)), set(vars(wan.transformer))
+    handle = vaccel.accelerate(wan, methods()[0])
+    assert isinstance(wan, cls)
+    assert (type(wan).__name__, type(wan).__module__) == (cls.__name__, cls.__module__)
+    assert isinstance(wan.transformer, transformer_cls)
+    assert type(wan.transformer).__name__ == "WanTransformer3DModel"
+    wan.save_pretrained(tmp_path)
+    assert '"_class_name": "WanPipeline"' in (tmp_path / "model_index.json").read_text()
+    loaded = WanPipeline.from_pretrained(tmp_path)
+    assert type(loaded.transformer) is transformer_cls
+    other = WanVideoToVideoPipeline.from_pipe(wan)
+    assert type(other) is WanVideoToVideoPipeline
+    assert type(pickle.loads(pickle.dumps(wan.transformer))) is transformer_cls
+    made = type(wan)(**wan.components)  # by the class as it is now: nobody's
+    plain = direct(made.transformer)
+    assert torch.isfinite(plain).all()
+    handle.remove()
+    assert type(wan) is cls
+    assert type(wan.transformer) is transformer_cls is type(other.transformer)
+    assert (set(vars(wan)), set(vars(wan.transformer))) == before
+
+
+def test_calls_outside_a_run_are_the_plain_model(wan):
+    plain = direct(wan.transformer)
+
+    def stop(pipe, i, t, kwargs):
+        if i == 4:
+            raise Stop
+        return kwargs
+
+    for method in methods():
+        with accelerated(wan, method) as handle:
+            tiny.latents(wan)
+            held, calls = handle.nbytes, handle.trace.calls
+            assert torch.equal(direct(wan.transformer), plain)
+            assert (handle.nbytes, handle.trace.calls, len(handle.traces)) == (held, calls, 1)
+            with pytest.raises(Stop):
+                tiny.latents(wan, callback_on_step_end=stop)
+            assert handle.nbytes == 0, "an aborted run leaves nothing"
+            assert not handle.trace.finished
+            for _ in range(5):
+                assert torch.equal(direct(wan.transformer), plain)
+            assert CURRENT.get() is None
+
+
+@pytest.mark.parametrize("where", range(2))
+def test_a_call_that_ends_between_two_branches_leaves_nothing(wan, where):
+    """The interruption comes in the middle of a step: the conditional branch is done, the other is not."""
+    alone = {}
+    for method in methods():
+        with accelerated(wan, method):
+            alone[method] = tiny.latents(wan)
+    calls = []
+
+    def interrupting(module, args, kwargs):
+        calls.append(1)
+        if len(calls) == 3 + where:
+            raise Stop
+
+    plain = direct(wan.transformer)
+    for method in methods():
+        with accelerated(wan, method) as handle:
+            calls.clear()
+            hook = wan.transformer.proj_out.register_forward_pre_hook(interrupting, with_kwargs=True)
+            with pytest.raises(Stop):
+                tiny.latents(wan, "a blue dog sleeps", seed=5)
+            hook.remove()
+            assert torch.equal(direct(wan.transformer), plain)
+            assert torch.equal(tiny.latents(wan), alone[method]), method
+            assert handle.trace.finished
+
+
+def test_two_pipelines_on_one_transformer(wan):
+    """Each accelerated by itself, or one alone: neither knows of the other."""
+    other = tiny.wan_pipeline(transformer=wan.transformer)
+    plain = tiny.latents(other)
+    first, second = methods()[:2]
+    with accelerated(wan, first) as handle:
+        one = tiny.latents(wan)
+        assert torch.equal(tiny.latents(other), plain)
+        assert len(handle.traces) == 1
+        with accelerated(other, second) as theirs:
+            two = tiny.latents(other)
+            assert torch.equal(tiny.latents(wan), one)
+            assert (len(handle.traces), len(theirs.traces)) == (2, 1)
+        assert torch.equal(tiny.latents(other), plain)
+        assert torch.equal(tiny.latents(wan), one)
+    assert torch.equal(tiny.latents(wan), plain)
+    assert not torch.equal(one, two)
+    assert type(wan.transformer) is type(tiny.wan_transformer())
+
+
+def test_a_pipeline_called_within_another_ones_call(wan):
+    inner = tiny.wan_pipeline(transformer=wan.transformer)
+    with accelerated(wan, methods()[0]) as handle, accelerated(inner, methods()[2]) as within:
+        alone, other = tiny.latents(wan), tiny.latents(inner, seed=3)
+
+        def nested(pipe, i, t, kwargs):
+            if i in (2, 7):
+                assert torch.equal(tiny.latents(inner, seed=3), other)
+                assert torch.equal(tiny.latents(copied, seed=4), again)
+            return kwargs
+
+        copied = copy.copy(wan)  # the same pipeline within its own call, with a scheduler of its own
+        copied.scheduler = copy.deepcopy(wan.scheduler)
+        again = tiny.latents(copied, seed=4)
+        assert torch.equal(tiny.latents(wan, callback_on_step_end=nested), alone)
+        assert handle.traces[-1].finished
+        assert len(within.traces) == 3
+
+
+def test_copies(wan):
+    method = methods()[1]
+    with accelerated(wan, method) as handle:
+        expected = tiny.latents(wan)
+        request = copy.copy(wan)
+        request.scheduler = copy.deepcopy(wan.scheduler)
+        assert torch.equal(tiny.latents(request), expected), "a shallow copy is accelerated like the original"
+        assert len(handle.traces) == 2
+        twin = copy.deepcopy(wan)
+        assert type(twin) is WanPipeline
+        with torch.no_grad():
+            for p in twin.transformer.parameters():
+                p.zero_()
+        drawn = tiny.latents(twin)
+        assert len(handle.traces) == 2, "a deep copy is a plain pipeline"
+    zeroed = tiny.wan_pipeline()
+    with torch.no_grad():
+        for p in zeroed.transformer.parameters():
+            p.zero_()
+    assert torch.equal(drawn, tiny.latents(zeroed))
+    assert not torch.equal(tiny.latents(request), expected), "after remove() copies are plain too"
+
+
+def jobs(steps=STEPS):
+    """Eight generations, alternating between two pipelines on one transformer, each with its own copy and scheduler."""
+    one = tiny.wan_pipeline()
+    two = tiny.wan_pipeline(transformer=one.transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+
+    def job(number):
+        base = (one, two)[number % 2]
+        request = copy.copy(base)
+        request.scheduler = copy.deepcopy(base.scheduler)
+        return tiny.latents(request, ["a red cat runs", "a blue dog sleeps"][number // 2 % 2], seed=number, steps=steps)
+
+    return one, two, job
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_threads(index):
+    one, two, job = jobs()
+    first, second = methods()[index], methods()[(index + 1) % 6]
+    with accelerated(one, first), accelerated(two, second):
+        alone = [job(number) for number in range(8)]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(job, range(8)))
+    for number, (a, b) in enumerate(zip(alone, together, strict=True)):
+        assert torch.equal(a, b), number
+
+
+def test_tasks_in_a_thread_pool():
+    one, two, job = jobs()
+    with accelerated(one, methods()[0]), accelerated(two, methods()[4]):
+        alone = [job(number) for number in range(8)]
+
+        async def serve():
+            return await asyncio.gather(*(asyncio.to_thread(job, number) for number in range(8)))
+
+        together = asyncio.run(serve())
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_a_plain_pipeline_beside_an_accelerated_one_in_another_thread(wan):
+    other = tiny.wan_pipeline(transformer=wan.transformer)
+    plain = tiny.latents(other)
+    with accelerated(wan, methods()[0]):
+        expected, found = tiny.latents(wan), []
+        thread = threading.Thread(target=lambda: found.extend(tiny.latents(other) for _ in range(3)))
+        thread.start()
+        mine = [tiny.latents(wan) for _ in range(3)]
+        thread.join()
+    assert all(torch.equal(f, plain) for f in found)
+    assert len(found) == 3
+    assert all(torch.equal(m, expected) for m in mine)
+
+
+# -- runs by hand ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def by_hand(pipe, handle, steps=STEPS):
+    """A loop of the user's own, without guidance, that calls the transformer itself."""
+    x = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    pipe.scheduler.set_timesteps(steps)
+    with handle.run(steps) as run:
+        for t in pipe.scheduler.timesteps:
+            v = pipe.transformer(
+                hidden_states=x, timestep=t.expand(1), encoder_hidden_states=DIRECT["encoder_hidden_states"],
+                return_dict=False,
+            )[0]  # fmt: skip
+            x = pipe.scheduler.step(v, t, x, return_dict=False)[0]
+    return x, run.trace
+
+
+def test_a_run_by_hand(wan):
+    wan._guidance_scale = 1.0
+    for method in methods():
+        with accelerated(wan, method) as handle:
+            x, trace = by_hand(wan, handle)
+            assert trace.finished
+            assert trace is handle.trace
+            again, _ = by_hand(wan, handle)
+            assert torch.equal(x, again)
+            assert set(trace.timeline()) != {"F"}
+
+
+def test_what_a_run_by_hand_refuses(wan):
+    wan._guidance_scale = 1.0
+    with accelerated(wan, methods()[0]) as handle:
+        with pytest.raises(ValueError, match="open on this thread already"), handle.run(STEPS), handle.run(STEPS):
+            pass
+        assert CURRENT.get() is None
+        with pytest.raises(ValueError, match="open on this thread already"), handle.run(STEPS):
+            tiny.latents(wan)
+        assert CURRENT.get() is None
+        with pytest.raises(ValueError, match="num_steps must be at least 1"):
+            handle.run(0)
+        with pytest.raises(ValueError, match="opened for 12 steps, the scheduler has 20"), handle.run(STEPS):
+            wan.scheduler.set_timesteps(20)
+            t = wan.scheduler.timesteps[0].expand(1)
+            with torch.no_grad():
+                wan.transformer(**{**DIRECT, "timestep": t})
+        with pytest.raises(RuntimeError, match="no step yet"), handle.run(STEPS) as run:
+            _ = run.trace
+        tiny.latents(wan)
+        assert handle.trace.finished, "none of it has left anything"
+    with pytest.raises(RuntimeError, match="was removed"):
+        handle.run(STEPS)
+
+
+def test_a_hook_that_calls_the_transformer_in_its_own_step_is_refused(wan):
+    def hook(module, args, output):
+        module(**DIRECT)
+
+    plain = tiny.latents(wan)
+    with accelerated(wan, methods()[0]):
+        removing = wan.transformer.register_forward_hook(hook)
+        with pytest.raises(ValueError, match="WanTransformer3DModel was called again from within its own step"):
+            tiny.latents(wan)
+        removing.remove()
+        tiny.latents(wan)
+    assert torch.equal(tiny.latents(wan), plain)
+
+
+def test_no_gradient_is_lost(wan):
+    call = type(wan).__call__.__wrapped__  # without its no_grad
+    wan.transformer.requires_grad_(False)
+    prompt = DIRECT["encoder_hidden_states"].clone().requires_grad_()
+    arguments = {
+        "prompt_embeds": prompt, "negative_prompt_embeds": torch.zeros(1, 8, 32), "num_inference_steps": 4,
+        "generator": torch.Generator().manual_seed(0), **tiny.WAN_CALL,
+    }  # fmt: skip
+    with accelerated(wan, vaccel.Schedule([0, 2], num_steps=4)) as handle:
+        call(wan, **arguments).frames.sum().backward()  # past the accelerated call: plain
+        assert prompt.grad is not None
+        assert not handle.traces
+        wan.scheduler.set_timesteps(4)
+        x = torch.zeros(1, 16, 3, 4, 4, requires_grad=True)
+        with pytest.raises(ValueError, match="computes no gradients"), handle.run(4):
+            wan.transformer(**{**DIRECT, "hidden_states": x, "timestep": wan.scheduler.timesteps[0].expand(1)})
