@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from typing import Any
 
 import torch
@@ -58,9 +59,21 @@ def with_response(flow: Flow, scheduler: Any, begin: int = 0) -> Flow:
     """The same flow with the solver's response: a copy of the scheduler is given unit velocities, one at a time.
 
     Solvers are linear in what the model says, whatever their order and history, so this is exact for any.  One that
-    cannot be run like this (it draws noise, or wants more than its step's arguments) leaves the response out.
+    cannot be run like this (it draws noise, or wants more than its step's arguments) leaves the response out.  What it
+    draws comes from a generator of its own, and the user's are left as they were.
     """
+    before = torch.get_rng_state()
+    try:
+        return _probed(flow, scheduler, begin)
+    finally:
+        if not torch.equal(torch.get_rng_state(), before):
+            torch.set_rng_state(before)
+
+
+def _probed(flow: Flow, scheduler: Any, begin: int) -> Flow:
     steps, copied = flow.num_steps, copy.deepcopy(scheduler)
+    takes_generator = "generator" in inspect.signature(copied.step).parameters
+    own = {"generator": torch.Generator().manual_seed(0)} if takes_generator else {}
     x, rows = torch.zeros(steps, 1, dtype=torch.float64), []
     for i, t in enumerate(scheduler.timesteps[begin:]):
         rows.append(x[:, 0].tolist())
@@ -70,7 +83,7 @@ def with_response(flow: Flow, scheduler: Any, begin: int = 0) -> Flow:
             of_prediction, of_x = flow.scales[i]
             velocity = (velocity - of_x * x) / of_prediction
         try:
-            x = copied.step(velocity.cpu(), t, x, return_dict=False)[0].double().cpu()
+            x = copied.step(velocity.cpu(), t, x, return_dict=False, **own)[0].double().cpu()
         except (TypeError, ValueError, RuntimeError, IndexError):
             return flow
     rows.append(x[:, 0].tolist())
