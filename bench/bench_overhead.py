@@ -25,7 +25,6 @@ medians: what is left where nothing else pushes code and data out of the process
 
 from __future__ import annotations
 
-import contextvars
 import dataclasses
 import functools
 import gc
@@ -67,7 +66,6 @@ class Loop:
 
     def __init__(self, transformer: nn.Module, scheduler: Any = None, *, begin: Callable[[], Any] = lambda: None):
         self.transformer, self.scheduler, self.begin = transformer, scheduler or unipc(), begin
-        self.context = contextvars.copy_context()  # where its run is open while others take their turns
         self.index, self.output = STEPS, None
         self.pipe = self.handle = self.small = None
 
@@ -89,12 +87,9 @@ class Loop:
         """A new run."""
         self.index, self.latents = 0, LATENTS
         self.scheduler.set_timesteps(STEPS)
-        self.context.run(self.begin)
+        self.begin()
 
     def __call__(self) -> None:
-        self.context.run(self._call)
-
-    def _call(self) -> None:
         with self.transformer.cache_context("cond", step_index=self.index, sigma=self.sigma, num_inference_steps=STEPS):
             self.output = self.transformer(
                 hidden_states=self.latents,
@@ -225,15 +220,7 @@ def _vaccel(method: vaccel.methods.Method) -> Loop:
     pipe, small = wan_pipeline(transformer=_wan()), wan_small() if method.needs_small else None
     pipe._guidance_scale = 1.0  # the pipeline's call sets it
     handle = vaccel.accelerate(pipe, method, small=small)
-    opened: list[Any] = []
-
-    def begin() -> None:
-        """Closes the last run and opens another, as the pipeline's call does."""
-        if opened:
-            opened.pop().__exit__(None, None, None)
-        opened.append(handle.run(STEPS).__enter__())
-
-    loop = Loop(pipe.transformer, pipe.scheduler, begin=begin)
+    loop = Loop(pipe.transformer, pipe.scheduler)
     loop.pipe, loop.handle, loop.small = pipe, handle, small
     return loop
 

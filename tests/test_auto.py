@@ -10,7 +10,7 @@ from test_calibrate_lemica import sampling
 
 import vaccel
 from vaccel.calibrate import calibrate_forecast, calibrate_lemica
-from vaccel.integrations.diffusers.auto import Pilot, Times
+from vaccel.integrations.diffusers.auto import Pilot, Stopwatch, Times
 from vaccel.methods.auto import Candidate
 from vaccel.planning import artifacts
 
@@ -143,8 +143,7 @@ def test_an_aborted_run_teaches_nothing(pipe, tmp_path):
 @pytest.mark.parametrize(("full", "skipped", "beside"), [(1.0, 0.0, 0.0), (1.0, 0.1, 2.0), (0.05, 0.001, 0.3)])
 def test_the_budget_is_the_one_nearest_in_measured_time(pipe, forecast_artifact, full, skipped, beside):
     auto = vaccel.Auto(speedup=2.0, artifacts=(str(forecast_artifact),))
-    pilot = Pilot(auto, None)
-    pilot._modules = [pipe.transformer]
+    pilot = Pilot(auto, Stopwatch(pipe), pipe.transformer, None)
     pilot._times = {"full": [full], "skipped": [skipped], "beside": [beside]}
     pilot._file = forecast_artifact.with_name("none.json")
     candidates = auto.candidates([str(forecast_artifact)], STEPS)
@@ -158,6 +157,7 @@ def test_the_budget_is_the_one_nearest_in_measured_time(pipe, forecast_artifact,
     assert speedup(chosen) == pytest.approx(Times(full, skipped, beside).speedup(chosen, STEPS))
     assert all(abs(speedup(chosen) - 2) <= abs(speedup(c.budget) - 2) + 1e-12 for c in candidates)
     assert f"{speedup(chosen):.2f}x expected" in note
+    pilot.watch.remove(pipe)
 
 
 def test_times_are_those_of_the_steps_and_of_the_rest(pipe, forecast_artifact, monkeypatch):
@@ -166,11 +166,14 @@ def test_times_are_those_of_the_steps_and_of_the_rest(pipe, forecast_artifact, m
     with vaccel.accelerate(pipe, auto) as handle:
         pilot = handle._session.pilot
         ticks = iter(range(10_000))
-        monkeypatch.setattr("vaccel.integrations.diffusers.scope._now", lambda: float(next(ticks)))
+        monkeypatch.setattr("vaccel.integrations.diffusers.auto._now", lambda: float(next(ticks)))
         run(pipe)
+        ((steps, beside),) = pilot.watch.measured
+        assert steps == [1.0] * STEPS, "one reading where each begins"
+        assert beside == 2.0, "one where the call begins, one where it ends"
         run(pipe)
-        assert pilot._times["beside"] == [2.0, 2.0], "one reading where the call begins, one where it ends"
-        assert pilot._times["full"] == pilot._times["skipped"] == [1.0, 1.0], "one where each step begins"
+        assert pilot._times["beside"] == [2.0]
+        assert pilot._times["full"] == pilot._times["skipped"] == [1.0]
 
 
 def test_a_fidelity_is_reached_by_five_in_six(forecast_artifact):

@@ -357,7 +357,7 @@ def test_a_timeline_with_forecasts():
     method = vaccel.Schedule.from_timeline("FFpFppFoF")
     assert method.timeline == "FFpFppFoF"
     assert vaccel.method_from_json(json.loads(json.dumps(method.to_json()))) == method
-    assert (method.stores, method.remembers, method.banded) == ({"large.velocities", "large.last"}, 2, False)
+    assert (method.stores, method.remembers, method.banded) == ({"large.past", "large.last"}, 2, False)
     method = vaccel.Schedule.from_timeline("FFpFppFpF")
     task = task_of("unipc")
     expected = forecast(task, (0, 1, 3, 6, 8), line(task))

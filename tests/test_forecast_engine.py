@@ -51,7 +51,7 @@ def test_the_plan_is_what_is_allocated(solver, guidance):
             tiny.latents(pipe, steps=STEPS, guidance=guidance)
             guided = latents if getattr(method, "guard", None) else 0
             assert handle.nbytes == plan["total"] == velocities * branches * latents + guided, method
-            assert plan["large.velocities"] == velocities * branches * latents
+            assert plan["large.past"] == velocities * branches * latents
 
 
 # --- loops of one's own ---------------------------------------------------------------------------------------------

@@ -21,10 +21,10 @@ def asked(monkeypatch):
     found, now = [], []
     original = Run.call
 
-    def call(self, index, *given):
+    def call(self, index, given):
         now.append(index)
         try:
-            return original(self, index, *given)
+            return original(self, index, given)
         finally:
             now.pop()
 
@@ -91,12 +91,12 @@ def test_on_a_gpu_no_step_of_known_action_synchronises(skipping_methods):
     pipe = tiny.wan_pipeline().to("cuda")
     original = Run.call
 
-    def call(self, index, *given):
+    def call(self, index, given):
         with contextlib.ExitStack() as stack:
             if index > 0:
                 torch.cuda.set_sync_debug_mode("error")
                 stack.callback(torch.cuda.set_sync_debug_mode, "default")
-            return original(self, index, *given)
+            return original(self, index, given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "call", call)

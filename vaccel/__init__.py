@@ -46,7 +46,7 @@ __all__ = [
     "ops",
 ]
 
-_LAZY = {"accelerate": "api", "Handle": "api", "Denoiser": "denoiser", "graphs": "engine.graphs"}
+_LAZY = {"accelerate": "api", "Handle": "api", "Denoiser": "denoiser"}
 
 
 def __getattr__(name: str):
@@ -54,6 +54,5 @@ def __getattr__(name: str):
     if name in _LAZY:
         from importlib import import_module
 
-        module = import_module(f".{_LAZY[name]}", __name__)
-        return getattr(module, name, module)
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module 'vaccel' has no attribute {name!r}")

@@ -9,15 +9,18 @@ from typing import Any
 from torch import nn
 
 from .engine import graphs
+from .engine.graphs import Captures
 from .engine.trace import Trace
 from .experts.files import read_experts
 from .experts.weights import suitable
 from .integrations.diffusers.attention import Attention
-from .integrations.diffusers.scope import Scope
-from .integrations.diffusers.session import TRANSFORMERS, Session, dtype_of
+from .integrations.diffusers.session import Session
 from .methods import Method
 from .models import Family, find
 from .models.fingerprints import differences
+
+#: The attributes of a pipeline that are accelerated, in the order of the run.
+TRANSFORMERS = ("transformer", "transformer_2")
 
 
 class Handle:
@@ -29,13 +32,13 @@ class Handle:
         refused: why it runs without CUDA graphs that were asked for; empty where it runs with them.
     """
 
-    def __init__(self, session: Session, attention: Attention | None):
+    def __init__(self, session: Session, compiled: list[tuple[nn.Module, Any]], attention: Attention | None):
         self._session: Session | None = session
-        self._attention = attention
+        self._compiled, self._attention = compiled, attention
         self._traces = session.traces
         self.method = session.method
         self.attention = attention.name if attention is not None else None
-        self.refused = session.refused
+        self.refused = session.captures.refused if session.captures is not None else []
 
     @property
     def trace(self) -> Trace:
@@ -66,7 +69,7 @@ class Handle:
     @property
     def nbytes(self) -> int:
         """Bytes the caches hold now."""
-        return self._session.pool.nbytes if self._session is not None else 0
+        return self._session.buffers.nbytes if self._session is not None else 0
 
     def memory_plan(
         self, *, height: int, width: int, num_frames: int = 1, batch: int = 1, guidance: bool = True
@@ -85,23 +88,6 @@ class Handle:
             raise RuntimeError("the handle was removed: nothing is held")
         return self._session.memory_plan(height, width, num_frames, batch, guidance)
 
-    def run(self, num_steps: int) -> Scope:
-        """Opens a run for a loop that calls the transformer itself; a context manager, whose ``trace`` is the run's.
-
-            pipe.scheduler.set_timesteps(50)
-            with handle.run(50) as run:
-                for t in pipe.scheduler.timesteps:
-                    v = pipe.transformer(hidden_states=x, timestep=t.expand(len(x)), ...)[0]
-
-        Raises ``ValueError`` where one is open on this thread already, and at the first call where the scheduler has
-        another number of steps; ``RuntimeError`` after ``remove``.
-        """
-        if self._session is None or self._session.pipe is None:
-            raise RuntimeError("the handle was removed: nothing is accelerated")
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-        return self._session.scope(self._session.pipe, (), {}, num_steps)
-
     def remove(self) -> None:
         """Gives the pipeline back bit for bit as it was.  Calling it twice does nothing.
 
@@ -111,6 +97,8 @@ class Handle:
         if self._session is None:
             return
         self._session.detach()
+        for module, compiled in self._compiled:
+            module._compiled_call_impl = compiled
         if self._attention is not None:
             self._attention.undo()
         self._session = None
@@ -155,13 +143,13 @@ def accelerate(
     """
     if not isinstance(method, Method):
         raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
-    captures = graphs.backend() if cuda_graphs else None
+    captures = Captures(graphs.backend()) if cuda_graphs else None
     names = [n for n in TRANSFORMERS if getattr(pipe, n, None) is not None]
-    transformers = [_unwrapped(getattr(pipe, n)) for n in names]
+    transformers = [getattr(pipe, n) for n in names]
     if not transformers or not hasattr(pipe, "scheduler"):
         raise ValueError(f"{type(pipe).__name__} has no transformer and scheduler to accelerate")
-    described = find(transformers[0], family)
-    _refuse_other_caches(transformers)
+    described = find(_unwrapped(transformers[0]), family)
+    transformers = [_unwrapped(t) for t in transformers]
     wanted, saved = method.experts, None
     if wanted is not None:
         saved = read_experts(wanted.folder)
@@ -170,7 +158,16 @@ def accelerate(
         suitable(transformers[0], saved)
     smalls = _smalls(method, small, transformers, described)
     notes = _mismatches(method, transformers[0], pipe.scheduler)
-    session = Session(pipe, method, described, smalls, compile=compile, captures=captures, notes=notes)
+    compiled = []
+    for transformer in transformers:
+        if getattr(transformer, "_compiled_call_impl", None) is not None:  # module.compile() was called on it
+            compiled.append((transformer, transformer._compiled_call_impl))
+            transformer._compiled_call_impl = None
+    stages = [TRANSFORMERS.index(n) for n in names]  # Wan 2.2 may hold its second transformer alone
+    session = Session(
+        pipe, method, transformers, smalls, stages, described, compile=compile or bool(compiled), captures=captures,
+        notes=notes,
+    )  # fmt: skip
     session.attach()
     try:
         if saved is not None:
@@ -178,18 +175,9 @@ def accelerate(
         used = [*transformers, *(small for small in smalls if small is not None)]
         chosen = Attention(used, attention) if attention is not None else None
     except BaseException:  # an interruption too: weights are on their way here
-        Handle(session, None).remove()
+        Handle(session, compiled, None).remove()
         raise
-    return Handle(session, chosen)
-
-
-def _refuse_other_caches(transformers: list[nn.Module]) -> None:
-    """Two caches on one model would each take the other's outputs for the model's."""
-    for transformer in transformers:
-        if getattr(transformer, "is_cache_enabled", False):
-            raise ValueError(
-                f"diffusers' own cache is enabled on this {type(transformer).__name__}: call its disable_cache() first"
-            )
+    return Handle(session, compiled, chosen)
 
 
 def _unwrapped(transformer: nn.Module) -> nn.Module:
@@ -235,9 +223,11 @@ def _smalls(
         family.check_small(large, one)
         if one is large:
             raise ValueError("small is the pipeline's own transformer: nothing would be saved")
-        ours, theirs = (next(m.parameters()).device for m in (large, one))
-        if dtype_of(large) != dtype_of(one) or (ours != theirs and "meta" not in (ours.type, theirs.type)):
+        ours, theirs = next(large.parameters()), next(one.parameters())
+        if ours.dtype != theirs.dtype or (
+            ours.device != theirs.device and "meta" not in (ours.device.type, theirs.device.type)
+        ):
             raise ValueError(
-                f"the small model is {dtype_of(one)} on {theirs}, the large one {dtype_of(large)} on {ours}"
+                f"the small model is {theirs.dtype} on {theirs.device}, the large one {ours.dtype} on {ours.device}"
             )
     return smalls

@@ -13,8 +13,7 @@ from .engine.run import Run
 from .engine.trace import Trace
 from .methods import Method
 from .models import Family, find
-from .models.call import Model, Stage
-from .models.transformer import PlainCallable, Transformer
+from .models.transformer import Call, Model, PlainCallable, Stage, Transformer
 from .planning.flow import Flow
 
 
@@ -55,11 +54,11 @@ class Denoiser:
             raise ValueError(f"{type(method).__name__} needs the small model of the family: pass small")
         if method.experts is not None:
             raise ValueError(f"{type(method).__name__} needs a pipeline to put its weights into: use vaccel.accelerate")
-        if any(kind.name == "denoised" for kind in method.watches) and denoise is None:
+        if "denoised" in method.watches and denoise is None:
             raise ValueError(f"{type(method).__name__} watches the x_0 estimate: pass denoise=...")
         self.method, self.guidance, self._denoise = method, guidance, denoise
         models = [_model(m, family, is_small) for m, is_small in ((large, False), (small, True)) if m is not None]
-        inside = [store for store in method.stores if store.inside]
+        inside = [s for s in method.stores if s.endswith((".blocks", ".states"))]
         if inside and not all(m.described for m in models):
             raise ValueError(
                 f"{type(method).__name__} reuses what is inside the transformer, which no plain callable shows: "
@@ -118,10 +117,10 @@ class DenoiserRun:
         if i != run.index + 1 or not 0 <= i < run.num_steps:
             raise ValueError(f"step {i} of {run.num_steps} after step {run.index}: steps come once each, in order")
         outputs, stage = [], self._denoiser._stage
-        run.branches = (lambda: 1) if uncond is None else (lambda: 2)
-        for condition in (cond,) if uncond is None else (cond, uncond):
+        run.expected = 1 if uncond is None else 2
+        for branch, condition in enumerate((cond,) if uncond is None else (cond, uncond)):
             inputs = _inputs(stage.large, x, t, condition)
-            outputs.append(run.call(i, stage, inputs, stage.large.latents(inputs)))
+            outputs.append(run.call(i, Call(stage, branch, inputs, stage.large.latents(inputs))))
         if uncond is None:
             return outputs[0]
         cond, uncond = outputs

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
 from .readings import Reading
-
-#: A mode for tests: every buffer is full of NaN until a run writes it, so that reading what nobody wrote shows.
-POISONED = os.environ.get("VACCEL_POISON") == "1"
 
 
 class Buffers:
@@ -35,8 +31,6 @@ class Buffers:
         if t is None or t.shape != torch.Size(shape) or t.dtype != dtype or t.device != torch.device(device):
             with torch.inference_mode(False):  # an inference tensor could not be written to in a later no_grad run
                 t = torch.empty(tuple(shape), dtype=dtype, device=device)
-            if POISONED:
-                _poison(t)
             self.moves += key in self._tensors
             self._tensors[key] = t
         return t
@@ -71,12 +65,6 @@ class Buffers:
             pinned = self._pinned[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return Reading(tensor, pinned)
 
-    def begin(self) -> None:
-        """A run begins: what is here belongs to earlier ones."""
-        if POISONED:
-            for t in self._tensors.values():
-                _poison(t)
-
     @property
     def nbytes(self) -> int:
         """Bytes held on the models' device."""
@@ -87,7 +75,3 @@ class Buffers:
         self._tensors.clear()
         self._constants.clear()
         self._pinned.clear()
-
-
-def _poison(t: torch.Tensor) -> None:
-    t.fill_(float("nan") if t.is_floating_point() else torch.iinfo(t.dtype).min)

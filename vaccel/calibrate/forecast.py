@@ -15,18 +15,18 @@ import torch
 from ..actions import Action, Full, Weights
 from ..actions import Forecast as Forecasting
 from ..api import accelerate
-from ..cache import Buffers, VelocityHistory
-from ..engine.call import Call
-from ..engine.run import Run
-from ..integrations.diffusers.auto import durations
+from ..cache.buffers import Buffers
+from ..cache.velocity_history import Past
+from ..integrations.diffusers.auto import Stopwatch
 from ..methods import Forecast, Method, Recording, Schedule
 from ..methods.recording import Recorded
 from ..models import find, fingerprints
+from ..models.transformer import Call
 from ..planning import artifacts
 from ..planning.calibration import Calibration, added, gains_between, sample_of
 from ..planning.flow import Flow
 from ..planning.gram import Plan
-from .replay import Invocation, StandIn, StandInRun
+from .replay import StandIn
 from .samples import Progress, Samples, prompts_encoded_once, sample, silent
 
 #: Shares of the run where a deviation is made to see what it grows to: close where it grows most.
@@ -115,29 +115,14 @@ def _timed(pipe: Any, prompt: str, seed: int, call: dict[str, Any], steps: int) 
     for _ in range(3 if steps > 3 else 0):
         method = Forecast.shaped(steps, max(2, steps // 3))
         with accelerate(pipe, method) as handle:
-            handle._session.pilot = watch = _Watch()
-            watch.method = method
+            watch = handle._session.watch = Stopwatch(pipe)
             sample(pipe, prompt, seed, call, output="pt")
-            spans, beside = watch.spans, watch.beside
+            spans, beside = watch.measured[-1]
         full = [s for i, s in enumerate(spans) if i in method.full_steps]
         skipped = [s for i, s in enumerate(spans) if i not in method.full_steps]
         found.append((statistics.median(full), statistics.median(skipped), beside))
     names = ("full", "skipped", "beside")
     return {"times": dict(zip(names, map(statistics.median, zip(*found, strict=True)), strict=True))} if found else {}
-
-
-class _Watch:
-    """Takes a call's times where ``Auto`` would."""
-
-    def took(self, trace: Any, marks: list[Any], seconds: float) -> None:
-        self.spans = durations(marks)
-        self.beside = max(seconds - sum(self.spans), 0.0)
-
-    def choose(self, pipe: Any, *args: Any) -> tuple[Method, list[str]]:
-        return self.method, []
-
-    def close(self) -> None:
-        """Nothing is kept."""
 
 
 def _added_up(samples: Samples) -> dict[str, Any]:
@@ -236,40 +221,28 @@ class _Sample:
         return error / max(self.gram.deviation(known, j), 1e-12)
 
 
-class _Replay(StandInRun):
-    """As recorded up to step j - 1, which is forecast, and computed from j on."""
+class _Replay:
+    """Stands in for an engine's run: as recorded up to step j - 1, which is forecast, and computed from j on."""
 
     def __init__(self, recorded: Recorded, j: int, weights: Weights):
-        super().__init__()
-        self.recorded, self.j, self.weights, self.forwards = recorded, j, weights, 0
-        count = weights.count
-        self.engine = Run(Schedule([0], num_steps=recorded.flow.num_steps, reuse="forecast"), recorded.flow.num_steps,
-                          Buffers(), flow=recorded.flow)  # fmt: skip
-        self.engine.stores = (VelocityHistory(count),)
+        self.recorded, self.j, self.weights = recorded, j, weights
+        self.past = Past(Buffers(), recorded.flow, len(weights.values), False)
+        self.index, self.calls, self.forwards = -1, 0, 0
 
-    def take(self, index: int, call: Invocation) -> torch.Tensor:
+    def call(self, index: int, call: Call) -> torch.Tensor:
+        if index != self.index:
+            self.index, self.calls = index, 0
+        self.calls += 1
         if index >= self.j:
             self.forwards += 2 if call.batched else 1
             return call.stage.large.full(call.inputs)
-        bound = self._bound(index, call)
-        history = bound.slots["large.velocities"]
         if index == self.j - 1:
-            return history.forecast(bound, self.weights)
+            return self.past.forecast(index, call, self.weights)
         prediction = self._as_recorded(index, call)
-        history.after(bound, prediction)
+        self.past.remember(index, call, prediction)
         return prediction
 
-    def _bound(self, index: int, call: Invocation) -> Call:
-        """The call as stores take it."""
-        engine, key = self.engine, (call.stage.index, call.branch)
-        if key not in engine.calls_bound:
-            engine.calls_bound[key] = Call(engine, call.stage, call.branch, call.x, call.batched)
-        engine.index = index
-        bound = engine.calls_bound[key]
-        bound.x, bound.inputs = call.x, call.inputs
-        return bound
-
-    def _as_recorded(self, index: int, call: Invocation) -> torch.Tensor:
+    def _as_recorded(self, index: int, call: Call) -> torch.Tensor:
         """The guided prediction for every branch: whatever guidance is made of equal ones is that one."""
         velocities, flow = self.recorded
         velocity = velocities[index].to(call.x.device, call.x.dtype)

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from .. import ops
-from ..cache import BlockState
+from ..cache.block_states import States
+from ..cache.buffers import Buffers
 from ..methods.mixcache import MixCache
 from ..models import fingerprints
-from .replay import Invocation, StandIn, StandInRun
+from ..models.transformer import Call
+from .replay import StandIn
 from .samples import Progress, Samples, prompts_encoded_once, sample, silent
 
 #: A run has settled where the output's change is within this of its mean over the five steps before.
@@ -86,53 +88,39 @@ def _thresholds(changes: list[float], wide: list[float]) -> tuple[float, float, 
 @torch.no_grad()
 def _profile(pipe: Any, prompt: str, seed: int, call: dict[str, Any], candidates: tuple[int, ...]) -> dict[str, Any]:
     """One sample: the changes of the guided output, and the impact of every level at every step."""
-    measured = _Measuring(pipe, candidates, call)
+    measured = _Measuring(pipe, candidates)
     with StandIn(pipe, measured):
         sample(pipe, prompt, seed, call)
     measured.finish()
-    disturbed = _Disturbing(pipe, candidates, call, measured.noise(), torch.Generator().manual_seed(seed))
+    disturbed = _Disturbing(pipe, candidates, measured.noise(), torch.Generator().manual_seed(seed))
     with StandIn(pipe, disturbed):
         sample(pipe, prompt, seed, call)
     disturbed.finish()
     return {"changes": measured.changes, "wide_changes": measured.wide, "impacts": disturbed.impacts}
 
 
-class _Run(StandInRun):
-    """Computes every step, keeps the candidates' states, and looks at whole steps."""
+class _Run:
+    """Stands in for an engine's run: computes every step, keeps the candidates' states, and looks at whole steps."""
 
-    def __init__(self, pipe: Any, candidates: tuple[int, ...], arguments: dict[str, Any]):
-        super().__init__()
-        self.pipe, self.candidates, self.arguments = pipe, candidates, arguments
-        self.outputs, self.scale = [], 1.0
-        self.kept: dict[int, BlockState] = {}
-        self.first: Invocation | None = None  # the step's first call
+    def __init__(self, pipe: Any, candidates: tuple[int, ...]):
+        self.pipe, self.candidates = pipe, candidates
+        self.states = States(Buffers(), candidates, "cond")
+        self.index, self.calls, self.outputs, self.scale = -1, 0, [], 1.0
+        self.first: Call | None = None  # the step's first call
 
-    def begin(self, index: int, call: Invocation) -> None:
-        self._read_scale(call)  # some pipelines set it after a step's calls
-        self.finish()
-        self.outputs, self.first = [], call
-
-    def take(self, index: int, call: Invocation) -> torch.Tensor:
+    def call(self, index: int, call: Call) -> torch.Tensor:
+        if index != self.index:
+            self._read_scale(call)  # some pipelines set it after a step's calls
+            self.finish()
+            self.index, self.calls, self.outputs, self.first = index, 0, [], call
+        self.calls += 1
         self._read_scale(call)
-        kept = self._states(call) if call.branch == 0 else {}
-        output = call.stage.large.recording(call.inputs, None, kept)
+        kept = self.states.kept(index, call)
+        output = call.stage.large.keeping(call.inputs, kept) if kept else call.stage.large.full(call.inputs)
+        if kept:
+            self.kept = kept
         self.outputs.append(output.clone())
         return output
-
-    def _states(self, call: Invocation) -> dict[int, BlockState]:
-        """Where the candidates' conditional states are kept."""
-        if not self.kept:
-            large, rows = call.stage.large, len(call.x) - call.half
-            hidden, text = large.hidden_shape(call.inputs), large.encoder_shape(call.inputs)
-
-            def empty(shape: tuple[int, ...]) -> torch.Tensor:
-                return torch.zeros((rows, *shape[1:]), dtype=call.x.dtype, device=call.x.device)
-
-            for number in self.candidates:
-                change = torch.zeros(rows, device=call.x.device)
-                encoder = None if text is None else empty(text)
-                self.kept[number] = BlockState(empty(hidden), encoder, change, call.half)
-        return self.kept
 
     def finish(self) -> None:
         """Looks at the step that is over."""
@@ -146,31 +134,31 @@ class _Run(StandInRun):
         self.look(self.first, cond, uncond)
         self.first = None
 
-    def guided(self, call: Invocation, cond: torch.Tensor, uncond: torch.Tensor | None) -> torch.Tensor:
+    def guided(self, call: Call, cond: torch.Tensor, uncond: torch.Tensor | None) -> torch.Tensor:
         if uncond is None:
             return cond
         return call.stage.large.guided(cond, uncond, self.scale, torch.empty_like(cond))
 
-    def _read_scale(self, call: Invocation) -> None:
+    def _read_scale(self, call: Call) -> None:
         """The guidance scale as it is; once the pipeline's call is over, not every pipeline has it."""
-        self.scale = call.stage.large.family.guidance(self.pipe, call.stage.index, self.arguments)
+        self.scale = call.stage.large.family.guidance(self.pipe, call.stage.index)
 
-    def look(self, call: Invocation, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
+    def look(self, call: Call, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
         raise NotImplementedError
 
 
 class _Measuring(_Run):
     """Differences of every level's values from those of the step before."""
 
-    def __init__(self, pipe: Any, candidates: tuple[int, ...], arguments: dict[str, Any]):
-        super().__init__(pipe, candidates, arguments)
+    def __init__(self, pipe: Any, candidates: tuple[int, ...]):
+        super().__init__(pipe, candidates)
         self.changes: list[float] = []
         self.wide: list[float] = []
         self.outputs_before: deque[torch.Tensor] = deque(maxlen=WIDE)
         self.differences: dict[str, list[tuple[float, float]]] = {}  # level -> (mean, standard deviation), a step each
         self.before: dict[str, torch.Tensor] = {}
 
-    def look(self, call: Invocation, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
+    def look(self, call: Call, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
         now = {"step": self.guided(call, cond, uncond)}
         if uncond is not None:
             now["cfg"] = uncond - cond
@@ -197,13 +185,13 @@ class _Measuring(_Run):
 class _Disturbing(_Run):
     """How much the guided output suffers when a level's value is off."""
 
-    def __init__(self, pipe: Any, candidates: tuple[int, ...], arguments: dict[str, Any],
-                 noise: dict[str, tuple[float, float]], generator: torch.Generator):  # fmt: skip
-        super().__init__(pipe, candidates, arguments)
+    def __init__(self, pipe: Any, candidates: tuple[int, ...], noise: dict[str, tuple[float, float]],
+                 generator: torch.Generator):  # fmt: skip
+        super().__init__(pipe, candidates)
         self.noise, self.generator = noise, generator
         self.impacts: dict[str, list[float]] = {level: [] for level in noise}
 
-    def look(self, call: Invocation, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
+    def look(self, call: Call, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
         real = self.guided(call, cond, uncond)
         self._weigh("step", real, self._off("step", real))
         if uncond is not None:
@@ -212,7 +200,7 @@ class _Disturbing(_Run):
         inputs = large.rows(call.inputs, slice(call.half, None)) if call.batched else call.inputs
         for number in self.candidates:
             state = self.kept[number]
-            disturbed = state._replace(hidden=self._off(str(number), state.hidden), start=0)
+            disturbed = state._replace(hidden=self._off(str(number), state.hidden))
             other = large.resuming(inputs, number, {number: disturbed})
             self._weigh(
                 str(number), real, self.guided(call, other, None if uncond is None else other + (uncond - cond))

@@ -15,12 +15,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from ..engine.trace import Trace
-from ..integrations.diffusers.scope import Scope
 from ..integrations.diffusers.session import Session
 from ..methods import Schedule
 from ..models import find
-from ..models.call import Stage
+from ..models.transformer import Call
 from . import samples
 
 #: What a stretch reuses, as a schedule names it; its errors say nothing of other stand-ins.
@@ -42,55 +40,17 @@ class Record(NamedTuple):
     final: torch.Tensor
 
 
-class Invocation(NamedTuple):
-    """One call of the transformer, as what stands in for the engine's run sees it (``engine.call.Call``)."""
-
-    stage: Stage
-    branch: int
-    inputs: Any
-    x: torch.Tensor
-    batched: bool
-
-    @property
-    def half(self) -> int:
-        """First row of the conditional branch."""
-        return len(self.x) // 2 if self.batched else 0
-
-
-class StandInRun:
-    """Base of what stands in for an engine's run: ``take`` is asked for every call's output."""
+class _Recording:
+    """Stands in for an engine's run: computes every step and keeps what the model said."""
 
     def __init__(self) -> None:
-        self.index, self.calls = -1, 0
-        self.method, self.trace = None, Trace({}, 0)
+        self.index, self.calls, self.outputs = -1, 0, []
 
-    def call(self, index: int, stage: Stage, inputs: Any, x: torch.Tensor, batched: bool = False) -> torch.Tensor:
-        branch = self.calls if index == self.index else 0
-        call = Invocation(stage, branch, inputs, x, batched)
-        if branch == 0:
-            self.begin(index, call)
+    def call(self, index: int, call: Call) -> torch.Tensor:
+        if index != self.index:
             self.index, self.calls = index, 0
+            self.outputs.append([])
         self.calls += 1
-        return self.take(index, call)
-
-    def begin(self, index: int, call: Invocation) -> None:
-        """Step ``index`` begins."""
-
-    def take(self, index: int, call: Invocation) -> torch.Tensor:
-        raise NotImplementedError
-
-
-class _Recording(StandInRun):
-    """Computes every step and keeps what the model said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.outputs: list[list[torch.Tensor]] = []
-
-    def begin(self, index: int, call: Invocation) -> None:
-        self.outputs.append([])
-
-    def take(self, index: int, call: Invocation) -> torch.Tensor:
         output = call.stage.large.full(call.inputs)
         self.outputs[-1].append(output.clone())
         return output
@@ -100,17 +60,20 @@ class _Enough(Exception):  # noqa: N818 (it is no error)
     """Ends a pipeline's run where nothing more is wanted of it."""
 
 
-class _Replaying(StandInRun):
-    """Row m of the batch follows stretch m; all stretches end at the same step."""
+class _Replaying:
+    """Stands in for an engine's run: row m of the batch follows stretch m; all stretches end at the same step."""
 
     def __init__(self, replayer: Replayer, record: Record, stretches: Sequence[Stretch]):
-        super().__init__()
         self.replayer, self.record, self.stretches = replayer, record, stretches
         self.end = stretches[0].end
+        self.index, self.calls = -1, 0
         self.entered: torch.Tensor | None = None  # the latents that enter step ``end``, [rows, ...]
         self._tail: dict[int, torch.Tensor] = {}  # residuals of a coarse tail, by branch
 
-    def take(self, index: int, call: Invocation) -> torch.Tensor:
+    def call(self, index: int, call: Call) -> torch.Tensor:
+        if index != self.index:
+            self.index, self.calls = index, 0
+        self.calls += 1
         if index >= self.end:
             return self._tail_call(index, call)
         rows, copies = len(call.x), len(self.stretches)
@@ -121,7 +84,7 @@ class _Replaying(StandInRun):
             output[reusing] = self._reused(call, reusing)
         return output
 
-    def _keep_residuals(self, index: int, call: Invocation) -> None:
+    def _keep_residuals(self, index: int, call: Call) -> None:
         """Of the step where a stretch begins: there its row is still on the recorded path."""
         copies, residuals = len(self.stretches), self.replayer.residuals
         for m, stretch in enumerate(self.stretches):
@@ -135,12 +98,12 @@ class _Replaying(StandInRun):
                 inputs = call.stage.large.rows(call.inputs, rows)
                 shape = call.stage.large.hidden_shape(inputs)
                 residuals[key] = torch.empty(shape, dtype=call.x.dtype, device=call.x.device)
-                call.stage.large.recording(inputs, residuals[key], {})
+                call.stage.large.storing(inputs, residuals[key])
                 self.replayer.stored += len(rows)
         while len(residuals) > self.replayer.window:
             residuals.popitem(last=False)
 
-    def _reused(self, call: Invocation, rows: list[int]) -> torch.Tensor:
+    def _reused(self, call: Call, rows: list[int]) -> torch.Tensor:
         """The output of some rows, each from the residual of its stretch's start."""
         copies = len(self.stretches)
         kept = [self.replayer.residuals[self.stretches[r % copies].start, call.branch] for r in rows]
@@ -150,7 +113,7 @@ class _Replaying(StandInRun):
             return call.x[rows] + residual
         return call.stage.large.reusing(call.stage.large.rows(call.inputs, rows), residual)
 
-    def _tail_call(self, index: int, call: Invocation) -> torch.Tensor:
+    def _tail_call(self, index: int, call: Call) -> torch.Tensor:
         tails, stage = self.replayer.tails, call.stage
         if index == self.end and call.branch == 0:
             self.entered = call.x[call.half :].clone()
@@ -166,13 +129,8 @@ class _Replaying(StandInRun):
         if tails == "coarse":
             shape = stage.large.hidden_shape(call.inputs)
             self._tail[call.branch] = torch.empty(shape, dtype=call.x.dtype, device=call.x.device)
-            return stage.large.recording(call.inputs, self._tail[call.branch], {})
+            return stage.large.storing(call.inputs, self._tail[call.branch])
         return stage.large.full(call.inputs)
-
-
-class _Scope(Scope):
-    def _new_run(self, timesteps: Any, begin: int, own: bool) -> Any:
-        return self.session.standing_in
 
 
 class StandIn(Session):
@@ -182,19 +140,19 @@ class StandIn(Session):
         if getattr(pipe, "transformer_2", None) is not None:
             raise ValueError("calibrations of pipelines with two transformers are not supported yet")
         never = Schedule([0], num_steps=1)  # a session wants a method; what stands in decides by itself
-        super().__init__(pipe, never, find(pipe.transformer), [small])
+        super().__init__(pipe, never, [pipe.transformer], [small], [0], find(pipe.transformer), compile=False)
         self.standing_in = run
 
-    def scope(self, pipe: Any, args: tuple, kwargs: dict[str, Any], num_steps: int | None = None) -> Scope:
-        return _Scope(self, pipe, args, kwargs, num_steps)
+    def _new_run(self, timesteps: Any, begin: int, own: bool) -> Any:
+        return self.standing_in
 
     def become(self, run: Any) -> None:
         """Hands the next run's calls to ``run``."""
-        self.standing_in = run
+        self.standing_in, self.run, self._timesteps = run, None, None
 
     @property
     def blocks(self) -> nn.ModuleList:
-        return getattr(self.pipe.transformer, self.family.blocks)
+        return getattr(self.stages[0].large.model, self.family.blocks)
 
     def __enter__(self) -> StandIn:
         self.attach()

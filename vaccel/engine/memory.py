@@ -1,40 +1,13 @@
-"""How many bytes a method's stores and signals will hold, from shapes alone; what a run then allocates is the same."""
+"""How many bytes a method's caches will hold, from shapes alone; what the engine then allocates is the same."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
 
 from ..methods import Method
-from ..models.call import Stage
-from ..signals import Signal
-
-
-@dataclasses.dataclass
-class Planned:
-    """What stores and signals are asked about.
-
-    Attributes:
-        stage: a part of the run, with its models.
-        x: a call's latents [rows, ...] on the meta device.
-        sample: one sample's of them.
-        branches: 2 with guidance, else 1.
-        calls: how many calls a step has.
-        names: of the method's stores.
-    """
-
-    stage: Stage
-    x: torch.Tensor
-    sample: torch.Tensor
-    branches: int
-    calls: int
-    names: frozenset[str]
-
-    @staticmethod
-    def nbytes(t: torch.Tensor) -> int:
-        return t.numel() * t.element_size()
+from ..models.transformer import Stage
 
 
 def plan(method: Method, stages: Sequence[Stage], x: torch.Tensor, branches: int, *, batched: bool) -> dict[str, int]:
@@ -42,23 +15,54 @@ def plan(method: Method, stages: Sequence[Stage], x: torch.Tensor, branches: int
 
     Args:
         stages: the parts of a run, with their models.
-        x: a call's latents [rows, ...] on the meta device, in the dtype that the models are called in.
+        x: a call's latents [rows, ...] on the meta device, in the models' dtype.
         branches: 2 with guidance, else 1.
         batched: whether both branches come in one call, in ``x``'s rows.
     """
     calls, rows = (1, branches) if batched else (branches, 1)
-    sample, names = x[: len(x) // rows], frozenset(store.name for store in method.stores)
-    planned: dict[str, int] = {}
-    for store in sorted(method.stores, key=lambda s: s.name):
-        each = (store.nbytes(Planned(stage, x, sample, branches, calls, names)) for stage in stages)
-        planned[store.name] = sum(each)
-    of_signals = Planned(stages[0], x, sample, branches, calls, names)
-    for kind in _all_of(method.watches):
-        planned |= kind.nbytes(of_signals)
-    planned |= {name: Planned.nbytes(kept) for name, kept in method.keeps(sample).items()}
+    sample = x[: len(x) // rows]
+    planned = {}
+    for kind in sorted(method.stores):
+        model, level = kind.split(".")
+        for stage in stages:
+            if level == "states":
+                planned[kind] = planned.get(kind, 0) + _states(method, stage, x, sample, calls, rows)
+                continue
+            if level == "delta":
+                planned[kind] = planned.get(kind, 0) + (_nbytes(sample) if branches > 1 else 0)
+                continue
+            if level == "past":
+                kept = method.remembers * (1 + method.banded)
+                planned[kind] = planned.get(kind, 0) + kept * calls * _nbytes(x)
+                continue
+            if level == "blocks":
+                described = stage.large if model == "large" else stage.small
+                elements = torch.Size(described.hidden_shape({"hidden_states": x})).numel()
+            else:
+                elements = x.numel()
+            planned[kind] = planned.get(kind, 0) + calls * elements * x.element_size()
+    if method.watches & {"prediction", "denoised", "branches"}:
+        if "large.last" not in method.stores:
+            planned["signal"] = calls * _nbytes(x)
+        if "denoised" in method.watches:
+            planned["signal.latents"] = _nbytes(sample)
+        if branches > 1 and method.watches & {"prediction", "denoised"}:
+            planned["signal.guided"] = _nbytes(sample)
+    if method.watches & {"velocity", "surprise"} and (branches > 1 or "surprise" in method.watches):
+        planned["past.guided"] = _nbytes(sample)
+    planned |= {name: _nbytes(kept) for name, kept in method.keeps(sample).items()}
     return planned | {"total": sum(planned.values())}
 
 
-def _all_of(kinds: Sequence[type[Signal]]) -> list[type[Signal]]:
-    """The signals and those that they are made of."""
-    return [found for kind in kinds for found in (*_all_of(kind.requires), kind)]
+def _states(method: Method, stage: Stage, x: torch.Tensor, sample: torch.Tensor, calls: int, rows: int) -> int:
+    """Of the states after blocks and their changes; of text that blocks carry along where its length is fixed."""
+    both = method.state_branches == "both"
+    inputs = {"hidden_states": x if both else sample}
+    hidden, text = stage.large.hidden_shape(inputs), stage.large.encoder_shape(inputs)
+    elements = torch.Size(hidden).numel() + (torch.Size(text).numel() if text is not None else 0)
+    each = elements * x.element_size() + 4 * hidden[0]
+    return len(method.keeps_states(stage.large.depth)) * each * (calls if both else 1)
+
+
+def _nbytes(t: torch.Tensor) -> int:
+    return t.numel() * t.element_size()

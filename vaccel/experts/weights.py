@@ -14,7 +14,7 @@ from torch import nn
 
 from ..models import Family
 from ..models.fingerprints import of_model
-from ..models.transformer import Transformer
+from ..models.transformer import HOOK, Transformer
 from .files import DETAIL, SEMANTIC, SavedExperts, WeightFile
 from .trees import adapted, load_own, merged, separate
 
@@ -66,7 +66,7 @@ class Experts:
         if isinstance(self.detail, _Detail):  # before addresses are looked at, and not within a capture
             self.detail.follow()
 
-    def offload(self) -> None:
+    def rest(self) -> None:
         """At the end of a run, where the pipeline takes its models off the device: the detail expert leaves too."""
         if isinstance(self.detail, _Detail) and "_hf_hook" in self.model.__dict__:
             self.detail.move(torch.device("cpu"))
@@ -194,7 +194,7 @@ def _immovable(model: nn.Module) -> str | None:
         if isinstance(module, BaseTunerLayer):
             return f"{where} has a LoRA: fuse it into the weights or unload it first"
         registry = module.__dict__.get("_diffusers_hook")
-        if foreign := list(registry.hooks) if registry is not None else []:
+        if foreign := [hook for hook in registry.hooks if hook != HOOK] if registry is not None else []:
             return f"{where} carries hooks that one of the experts would miss ({', '.join(foreign)}): take them off"
         if "_hf_hook" in module.__dict__ and (name or not isinstance(module._hf_hook, CpuOffload)):
             return f"{where} is offloaded by layers: use enable_model_cpu_offload() instead"
@@ -213,7 +213,8 @@ def _patched(model: nn.Module) -> str | None:
     """Which module's forward somebody has replaced, which the detail expert's copies of modules would not have."""
     for name, module in model.named_modules():
         forward = module.__dict__.get("_old_forward", module.__dict__.get("forward"))
-        if forward is not None and getattr(forward, "__func__", None) is not type(module).forward:
+        ours = HOOK in getattr(module.__dict__.get("_diffusers_hook"), "hooks", ())
+        if forward is not None and not ours and getattr(forward, "__func__", None) is not type(module).forward:
             return f"the forward of {f'its {name}' if name else 'it'} was replaced"
     return None
 

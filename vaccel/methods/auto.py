@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from ..cache import Store, VelocityHistory
 from ..planning import artifacts
 from ..planning.calibration import Calibration, calibration
 from ..planning.gram import CORRECTING
@@ -85,8 +84,12 @@ class Auto(Method):
         return cls(*args, **{"artifacts": (str(artifact),), **overrides})
 
     @property
-    def stores(self) -> tuple[Store, ...]:
-        return (VelocityHistory(CORRECTING),)  # and as many for the guard
+    def stores(self) -> frozenset[str]:
+        return frozenset({"large.past"})
+
+    @property
+    def remembers(self) -> int:
+        return CORRECTING  # and as many for the guard
 
     @property
     def adaptive(self) -> bool:

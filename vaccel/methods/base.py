@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import torch
 
-from ..actions import Action, ModelName, Weights
-from ..cache import Buffers, Store
+from ..actions import Action, Branches, Model, Weights
+from ..cache.buffers import Buffers
 from ..planning import artifacts
 from ..planning.flow import Flow
-from ..signals import Signal
+
+#: What ``Observation`` can carry; a method names what it watches.
+SIGNALS = ("prediction", "denoised", "latents", "small", "branches", "states", "velocity", "surprise")
+#: What a computed step can leave behind for later ones: residuals by model and level, the large output itself, its
+#: guidance delta u - c, the states after some blocks, its velocities.
+STORES = ("large.output", "large.blocks", "small.blocks", "large.last", "large.delta", "large.states", "large.past")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,30 +60,28 @@ class Step(Protocol):
     index: int
     num_steps: int
 
-    def modulation_change(self, model: ModelName, *, projected: bool = False) -> list[float] | None:
+    def modulation_change(self, model: Model, *, projected: bool = False) -> list[float] | None:
         """Relative L1 of this step's timestep embedding (or its projection for the blocks) from the last step's.
 
         One value for all rows where they share the timestep, else one a row; None where there is nothing to compare
         with, as at the first step of a run.
         """
 
-    @property
-    def latents(self) -> torch.Tensor:
-        """The latents that enter the step, [B, ...]; valid until the next one."""
-
-    @property
-    def level(self) -> float:
-        """The noise level s of the step (``vaccel.planning.flow``)."""
-
     def record(self, **metrics: Any) -> None:
         """Writes values into the trace."""
 
 
+@dataclasses.dataclass(slots=True)
 class Observation:
-    """What happened at a step: the action carried out, and the signals that the method watches.
+    """What happened at a step: the action carried out, and the signals the method watches (else None).
 
-    Each signal (``vaccel.signals``) is an attribute by its name, None where the step does not show it.  Tensors are
-    valid until the next step.
+    At a step that the large model computed: ``prediction`` is the guided output (the only one where a loop has no
+    guidance), ``denoised`` the estimate of x_0 made from it, ``latents`` what the solver made of it.  ``small`` is the
+    small model's conditional output at a rescaled step.  ``branches`` are the two outputs, conditional first and the
+    other None without guidance.  All [B, ...] and valid until the next step.  ``states``: for every kept block that
+    was run at this step and at the last one, the relative L1 [B] of its conditional state from then.  ``velocity`` is
+    the guided velocity (``vaccel.flow``) and ``surprise`` [B] the norm of its difference from the forecast that
+    ``Policy.expects`` gave the weights of, None where it gave none; ``elements`` are a sample's.
     """
 
     action: Action
@@ -88,12 +90,10 @@ class Observation:
     latents: torch.Tensor | None = None
     small: torch.Tensor | None = None
     branches: tuple[torch.Tensor, torch.Tensor | None] | None = None
-    block_changes: Mapping[int, torch.Tensor] = MappingProxyType({})
+    states: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
     velocity: torch.Tensor | None = None
-    forecast_error: torch.Tensor | None = None
-
-    def __init__(self, action: Action):
-        self.action = action
+    surprise: torch.Tensor | None = None
+    elements: int = 0
 
 
 class Policy:
@@ -109,16 +109,12 @@ class Policy:
         asks of the device then is ready when the next step is decided.
         """
 
-    def reshaped(self) -> None:
-        """The latents have another shape from this step on (samples have finished, the picture has grown): whatever is
-        kept a sample or as a tensor is of others.  Called before ``decide``."""
-
     def expects(self, index: int) -> Weights | None:
-        """The weights by which the step that was just computed would have been forecast, for ``ForecastError``."""
+        """The weights by which the step that was just computed would have been forecast, for "surprise"."""
         return None
 
     def finish(self, step: Step, seen: Observation) -> None:
-        """Called once, when the last step is over; ``seen`` is what the signals show of it."""
+        """Called once, when the last step is over; ``seen`` is what "velocity" and "surprise" show of it."""
 
 
 _METHODS: dict[str, type[Method]] = {}
@@ -154,14 +150,33 @@ class Method:
         return None
 
     @property
-    def stores(self) -> tuple[Store, ...]:
-        """What computed steps must leave behind (``vaccel.cache``), one of a kind and a model."""
+    def stores(self) -> frozenset[str]:
+        """Which residuals computed steps must leave behind (members of ``STORES``)."""
+        return frozenset()
+
+    def keeps_states(self, depth: int) -> tuple[int, ...]:
+        """After which of ``depth`` blocks the state is kept, where it stores "large.states"."""
         return ()
 
     @property
-    def watches(self) -> tuple[type[Signal], ...]:
-        """Which signals ``observe`` wants (``vaccel.signals``)."""
-        return ()
+    def state_branches(self) -> Branches:
+        """Whether states are kept of the conditional branch alone ("cond") or of both."""
+        return "cond"
+
+    @property
+    def remembers(self) -> int:
+        """How many velocities are kept of a branch, where it stores "large.past"."""
+        return 0
+
+    @property
+    def banded(self) -> bool:
+        """Whether the velocities' low spatial frequencies are kept beside them."""
+        return False
+
+    @property
+    def watches(self) -> frozenset[str]:
+        """Which signals ``observe`` wants (members of ``SIGNALS``)."""
+        return frozenset()
 
     @property
     def adaptive(self) -> bool:

@@ -10,8 +10,7 @@ import torch
 
 from .. import ops
 from ..actions import Action, Full, Rescale, Small
-from ..cache import LastOutput, OutputResidual, Reading, Store
-from ..signals import Signal, SmallOutput
+from ..cache.readings import Reading
 from .base import Method, Observation, Policy, RunInfo, Step, cautious, require, require_threshold
 
 
@@ -57,12 +56,12 @@ class DirectionMagnitude(Method):
         return True
 
     @property
-    def stores(self) -> tuple[Store, ...]:
-        return (OutputResidual(), LastOutput()) if self.magnitude == "projection" else (OutputResidual(),)
+    def stores(self) -> frozenset[str]:
+        return frozenset({"large.output", "large.last"} if self.magnitude == "projection" else {"large.output"})
 
     @property
-    def watches(self) -> tuple[type[Signal], ...]:
-        return (SmallOutput,)
+    def watches(self) -> frozenset[str]:
+        return frozenset({"small"})
 
     def keeps(self, sample: torch.Tensor) -> dict[str, torch.Tensor]:
         return {
@@ -100,9 +99,6 @@ class _Policy(Policy):
         error = [0.0] if self.error is None else self.error.tolist()
         step.record(**cautious(error=error))
         return self.substitute if all(e <= self.config.threshold for e in error) else Full()
-
-    def reshaped(self) -> None:
-        self.error = self.reference = None
 
     def observe(self, step: Step, seen: Observation) -> None:
         if isinstance(seen.action, Full):

@@ -11,11 +11,9 @@ import numpy as np
 
 from ..actions import Action, Full, Weights
 from ..actions import Forecast as Forecasting
-from ..cache import Store, VelocityHistory
 from ..planning import artifacts, gram
 from ..planning.calibration import OBJECTIVE, Calibration, Response, calibration
 from ..planning.flow import Flow
-from ..signals import ForecastError, Signal
 from .base import Method, Observation, Policy, RunInfo, Step, require
 from .lemica import PUBLISHED, LeMiCa, _steps
 from .schedule import DAMPING, straight
@@ -131,10 +129,13 @@ class Forecast(Method):
         return cls(plan.full_steps, known.gram.num_steps, **{**fields, **overrides})
 
     @property
-    def stores(self) -> tuple[Store, ...]:
+    def stores(self) -> frozenset[str]:
+        return frozenset({"large.past"})
+
+    @property
+    def remembers(self) -> int:
         correcting = gram.CORRECTING if self.corrects else 0
-        count = max(self.order + (self.guard is not None), correcting)  # the guard compares with those before
-        return (VelocityHistory(count, self.banded),)
+        return max(self.order + (self.guard is not None), correcting)  # the guard compares with those before
 
     @property
     def corrects(self) -> bool:
@@ -146,8 +147,8 @@ class Forecast(Method):
         return "band" in self.per
 
     @property
-    def watches(self) -> tuple[type[Signal], ...]:
-        return (ForecastError,) if self.guard is not None else ()
+    def watches(self) -> frozenset[str]:
+        return frozenset({"surprise"} if self.guard is not None else ())
 
     @property
     def adaptive(self) -> bool:
@@ -223,7 +224,6 @@ class _Policy(Policy):
 
     def decide(self, step: Step) -> Action:
         if self.reading is not None:
-            self.elements = step.latents[:1].numel()
             self._judge(step)
         if step.index not in self.path:
             self.expected = None
@@ -240,16 +240,14 @@ class _Policy(Policy):
     def expects(self, index: int) -> Weights | None:
         return self.expected[0] if self.expected is not None else None
 
-    def reshaped(self) -> None:
-        self.reading = self.expected = None
-
     def observe(self, step: Step, seen: Observation) -> None:
         if isinstance(seen.action, Full) and step.index not in self.known:
             # Nothing was there to forecast from: another transformer has taken over.
             self.known = (step.index, *self.known)[: self.method.order]
             self._compute(step.index)
-        if seen.forecast_error is not None:
-            self.reading = self.run.buffers.read("forecast.error", seen.forecast_error)
+        if seen.surprise is not None:
+            self.elements = seen.elements
+            self.reading = self.run.buffers.read("forecast.surprise", seen.surprise)
 
     def _judge(self, step: Step) -> None:
         """How wrong the last forecast was, against the calibration; what is out of the ordinary is skipped less."""
@@ -257,7 +255,7 @@ class _Policy(Policy):
         self.reading = None
         self.squares = [*self.squares[-2:], (wrong / max(self.expected[1], 1e-12)) ** 2]
         times = math.sqrt(sum(self.squares) / len(self.squares))
-        step.record(forecast_error=times)
+        step.record(surprise=times)
         planned = min((f for f in self.path if f >= step.index), default=self.run.num_steps)
         if times <= self.method.guard or planned == step.index:
             return

@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..cache import Store
 from ..planning import artifacts
 from ..planning.schedules import Edge, solve
 from .base import Method, Policy, RunInfo, require
@@ -128,8 +127,12 @@ class LeMiCa(Method):
         return Schedule(self.full_steps, num_steps=self.num_steps, reuse=self.reuse)
 
     @property
-    def stores(self) -> tuple[Store, ...]:
+    def stores(self) -> frozenset[str]:
         return self.schedule.stores
+
+    @property
+    def remembers(self) -> int:
+        return self.schedule.remembers
 
     @property
     def adaptive(self) -> bool:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
 from .. import ops
-from ..actions import Action, Full, Guidance, Output, Resume
-from ..cache import BlockStates, GuidanceDelta, LastOutput, Store
+from ..actions import Action, Branches, Full, Guidance, Output, Resume
 from ..planning import artifacts
-from ..signals import BlockChanges, Branches, Prediction, Signal
 from .base import Method, Observation, Policy, RunInfo, Step, require, require_threshold
 
 #: Steps a cycle (seed 002, eq. 6) where the last two computed outputs differ by less than d1, d2, or more.
@@ -61,7 +59,7 @@ class MixCache(Method):
     intervals: tuple[int, ...] | str = "acc"
     levels: tuple[str, ...] = LEVELS
     candidates: tuple[int, ...] | None = None
-    block_branches: Literal["cond", "both"] = "cond"
+    block_branches: Branches = "cond"
     penalty: bool = True
     interval: int | None = None
     step_impact: float = 1.0
@@ -93,13 +91,17 @@ class MixCache(Method):
         return INTERVALS[self.intervals] if isinstance(self.intervals, str) else tuple(self.intervals)
 
     @property
-    def stores(self) -> tuple[Store, ...]:
-        states = (BlockStates(self.candidates, self.block_branches),) if "block" in self.levels else ()
-        return (LastOutput(), GuidanceDelta(), *states)
+    def stores(self) -> frozenset[str]:
+        states = {"large.states"} if "block" in self.levels else set()
+        return frozenset({"large.last", "large.delta"} | states)
 
     @property
-    def watches(self) -> tuple[type[Signal], ...]:
-        return (Prediction, Branches, BlockChanges)
+    def watches(self) -> frozenset[str]:
+        return frozenset({"prediction", "branches", "states"})
+
+    @property
+    def state_branches(self) -> Branches:
+        return self.block_branches
 
     def keeps_states(self, depth: int) -> tuple[int, ...]:
         """Raises ``ValueError`` for a candidate that the model has no block for."""
@@ -165,17 +167,14 @@ class _Policy(Policy):
         row = self.config.block_impacts[self.candidates.index(level)]
         return row[index if len(row) > 1 else 0]
 
-    def reshaped(self) -> None:
-        self.last, self.distance = None, {}
-
     def observe(self, step: Step, seen: Observation) -> None:
-        asked: dict[str | int, torch.Tensor] = dict(seen.block_changes)
+        asked: dict[str | int, torch.Tensor] = dict(seen.states)
         full = isinstance(seen.action, Full)
         if full:
             cond, uncond = seen.branches
             if uncond is not None:
                 asked["cfg"] = ops.relative_l1(uncond, cond)
-            if self.last is not None and self.last.shape == seen.prediction.shape:
+            if self.last is not None:
                 asked["full"] = ops.relative_l1(seen.prediction, self.last)
             self.last = self.buffers.keep("mixcache.last", seen.prediction)
         if asked:  # one copy to the host for all levels

@@ -8,9 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 
 from ..actions import Action, Full
-from ..cache import Store, VelocityHistory
 from ..planning.flow import Flow
-from ..signals import Signal, Velocity
 from .base import Method, Observation, Policy, RunInfo, Step, require
 
 
@@ -39,12 +37,16 @@ class Recording(Method):
         require(self.keep in ("device", "host"), f"keep must be 'device' or 'host', got {self.keep!r}")
 
     @property
-    def stores(self) -> tuple[Store, ...]:
-        return (VelocityHistory(1),)
+    def stores(self) -> frozenset[str]:
+        return frozenset({"large.past"})
 
     @property
-    def watches(self) -> tuple[type[Signal], ...]:
-        return (Velocity,)
+    def remembers(self) -> int:
+        return 1
+
+    @property
+    def watches(self) -> frozenset[str]:
+        return frozenset({"velocity"})
 
     @property
     def adaptive(self) -> bool:
@@ -58,17 +60,11 @@ class _Policy(Policy):
     def __init__(self, method: Recording, run: RunInfo):
         self.method, self.run = method, run
         self.velocities: torch.Tensor | None = None
-        self.spoilt = False
-
-    def reshaped(self) -> None:
-        self.spoilt = True  # no one trajectory any more
 
     def decide(self, step: Step) -> Action:
         return Full()
 
     def observe(self, step: Step, seen: Observation) -> None:
-        if self.spoilt:
-            return
         if self.velocities is None:
             device = seen.velocity.device if self.method.keep == "device" else "cpu"
             shape = (self.run.num_steps, *seen.velocity.shape)
@@ -77,7 +73,4 @@ class _Policy(Policy):
 
     def finish(self, step: Step, seen: Observation) -> None:
         self.observe(step, seen)
-        if self.spoilt:
-            self.run.note("nothing is learnt from this run: its latents changed their shape in the middle")
-            return
         self.run.deliver(Recorded(self.velocities, self.run.flow or Flow.even(self.run.num_steps)))

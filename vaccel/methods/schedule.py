@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from ..actions import (
     Action,
+    Branches,
     Expert,
     Forecast,
     Full,
@@ -21,7 +22,6 @@ from ..actions import (
     Weights,
     from_json,
 )
-from ..cache import BlockResidual, BlockStates, GuidanceDelta, LastOutput, OutputResidual, Store, VelocityHistory
 from ..planning.flow import Flow, damped
 from .base import ExpertWeights, Method, Observation, Policy, RunInfo, Step, require
 
@@ -117,24 +117,27 @@ class Schedule(Method):
         return None
 
     @property
-    def stores(self) -> tuple[Store, ...]:
-        needed = {(a.model, a.reuse) for a in self.actions if isinstance(a, Residual)}
+    def stores(self) -> frozenset[str]:
+        residuals = {f"{a.model}.{a.reuse}" for a in self.actions if isinstance(a, Residual)}
         rescales = {a.magnitude for a in self.actions if isinstance(a, Rescale)}
-        kinds = {type(a) for a in self.actions}
-        found: list[Store] = [BlockResidual(m) for m in ("large", "small") if (m, "blocks") in needed]
-        if rescales or ("large", "output") in needed:
-            found.append(OutputResidual())
-        if "projection" in rescales or kinds & {Output, Guidance, Resume}:
-            found.append(LastOutput())
-        if kinds & {Guidance, Resume}:
-            found.append(GuidanceDelta())
-        if Resume in kinds:
-            blocks = tuple(sorted({a.block for a in self.actions if isinstance(a, Resume)}))
-            both = any(isinstance(a, Resume) and a.branches == "both" for a in self.actions)
-            found.append(BlockStates(blocks, "both" if both else "cond"))
-        if remembered := self._remembers:
-            found.append(VelocityHistory(remembered, self.banded))
-        return tuple(found)
+        outputs = {"large.output"} if rescales else set()
+        reuses = {type(a) for a in self.actions}
+        last = {"large.last"} if "projection" in rescales or reuses & {Output, Guidance, Resume} else set()
+        delta = {"large.delta"} if reuses & {Guidance, Resume} else set()
+        states = {"large.states"} if Resume in reuses else set()
+        past = {"large.past"} if self.remembers else set()
+        return frozenset(residuals | outputs | last | delta | states | past)
+
+    def keeps_states(self, depth: int) -> tuple[int, ...]:
+        """Raises ``ValueError`` for a block that the model does not have."""
+        blocks = sorted({a.block for a in self.actions if isinstance(a, Resume)})
+        outside = [b for b in blocks if not 0 <= b < depth]
+        require(not outside, f"this schedule resumes after blocks {outside}, the model has {depth}")
+        return tuple(blocks)
+
+    @property
+    def state_branches(self) -> Branches:
+        return "both" if any(getattr(a, "branches", "") == "both" for a in self.actions) else "cond"
 
     @property
     def adaptive(self) -> bool:
@@ -146,9 +149,6 @@ class Schedule(Method):
             f"this schedule is for {len(self.actions)} steps, the run has {run.num_steps}",
         )
         _ = self.experts  # raises where it has some
-        blocks = sorted({a.block for a in self.actions if isinstance(a, Resume)})
-        outside = [b for b in blocks if not 0 <= b < run.depth]
-        require(not outside, f"this schedule resumes after blocks {outside}, the model has {run.depth}")
         return _Policy(self.actions, run.flow or Flow.even(run.num_steps))
 
     @property
@@ -157,7 +157,7 @@ class Schedule(Method):
         return forecast + [a.correction for a in self.actions if isinstance(a, Full) and a.correction is not None]
 
     @property
-    def _remembers(self) -> int:
+    def remembers(self) -> int:
         return max((2 if w is None else len(w.values) for w in self._forecasts), default=0)
 
     @property

@@ -9,12 +9,8 @@ import torch
 
 from .. import ops
 from ..actions import Action, Full, Residual, Small
-from ..cache import BlockResidual, Store
-from ..signals import Denoised, Latents, Prediction, Signal
 from .base import Method, Observation, Policy, RunInfo, Step, require, require_threshold
 from .teacache import TeaCache
-
-_SIGNALS: dict[str, type[Signal]] = {"prediction": Prediction, "denoised": Denoised, "latents": Latents}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +54,12 @@ class SRDiffusion(Method):
         return True
 
     @property
-    def stores(self) -> tuple[Store, ...]:
-        return (BlockResidual("small"),) if self.rendering else ()
+    def stores(self) -> frozenset[str]:
+        return frozenset({"small.blocks"} if self.rendering else ())
 
     @property
-    def watches(self) -> tuple[type[Signal], ...]:
-        return (_SIGNALS[self.signal],)
+    def watches(self) -> frozenset[str]:
+        return frozenset({self.signal})
 
     def keeps(self, sample: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"srdiffusion.signal": sample}
@@ -92,24 +88,18 @@ class _Policy(Policy):
             self.rendering = self.config.rendering.start(self.run, model="small", begin=step.index)
         return self.rendering.decide(step)
 
-    def reshaped(self) -> None:
-        self.previous = self.change = None
-        self.settled = [all(self.settled)] if self.settled else []
-        if self.rendering is not None:
-            self.rendering.reshaped()
-
     def observe(self, step: Step, seen: Observation) -> None:
         if isinstance(seen.action, (Small, Residual)):
             if self.rendering is not None:
                 self.rendering.observe(step, seen)
             return
         signal = getattr(seen, self.config.signal)
-        if self.previous is not None and self.previous.shape == signal.shape:
+        if self.previous is not None:
             change = torch.tanh(ops.relative_l1(signal, self.previous)).tolist()
             step.record(change=change)
             if self.change is not None and step.index + 1 > self.config.fix_steps:
                 drops = [before - now for before, now in zip(self.change, change, strict=True)]
-                settled = self.settled if len(self.settled) == len(drops) else [False] * len(drops)
+                settled = self.settled or [False] * len(drops)
                 self.settled = [s or 0 < d < self.config.threshold for s, d in zip(settled, drops, strict=True)]
             self.change = change
         self.previous = self.run.buffers.keep("srdiffusion.signal", signal)

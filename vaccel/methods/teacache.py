@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from ..actions import Action, Full, ModelName, Residual, Small
-from ..cache import BlockResidual, Store
+from ..actions import Action, Full, Model, Residual, Small
 from .base import Method, Observation, Policy, RunInfo, Step, cautious, require, require_threshold
 
 _WAN_1_3B = (2396.76752, -1311.10545, 201.331979, -8.29855975, 0.137887774)
@@ -77,16 +76,16 @@ class TeaCache(Method):
         require(self.warmup is None or self.warmup >= 1, f"warmup must be >= 1, got {self.warmup}")
 
     @property
-    def stores(self) -> tuple[Store, ...]:
-        return (BlockResidual(),)
+    def stores(self) -> frozenset[str]:
+        return frozenset({"large.blocks"})
 
-    def start(self, run: RunInfo, *, model: ModelName = "large", begin: int = 0) -> Policy:
+    def start(self, run: RunInfo, *, model: Model = "large", begin: int = 0) -> Policy:
         """A fresh policy; for another model than the large one, or from a later step on, as SRDiffusion needs."""
         return _Policy(self, run, model, begin)
 
 
 class _Policy(Policy):
-    def __init__(self, config: TeaCache, run: RunInfo, model: ModelName, begin: int):
+    def __init__(self, config: TeaCache, run: RunInfo, model: Model, begin: int):
         self.config, self.model = config, model
         warmup = config.warmup if config.warmup is not None else (5 if config.retention else 1)
         self.first = begin + warmup
@@ -112,9 +111,6 @@ class _Policy(Policy):
             return self.reused
         self.accumulated = None
         return self.computed
-
-    def reshaped(self) -> None:
-        self.accumulated = None
 
     def observe(self, step: Step, seen: Observation) -> None:
         if isinstance(seen.action, (Full, Small)):  # also where the engine computed what could not be reused

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -134,13 +133,8 @@ class Family:
         own = {k: t[rows] for k, t in given.items() if isinstance(t, torch.Tensor) and t.ndim and len(t) == count}
         return {**inputs, **own}
 
-    def guidance(self, pipe: Any, stage: int, arguments: Mapping[str, Any]) -> float:
-        """The guidance scale w of the pipeline's current step.
-
-        Args:
-            stage: counts the pipeline's transformers.
-            arguments: of the pipeline's running call, by name.
-        """
+    def guidance(self, pipe: Any, stage: int) -> float:
+        """The guidance scale w of the pipeline's current step; ``stage`` counts its transformers."""
         return float(pipe.guidance_scale)
 
     def guided(
@@ -163,13 +157,3 @@ class Family:
         latents, config = cls._modes(pipe, clip), pipe.vae.config
         mean, std = (latents.new_tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
         return (latents - mean) * (1.0 / std)
-
-
-def computing_dtype(module: nn.Module, inputs: Inputs) -> torch.dtype:
-    """The dtype that a module is to be called in: its weights', where they are kept as they are computed with.
-
-    Quantised weights, or those stored in eight bits, are computed with in the dtype of the call.
-    """
-    stored = next((p.dtype for p in module.parameters()), None)
-    plain = stored is not None and stored.is_floating_point and stored.itemsize > 1
-    return stored if plain else inputs["hidden_states"].dtype

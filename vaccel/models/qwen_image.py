@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
 from math import prod
 from typing import Any
 
@@ -99,14 +99,17 @@ class QwenImage(Family):
         last = (blocks - 1) // -(-blocks // len(samples))
         return {**inputs, "controlnet_block_samples": samples[last : last + 1]}
 
-    def guidance(self, pipe: Any, stage: int, arguments: Mapping[str, Any]) -> float:
+    def guidance(self, pipe: Any, stage: int) -> float:
         # The pipelines keep their true_cfg_scale nowhere but in the call that is running.
-        if "true_cfg_scale" not in arguments:
-            raise ValueError(
-                "Qwen-Image's guidance scale is an argument of its pipeline's call, and none is running that has it; "
-                "for a loop of your own use vaccel.Denoiser"
-            )
-        return float(arguments["true_cfg_scale"])
+        frame = sys._getframe(1)
+        while frame is not None:
+            if "true_cfg_scale" in frame.f_code.co_varnames and frame.f_locals.get("self") is pipe:
+                return float(frame.f_locals["true_cfg_scale"])
+            frame = frame.f_back
+        raise ValueError(
+            "Qwen-Image's guidance scale is known only to its pipeline's running call, and none is running; for a "
+            "loop of your own use vaccel.Denoiser"
+        )
 
     def guided(
         self, cond: torch.Tensor, uncond: torch.Tensor, scale: float, out: torch.Tensor | None = None

@@ -5,37 +5,84 @@ And a call of one, with the stage of the run that it is made in.
 
 from __future__ import annotations
 
-import functools
-import threading
+import dataclasses
 import warnings
-import weakref
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from .. import ops
-from ..cache.block_states import BlockState
-from .family import Family, Inputs
-from .views import View, plain_view, recording_view, resuming_view, reusing_view
+from . import Family
+from .family import Inputs
+from .views import BlockState, View, keeping_view, plain_view, resuming_view, reusing_view, storing_view
 
+#: The name that our own hook on a transformer's root is registered under.
+HOOK = "vaccel"
 #: What peft's layers decide by when they are called.
 ADAPTER_STATE = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
 
 
-_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+class Model(Protocol):
+    """What the engine needs of a model.
+
+    ``described`` says whether the inside of it can be reached; latents have their channels along ``channel_axis`` and,
+    where they are ``spatial``, rows and columns last.
+    """
+
+    described: bool
+    channel_axis: int
+    spatial: bool
+
+    def latents(self, inputs: Any) -> torch.Tensor: ...
+    def rows(self, inputs: Any, rows: slice | list[int]) -> Any: ...
+    def full(self, inputs: Any) -> torch.Tensor: ...
+    def expert(self, inputs: Any, number: int) -> torch.Tensor: ...
+    def storing(self, inputs: Any, buffer: torch.Tensor) -> torch.Tensor: ...
+    def reusing(self, inputs: Any, buffer: torch.Tensor) -> torch.Tensor: ...
+    def keeping(self, inputs: Any, states: dict[int, BlockState]) -> torch.Tensor: ...
+    def resuming(self, inputs: Any, after: int, states: dict[int, BlockState]) -> torch.Tensor: ...
+    def guided(self, cond: torch.Tensor, uncond: torch.Tensor, scale: float, out: torch.Tensor) -> torch.Tensor: ...
+    def hidden_shape(self, inputs: Any) -> tuple[int, ...]: ...
+    def encoder_shape(self, inputs: Any) -> tuple[int, ...] | None: ...
+    def modulation(self, inputs: Any, projected: bool) -> torch.Tensor: ...
+    def modulations(self, inputs: Any, timesteps: torch.Tensor, projected: bool) -> torch.Tensor | None: ...
 
 
-def _lock_of(model: nn.Module) -> threading.RLock:
-    """One for every module: where hooks sit on it, its blocks are exchanged for the length of a call."""
-    return _locks.setdefault(model, threading.RLock())
+@dataclasses.dataclass(slots=True)
+class Stage:
+    """The models of one part of a run (Wan 2.2 has two parts); caches never cross from one to the other."""
+
+    index: int
+    large: Model
+    small: Model | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class Call:
+    """One invocation: its arguments, x (the noisy latents [rows, ...]), and which branches its rows are.
+
+    ``branch`` 0 is the first call of a step (the conditional branch of two-call guidance), 1 the second.  With
+    ``batched`` the rows are [unconditional; conditional].
+    """
+
+    stage: Stage
+    branch: int
+    inputs: Any
+    x: torch.Tensor
+    batched: bool = False
+
+    @property
+    def half(self) -> int:
+        """First row of the conditional branch."""
+        return len(self.x) // 2 if self.batched else 0
 
 
 class Transformer:
     """A diffusers transformer with its family's description.
 
-    ``original`` calls the model with whatever hooks sit on it; views are called directly where there are none.
+    ``original`` calls the model with whatever other hooks sit on it; views are called directly where there are none.
     ``experts`` are the models that ``expert`` chooses from, where it stands for several.
     """
 
@@ -43,12 +90,10 @@ class Transformer:
 
     def __init__(self, model: nn.Module, family: Family, *, small: bool = False, compile: bool = False):
         self.model, self.family, self.is_small, self.compile = model, family, small, compile
-        # The module's own call, past any scope that it would ask for.
-        self.original: Callable[..., Any] = functools.partial(nn.Module.__call__, model)
+        self.original: Callable[..., Any] = model if small else model.forward
         self.experts: tuple[Transformer, ...] = ()
         self._views: dict[Hashable, View] = {}
         self._warned = False
-        self._lock = _lock_of(model)
 
     @property
     def channel_axis(self) -> int:
@@ -90,11 +135,7 @@ class Transformer:
     def full(self, inputs: Inputs) -> torch.Tensor:
         if self.compile:
             return self._call("plain", plain_view, inputs)
-        given = self._mapped(inputs) if self.is_small else inputs
-        if self._bare():
-            return self._prediction(inputs, self.original(**given))
-        with self._lock:
-            return self._prediction(inputs, self.original(**given))
+        return self._prediction(inputs, self.original(**(self._mapped(inputs) if self.is_small else inputs)))
 
     def expert(self, inputs: Inputs, number: int) -> torch.Tensor:
         """A forward by the weights of expert ``number``.  Raises ``ValueError`` where there is no such expert."""
@@ -102,20 +143,18 @@ class Transformer:
             raise ValueError(f"the method asks for expert {number} of {len(self.experts)}")
         return self.experts[number].full(inputs)
 
-    def recording(self, inputs: Inputs, residual: torch.Tensor | None, states: dict[int, BlockState]) -> torch.Tensor:
-        """A forward that leaves the residual of its blocks and the states after some of them behind, where asked to."""
-        numbers, stores = tuple(states), residual is not None
-        if not numbers and not stores:
-            return self.full(inputs)
-
-        def make(model: nn.Module, family: Family) -> View:
-            return recording_view(model, family, numbers, stores)
-
-        return self._call(("recording", numbers, stores), make, inputs, residual, states or None)
+    def storing(self, inputs: Inputs, buffer: torch.Tensor) -> torch.Tensor:
+        return self._call("storing", storing_view, inputs, buffer)
 
     def reusing(self, inputs: Inputs, buffer: torch.Tensor) -> torch.Tensor:
-        """Embeddings and head, with the residual in ``buffer`` in the blocks' place."""
         return self._call("reusing", reusing_view, self.family.reusing_inputs(self.model, inputs), buffer)
+
+    def keeping(self, inputs: Inputs, states: dict[int, BlockState]) -> torch.Tensor:
+        """A forward that keeps the states after some blocks."""
+        numbers = tuple(states)
+        return self._call(
+            ("keeping", numbers), lambda m, family: keeping_view(m, family, numbers), inputs, None, states
+        )
 
     def resuming(self, inputs: Inputs, after: int, states: dict[int, BlockState]) -> torch.Tensor:
         """What the blocks behind ``after`` and the head make of the state kept there."""
@@ -125,11 +164,6 @@ class Transformer:
             return resuming_view(model, family, after, numbers)
 
         return self._call(("resuming", after, numbers), make, inputs, None, states)
-
-    def refresh(self) -> None:
-        """Drops views of what has been replaced since: a LoRA at the root, a head, a block.  Called as a run opens."""
-        for name in [name for name, view in self._views.items() if view.stale()]:
-            del self._views[name]
 
     @property
     def depth(self) -> int:
@@ -166,7 +200,7 @@ class Transformer:
         if self.compile and not self._warned:
             self._warned = True
             warnings.warn("vaccel: other hooks sit on the transformer (offload?): running it uncompiled", stacklevel=3)
-        with self._lock, view.swapped_in():
+        with view.swapped_in():
             return self._prediction(inputs, self.original(**inputs))
 
     def state(self) -> Hashable:
@@ -182,14 +216,17 @@ class Transformer:
             if "_hf_hook" in module.__dict__:
                 return "accelerate's offload moves its weights"
             registry = module.__dict__.get("_diffusers_hook")
-            foreign = list(registry.hooks) if registry is not None else []
+            foreign = [name for name in registry.hooks if name != HOOK] if registry is not None else []
             if foreign:
                 return f"other hooks sit on {type(module).__name__} ({', '.join(foreign)})"
         return None
 
     def _bare(self) -> bool:
         """Whether nothing but the model's own forward lies below."""
-        return "forward" not in self.model.__dict__ and "_hf_hook" not in self.model.__dict__
+        if self.is_small:
+            return "forward" not in self.model.__dict__
+        plain = getattr(self.original, "__func__", None) is type(self.model).forward
+        return plain and "_hf_hook" not in self.model.__dict__
 
 
 class PlainCallable:
@@ -204,10 +241,6 @@ class PlainCallable:
 
     def latents(self, inputs: tuple) -> torch.Tensor:
         return inputs[0]
-
-    def recording(self, inputs: tuple, residual: None, states: dict) -> torch.Tensor:
-        """As ``full``: what is inside cannot be asked for."""
-        return self.full(inputs)
 
     def full(self, inputs: tuple) -> torch.Tensor:
         return self.function(*inputs)

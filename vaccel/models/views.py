@@ -10,14 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from .. import ops
-from ..cache.block_states import BlockState
-from .family import Family
+from . import Family
 
 HOOK_ATTRIBUTES = ("forward", "_diffusers_hook", "_hf_hook", "_old_forward", "_compiled_call_impl")
 
@@ -86,6 +85,18 @@ class _StoreExit(_Replacement):
         return out
 
 
+class BlockState(NamedTuple):
+    """Where the state after a block is kept: hidden [rows, tokens, width], text likewise where blocks carry it along.
+
+    ``change`` [rows], fp32, is its relative L1 from what was there before.  Rows of a call from ``start`` on are kept.
+    """
+
+    hidden: torch.Tensor
+    encoder: torch.Tensor | None
+    change: torch.Tensor
+    start: int = 0
+
+
 class _KeepState(_Replacement):
     """A block whose state is kept on the way."""
 
@@ -120,21 +131,16 @@ class _Resumption(_Replacement):
         return (self.hidden, self.encoder) if self.returns == "hidden_encoder" else (self.encoder, self.hidden)
 
 
-def _parts(model: nn.Module, attribute: str) -> list[Any]:
-    """What a view has taken over from its model, beside what they share by register (weights, inner modules)."""
-    own = [v for k, v in model.__dict__.items() if k not in HOOK_ATTRIBUTES]
-    return [*own, *model._modules.values(), *model._modules[attribute]]
-
-
 class View:
     """A transformer with ``blocks`` in place of its own.  ``set_buffer`` names the storage of the next call."""
 
     def __init__(self, model: nn.Module, attribute: str, blocks: list[nn.Module] | None):
         self.model, self.attribute = model, attribute
         self.blocks = nn.ModuleList(blocks) if blocks is not None else None
-        self._buffered = [b for b in blocks or () if isinstance(b, _AddResidual)]
+        self._buffered = [b for b in blocks or () if isinstance(b, (_AddResidual, _StoreEntry, _StoreExit))]
+        if len(blocks or ()) == 1 and isinstance(blocks[0], _StoreExit):
+            self._buffered.append(blocks[0].block)  # one block alone is first and last
         self._kept: dict[int, _KeepState | _Resumption] = {}
-        self._of = _parts(model, attribute)
         self.module = copy.copy(model)
         self.module.__dict__["_modules"] = dict(model._modules)
         for name in HOOK_ATTRIBUTES:
@@ -142,11 +148,6 @@ class View:
         if self.blocks is not None:
             self.module._modules[attribute] = self.blocks
         self.call: Callable[..., Any] = self.module.forward
-
-    def stale(self) -> bool:
-        """Whether something at the model's root or in its block list has been replaced since."""
-        now = _parts(self.model, self.attribute)
-        return len(now) != len(self._of) or any(a is not b for a, b in zip(now, self._of, strict=True))
 
     def compile(self, **options: Any) -> None:
         """Compiles the view as one full graph; raises at the first call where the model's forward breaks it."""
@@ -181,20 +182,12 @@ def plain_view(model: nn.Module, family: Family) -> View:
     return View(model, family.blocks, None)
 
 
-def recording_view(model: nn.Module, family: Family, numbers: tuple[int, ...], residual: bool) -> View:
-    """Computes everything, keeps the states after the blocks ``numbers`` and, with ``residual``, leaves that of the
-    block stack in the buffer."""
+def storing_view(model: nn.Module, family: Family) -> View:
+    """Computes everything and leaves the residual of the block stack in the buffer."""
     blocks = list(getattr(model, family.blocks))
-    kept = {number: _KeepState(blocks[number], family.returns) for number in numbers}
-    blocks = [kept.get(number, block) for number, block in enumerate(blocks)]
-    ends: list[nn.Module] = []
-    if residual:
-        blocks[0] = entry = _StoreEntry(blocks[0], family.returns)
-        blocks[-1] = leaving = _StoreExit(blocks[-1], family.returns)
-        ends = [entry, leaving]
-    view = View(model, family.blocks, blocks)
-    view._buffered, view._kept = ends, kept
-    return view
+    blocks[0] = _StoreEntry(blocks[0], family.returns)
+    blocks[-1] = _StoreExit(blocks[-1], family.returns)
+    return View(model, family.blocks, blocks)
 
 
 def reusing_view(model: nn.Module, family: Family) -> View:
@@ -203,6 +196,15 @@ def reusing_view(model: nn.Module, family: Family) -> View:
     blocks: list[nn.Module] = [_AddResidual(family.returns)]
     blocks += [_PassThrough(family.returns) for _ in range(count - 1)]
     return View(model, family.blocks, blocks)
+
+
+def keeping_view(model: nn.Module, family: Family, numbers: tuple[int, ...]) -> View:
+    """Computes everything and keeps the states after the blocks ``numbers``."""
+    blocks = list(getattr(model, family.blocks))
+    kept = {number: _KeepState(blocks[number], family.returns) for number in numbers}
+    view = View(model, family.blocks, [kept.get(number, block) for number, block in enumerate(blocks)])
+    view._kept = kept
+    return view
 
 
 def resuming_view(model: nn.Module, family: Family, after: int, numbers: tuple[int, ...]) -> View:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from .family import Family, Inputs, computing_dtype
+from .family import Family, Inputs
 
 
 class Wan(Family):
@@ -49,11 +48,11 @@ class Wan(Family):
         embedder, timestep = model.condition_embedder, inputs["timestep"]
         # A 2-D timestep (Wan 2.2 TI2V) has one value a token.
         frequencies = embedder.timesteps_proj(timestep.flatten())
-        embedding = embedder.time_embedder(frequencies.to(computing_dtype(embedder.time_embedder, inputs)))
+        embedding = embedder.time_embedder(frequencies.to(next(embedder.time_embedder.parameters()).dtype))
         if projected:
             embedding = embedder.time_proj(embedder.act_fn(embedding))
         return embedding.unflatten(0, timestep.shape)
 
-    def guidance(self, pipe: Any, stage: int, arguments: Mapping[str, Any]) -> float:
+    def guidance(self, pipe: Any, stage: int) -> float:
         second = getattr(pipe, "_guidance_scale_2", None)
         return float(second if stage == 1 and second is not None else pipe.guidance_scale)

@@ -14,14 +14,12 @@ from .cfg_delta_reuse import cfg_delta_reuse
 from .cfg_delta_store import cfg_delta_store
 from .cosine import cosine
 from .direction_magnitude import direction_magnitude, direction_magnitude_guided
-from .inner import inner
 from .linear_combination import linear_combination, linear_combination_guided
 from .norm import norm
 from .relative_l1 import relative_l1
 from .residual_store import residual_store, residual_store_stats
 
 __all__ = [
-    "Inner",
     "accumulate_and_test",
     "block_reuse",
     "block_store",
@@ -31,7 +29,6 @@ __all__ = [
     "cosine",
     "direction_magnitude",
     "direction_magnitude_guided",
-    "inner",
     "linear_combination",
     "linear_combination_guided",
     "native",

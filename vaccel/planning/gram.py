@@ -22,7 +22,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..cache.frequencies import low_frequencies
 from .schedules import Edge, solve
 
 PER = ("tensor", "channel", "band", "channel, band")
@@ -284,3 +283,11 @@ def inner_products(velocities: torch.Tensor, axis: int, bands: int) -> np.ndarra
             flat = part.reshape(steps, -1)
             out[band, number] = (flat @ flat.T / clips).cpu().numpy()
     return out
+
+
+def low_frequencies(size: int, share: float = 0.5) -> np.ndarray:
+    """[size, size], the projection onto the lowest ``share`` of the frequencies of an orthonormal DCT-II."""
+    frequency, place = np.arange(math.ceil(share * size))[:, None], np.arange(size)[None]
+    cosines = np.cos(np.pi * (place + 0.5) * frequency / size) * math.sqrt(2 / size)
+    cosines[0] /= math.sqrt(2)
+    return cosines.T @ cosines

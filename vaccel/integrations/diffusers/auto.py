@@ -8,9 +8,9 @@ import hashlib
 import json
 import os
 import statistics
-import tempfile
-import threading
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from ...methods import Auto, Forecast, Method, Recording
 from ...methods.auto import Candidate
 from ...methods.recording import Recorded
 from ...models import Family, fingerprints
-from ...models.weights_digest import digest_of
 from ...planning import artifacts
 from ...planning.calibration import added, calibration, sample_of
 from ...planning.flow import Flow
 
+_now = time.perf_counter
 #: Runs whose times count: the latest.
 RECENT = 5
 
@@ -47,55 +47,88 @@ class Times:
         return self.run(steps, steps) / self.run(computed, steps)
 
 
-def durations(marks: list[Any]) -> list[float]:
-    """Seconds between marks, which are times or CUDA events."""
-    if isinstance(marks[0], float):
-        return [b - a for a, b in zip(marks, marks[1:], strict=False)]
-    marks[-1].synchronize()
-    return [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+class Stopwatch:
+    """Times of one pipeline's calls: when they begin and end, and when each step begins."""
+
+    def __init__(self, pipe: Any):
+        self._marks: list[Any] = []
+        self._entered: float | None = None
+        self.measured: list[tuple[list[float], float]] = []  # of a call: its steps, and the rest
+        # The first and the last thing that a pipeline's call does, as attributes of this one object.
+        self._wrapped = []
+        for name, told in (("check_inputs", self._enter), ("maybe_free_model_hooks", self._leave)):
+            own = getattr(pipe, name, None)
+            if own is not None and name not in vars(pipe):
+                setattr(pipe, name, _telling(own, told))
+                self._wrapped.append(name)
+
+    def remove(self, pipe: Any) -> None:
+        for name in self._wrapped:
+            vars(pipe).pop(name, None)
+
+    def _enter(self) -> None:
+        self._entered, self._marks = _now(), []
+
+    def mark(self, device: torch.device) -> None:
+        """A step begins, or the last is over."""
+        if device.type != "cuda":
+            self._marks.append(_now())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append(event)
+
+    def _leave(self) -> None:
+        if len(self._marks) < 2 or self._entered is None:
+            return
+        if isinstance(self._marks[0], float):
+            steps = [b - a for a, b in zip(self._marks, self._marks[1:], strict=False)]
+        else:
+            self._marks[-1].synchronize()
+            steps = [a.elapsed_time(b) / 1e3 for a, b in zip(self._marks, self._marks[1:], strict=False)]
+        beside = _now() - self._entered - sum(steps)
+        self.measured = [*self.measured[1 - RECENT :], (steps, max(beside, 0.0))]
+        self._entered, self._marks = None, []
+
+
+def _telling(own: Callable[..., Any], told: Callable[[], None]) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        told()
+        return own(*args, **kwargs)
+
+    return wrapper
 
 
 class Pilot:
     """Chooses a method for every run of a pipeline that is accelerated with ``Auto``, and learns."""
 
-    def __init__(self, auto: Auto, family: Family):
-        self.auto, self.family = auto, family
-        self._lock = threading.RLock()
+    def __init__(self, auto: Auto, watch: Stopwatch, transformer: torch.nn.Module, family: Family):
+        self.auto, self.transformer, self.family = auto, transformer, family
+        self.watch = watch
+        self._runs: list[Trace] = []
         self._candidates: tuple[Any, Any, list[Candidate]] | None = None  # behind what they were made of
         self._times: dict[str, list[float]] = {"full": [], "skipped": [], "beside": []}
         self._file: Path | None = None
-        self._spare: tempfile.TemporaryDirectory | None = None  # where the folder cannot be written
-        self._modules: list[torch.nn.Module] = []
 
-    def choose(
-        self, pipe: Any, modules: list[torch.nn.Module], num_steps: int, flow: Flow | None, scales: list[float],
-        negative: bool,
-    ) -> tuple[Method, list[str]]:  # fmt: skip
+    def choose(self, pipe: Any, num_steps: int, flow: Flow | None, guidance: float) -> tuple[Method, list[str]]:
         """The method of the run that begins, and what its trace is to say.
-
-        Args:
-            modules: the pipeline's transformers.
-            scales: the guidance scale of each.
-            negative: whether the call has a negative prompt.
 
         Raises ``ValueError`` where nothing is known of this pipeline and nothing is to be learnt.
         """
-        with self._lock:
-            self._modules = modules
-            self._file = self._place(modules, num_steps, flow, scales, negative)
-            learnt = self._learnt()
-            known = [*self.auto.artifacts, *([str(self._file)] if learnt else [])]
-            taught = len(learnt["samples"]) if learnt else 0
-            if taught < self.auto.learn:
-                said = f"Auto: learning from this run, computed in full ({taught + 1} of {self.auto.learn})"
-                return Recording(), [said]
-            candidates = self._candidates_of(pipe, known, num_steps)
-            if not candidates:
-                raise ValueError(
-                    f"Auto knows nothing of this {type(modules[0]).__name__} at {num_steps} steps: pass learn=1 to "
-                    "learn from the first run, or artifacts=(...) that `vaccel calibrate forecast` makes"
-                )
-            return self._chosen(candidates, num_steps)
+        self.take_times()
+        self._file = self._place(num_steps, flow, guidance)
+        learnt = self._learnt()
+        known = [*self.auto.artifacts, *([str(self._file)] if learnt else [])]
+        taught = len(learnt["samples"]) if learnt else 0
+        if taught < self.auto.learn:
+            return Recording(), [f"Auto: learning from this run, computed in full ({taught + 1} of {self.auto.learn})"]
+        candidates = self._candidates_of(pipe, known, num_steps)
+        if not candidates:
+            raise ValueError(
+                f"Auto knows nothing of this {type(self.transformer).__name__} at {num_steps} steps: pass learn=1 to "
+                "learn from the first run, or artifacts=(...) that `vaccel calibrate forecast` makes"
+            )
+        return self._chosen(candidates, num_steps)
 
     def _candidates_of(self, pipe: Any, paths: list[str], num_steps: int) -> list[Candidate]:
         """Those that fit this pipeline; worked out once for every state of the files."""
@@ -122,26 +155,26 @@ class Pilot:
         return chosen.method, [note]
 
     def _fits(self, pipe: Any, method: Method) -> bool:
-        model, solver = fingerprints.differences(method.fitted, self._modules[0], pipe.scheduler)
+        model, solver = fingerprints.differences(method.fitted, self.transformer, pipe.scheduler)
         return not model and (method.any_solver or not solver)
 
     # -- times -------------------------------------------------------------------------------------------------------
 
-    def took(self, trace: Trace, marks: list[Any], seconds: float) -> None:
-        """A call has ended: when each of its steps began and the last was over, and how long it took in all."""
-        if not trace.finished or len(marks) != len(trace.steps) + 1:
-            return
-        steps = durations(marks)
-        full = [s for s, record in zip(steps, trace.steps, strict=True) if isinstance(record.action, Full)]
-        skipped = [s for s, record in zip(steps, trace.steps, strict=True) if not isinstance(record.action, Full)]
-        with self._lock:
-            for name, values in (("full", full), ("skipped", skipped), ("beside", [max(seconds - sum(steps), 0.0)])):
+    def began(self, trace: Trace) -> None:
+        self._runs.append(trace)
+
+    def take_times(self) -> None:
+        """What the calls since the last choice took, by what their steps did."""
+        measured = self.watch.measured
+        for trace, (steps, beside) in zip(self._runs[-len(measured) :], measured, strict=False):
+            if not trace.finished or len(steps) != len(trace.steps):
+                continue
+            full = [s for s, record in zip(steps, trace.steps, strict=True) if isinstance(record.action, Full)]
+            skipped = [s for s, record in zip(steps, trace.steps, strict=True) if not isinstance(record.action, Full)]
+            for name, values in (("full", full), ("skipped", skipped), ("beside", [beside])):
                 if values:
                     self._times[name] = [*self._times[name][1 - RECENT :], statistics.median(values)]
-            self.close()
-
-    def close(self) -> None:
-        """Keeps the times for other processes."""
+        self._runs, self.watch.measured = [], []
         if self._file is not None and self._times["skipped"]:
             with contextlib.suppress(OSError):  # a cache that cannot be written to costs only what it would save
                 self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +182,7 @@ class Pilot:
 
     @property
     def _times_file(self) -> Path:
-        return self._file.with_suffix(f".{_device(self._modules[0])}.times.json")
+        return self._file.with_suffix(f".{_device(self.transformer)}.times.json")
 
     def _known_times(self, method: Method) -> Times:
         """Measured here; in an earlier process; when it was calibrated; or else by count alone."""
@@ -166,21 +199,22 @@ class Pilot:
 
     # -- what is learnt ----------------------------------------------------------------------------------------------
 
-    def _place(
-        self, modules: list[torch.nn.Module], num_steps: int, flow: Flow | None, scales: list[float], negative: bool
-    ) -> Path:
-        """Where what is learnt of these weights at these levels and this guidance is kept."""
-        models = [fingerprints.of_model(module) for module in modules]
-        weights = digest_of({str(number): module for number, module in enumerate(modules)})
+    def _place(self, num_steps: int, flow: Flow | None, guidance: float) -> Path:
+        """Where what is learnt of this model at these levels and this guidance scale is kept."""
+        model = fingerprints.of_model(self.transformer)
+        last = [p for p in self.transformer.parameters() if p.device.type != "meta"][-1:]
+        weights = [p.detach().flatten()[:256].float().cpu().numpy().tobytes().hex() for p in last]
         levels = [round(level, 4) for level in flow.levels] if flow is not None else num_steps
-        text = json.dumps([models, weights, levels, [round(w, 3) for w in scales], negative])
+        text = json.dumps([model, weights, levels, round(guidance, 3)])
         folder = Path(self.auto.folder) if self.auto.folder is not None else _cache()
         return folder / f"forecast-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
     def _learnt(self) -> dict[str, Any] | None:
         """What earlier runs taught, if any did; a file that is none any more is learnt anew."""
+        if not self._file.is_file():
+            return None
         try:
-            return calibration(self._file).data if self._file.is_file() else None
+            return calibration(self._file).data
         except ValueError as error:
             warnings.warn(f"vaccel: {error}; it counts for nothing", stacklevel=2)
             return None
@@ -200,18 +234,7 @@ class Pilot:
             samples, products = dict(before["samples"]), [before["products"], *products]
         samples[f"run-{len(samples)}"] = {**data, "forwards": trace.calls["large"]}
         header = fingerprints.header(Forecast.id, pipe, {}, num_steps=recorded.flow.num_steps, bands=1)
-        data = {**header, "samples": samples, "products": added(products)}
-        try:
-            artifacts.write(self._file, data)
-        except OSError as error:  # the run has succeeded all the same, and this process need not learn again
-            self._spare = tempfile.TemporaryDirectory(prefix="vaccel-") if self._spare is None else self._spare
-            self.auto = dataclasses.replace(self.auto, folder=self._spare.name)
-            self._file = Path(self._spare.name) / self._file.name
-            artifacts.write(self._file, data)
-            said = f"vaccel: what this run taught could not be kept ({error}); it serves this process alone"
-            warnings.warn(said, stacklevel=2)
-            trace.notes.append(said)
-            return
+        artifacts.write(self._file, {**header, "samples": samples, "products": added(products)})
         trace.notes.append(f"Auto: what this run taught is kept in {self._file}")
 
 
