@@ -126,35 +126,35 @@ def _replace(folder: Path, weights: Mapping[str, Mapping[str, torch.Tensor] | No
 def read_experts(folder: str | Path) -> SavedExperts:
     """What the folder of experts, or the one of that name on the hub, says; its weights are not read yet.
 
-    Raises ``ValueError`` for a folder that neither is, is incomplete, or was edited.
+    Raises ``ValueError`` for a folder that neither is, is incomplete, or was edited, and for a description whose fields
+    are not what they are declared to be (``vaccel.planning.schema``); it names the field.
     """
     folder = _found(folder)
     try:
         data = artifacts.read(folder / DESCRIPTION, METHOD)
     except OSError as error:
         raise ValueError(f"{folder} has no {DESCRIPTION}: no experts were saved there whole") from error
-    try:
-        detail = dict(data["detail"])
-        kind = detail.pop("kind")
-        saved = SavedExperts(
-            folder,
-            data["base"],
-            data["model"],
-            Trajectory.from_json(data["trajectory"]),
-            data["boundary"],
-            data["semantic"],
-            kind,
-            Adapter.from_json(detail) if kind == "lora" else None,
-            data["training"],
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / DESCRIPTION} does not describe experts: {error!r}") from None
-    if saved.kind not in ("lora", "full", "none") or not 0 < saved.boundary < 1:
-        raise ValueError(f"{folder / DESCRIPTION} has a detail expert of kind {kind!r} below {saved.boundary}")
+    kind = data["detail"]["kind"]
+    saved = SavedExperts(
+        folder,
+        data["base"],
+        data["model"],
+        Trajectory.from_json(_fields(Trajectory, data["trajectory"])),
+        data["boundary"],
+        data["semantic"],
+        kind,
+        Adapter.from_json(_fields(Adapter, data["detail"])) if kind == "lora" else None,
+        data["training"],
+    )
     for name in [SEMANTIC] * saved.semantic + [DETAIL] * (kind != "none"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}, which its {DESCRIPTION} speaks of")
     return saved
+
+
+def _fields(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the data that are fields of a dataclass: a file may say more than this vaccel knows."""
+    return {field.name: data[field.name] for field in dataclasses.fields(kind)}
 
 
 class WeightFile:

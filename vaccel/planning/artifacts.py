@@ -1,6 +1,7 @@
 """Files written whole or not at all: calibration artifacts, which are JSON sealed against edits, and tensors.
 
-An artifact says what was measured, on which model, and how.
+An artifact says what was measured, on which model, and how.  It is read through a declared schema (``schema``): what
+``read`` returns has every field that its readers index, of the type and length they need.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from . import schema
+from .schema_errors import shown
+
 SCHEMA = 2
 #: (name, value) pairs, plain data: the model and scheduler of a calibration, as a calibrated method carries them.
 Fitted = tuple[tuple[str, Any], ...]
@@ -29,22 +33,48 @@ def read(path: str | Path, method: str) -> dict[str, Any]:
 def read_sealed(path: str | Path, method: str) -> tuple[dict[str, Any], str]:
     """An artifact of ``method``, and the digest that it is sealed with.
 
-    Raises ``ValueError`` that says why for a file that is none, was cut short or was edited, ``FileNotFoundError`` for
-    none at all.
+    Raises ``ValueError`` that says why for a file that is none, was cut short or was edited, or that names the field
+    for one whose fields are not what they are declared to be; ``FileNotFoundError`` for none at all.
     """
     try:
-        data = json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        data, seal = _sealed(path, method)
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(f"{path} is not a calibration artifact: {type(error).__name__} on reading it") from None
+    try:
+        schema.check(data, method)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return data, seal
+
+
+def _sealed(path: str | Path, method: str) -> tuple[dict[str, Any], str]:
+    """As ``read_sealed``, whatever the fields hold."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"), parse_int=_whole_number)
+        schema.check_nesting(data)
+    except (ValueError, IsADirectoryError) as error:  # of JSON, of the encoding, of its numbers, of its depth
         raise ValueError(f"{path} is not a calibration artifact, or was cut short: {error}") from None
     if not isinstance(data, dict) or data.get("method") != method:
         found = data.get("method") if isinstance(data, dict) else None
-        raise ValueError(f"{path} is not a {method} artifact" + (f" but one of {found}" if found else ""))
+        raise ValueError(f"{path} is not a {method} artifact" + (f" but one of {found}" if _is_name(found) else ""))
     if data.get("schema") != SCHEMA:
-        raise ValueError(f"{path} is of schema {data.get('schema')}, this vaccel reads schema {SCHEMA}: calibrate anew")
+        found = shown(data.get("schema"))
+        raise ValueError(f"{path} is of schema {found}, this vaccel reads schema {SCHEMA}: calibrate anew")
     seal = data.pop("digest", None)
     if seal != _digest(data):
         raise ValueError(f"{path} was changed after the calibration wrote it: what it says was not measured")
     return data, seal
+
+
+def _whole_number(text: str) -> int:
+    """One that is some floating-point number too: what is measured is counted in no larger ones."""
+    if len(text) > 300:
+        raise ValueError(f"it has a whole number of {len(text)} digits")
+    return int(text)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 40
 
 
 def write(path: str | Path, data: dict[str, Any]) -> None:
