@@ -4,14 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench compile-check doctor clean
+.PHONY: demo test fast lint bench compile-check doctor clean
 
 demo: $(STAMP)
 	$(BIN)/vaccel compare --out out/demo
 	@echo "open out/demo/report.html"
 
+# A worker a core.  In one process: .venv/bin/python -m pytest.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# The inner loop: of every room a little, in less than a minute.
+fast: $(STAMP)
+	$(BIN)/python -m pytest -m fast -n auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

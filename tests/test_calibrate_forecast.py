@@ -6,13 +6,10 @@ import dataclasses
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import oracle_forecast as oracle
+import processes
 import pytest
 import tiny
 import torch
@@ -312,24 +309,10 @@ def test_what_was_measured_serves_its_own_run():
     assert off[1] < 0.9 * off[2], "better than without calibration on the same path"
 
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from test_calibrate_forecast import calibrated, ONE, OTHER
-calibrated(Path({path!r}), prompts=[ONE, OTHER])
-"""
-
-
 def test_processes_share_the_samples(tmp_path):
     alone, shared = tmp_path / "alone.json", tmp_path / "shared.json"
     calibrated(alone, prompts=[ONE, OTHER])
-    code = textwrap.dedent(SCRIPT).format(tests=os.path.dirname(__file__), path=str(shared))
-    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29519"}
-    started = [subprocess.Popen([sys.executable, "-c", code], env={**environment, "RANK": str(r)}) for r in (0, 1)]
-    assert [p.wait(timeout=300) for p in started] == [0, 0]
+    processes.together(calibrated, shared, [ONE, OTHER])
     assert said(shared) == said(alone)
     assert list(tmp_path.glob("*.part*")) == []
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
+import time
 
 import oracle_caching
+import processes
 import pytest
 import tiny
 import torch
@@ -162,34 +159,27 @@ def test_broken_artifacts(tmp_path):
         calibrate_lemica(pipe, [PROMPT], path, call=sampling(pipe), max_gap=4)
 
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from test_calibrate_lemica import calibrated, PROMPT
-import time
-def slowly(done, total, what):
-    print(done, total, flush=True)
-    time.sleep({pause})
-calibrated(Path({path!r}), prompts=[PROMPT, "a blue dog sleeps"], progress=slowly, steps=12)
-"""
+def two_prompts(path, told=None):
+    """What a process of its own does; with ``told`` it says how far it is and gives time to kill it."""
 
+    def slowly(done, total, what):
+        told.send((done, total))
+        time.sleep(0.2)
 
-def script(path, pause=0.0):
-    return textwrap.dedent(SCRIPT).format(tests=os.path.dirname(__file__), path=str(path), pause=pause)
+    calibrated(path, prompts=[PROMPT, "a blue dog sleeps"], steps=12, **({"progress": slowly} if told else {}))
 
 
 def test_killed_and_resumed_it_is_the_same_artifact(tmp_path):
-    torch.set_num_threads(1)
     whole = tmp_path / "whole.json"
-    calibrated(whole, prompts=[PROMPT, "a blue dog sleeps"], steps=12)
+    two_prompts(whole)
     killed = tmp_path / "killed.json"
-    with subprocess.Popen([sys.executable, "-c", script(killed, 0.2)], stdout=subprocess.PIPE, text=True) as process:
-        for _ in range(5):
-            assert process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
+    seen, told = processes.pipe()
+    process = processes.start(two_prompts, killed, told)
+    for _ in range(5):
+        assert seen.poll(120)
+        seen.recv()
+    process.kill()  # with SIGKILL
+    process.join()
     assert killed.exists()
     done = len(next(iter(artifacts.read(killed, "lemica")["samples"].values()))["errors"])
     assert 0 < done < 20
@@ -201,12 +191,8 @@ def test_killed_and_resumed_it_is_the_same_artifact(tmp_path):
 
 def test_processes_share_the_samples(tmp_path):
     alone, shared = tmp_path / "alone.json", tmp_path / "shared.json"
-    calibrated(alone, prompts=[PROMPT, "a blue dog sleeps"], steps=12)
-    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
-    started = [
-        subprocess.Popen([sys.executable, "-c", script(shared)], env={**environment, "RANK": str(r)}) for r in (0, 1)
-    ]
-    assert [p.wait(timeout=300) for p in started] == [0, 0]
+    two_prompts(alone)
+    processes.together(two_prompts, shared)
     assert shared.read_text() == alone.read_text()
     assert list(tmp_path.glob("*.part*")) == []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -84,9 +84,13 @@ def test_help_helps():
     assert run("distill", "diagnose", "--help").exit_code == 0
 
 
-def test_the_module_runs_too():
-    listed = subprocess.run([sys.executable, "-m", "vaccel", "--help"], check=True, capture_output=True, text=True)
-    assert "distill" in listed.stdout
+def test_the_module_runs_too(monkeypatch, capsys):
+    """``python -m vaccel --help``, as Python itself does it."""
+    monkeypatch.setattr(sys, "argv", ["vaccel", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("vaccel", run_name="__main__", alter_sys=True)
+    assert ended.value.code == 0
+    assert "distill" in capsys.readouterr().out
 
 
 def test_from_clips_to_a_clip(pipe, experts, tmp_path, monkeypatch):

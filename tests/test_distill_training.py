@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
+import processes
 import pytest
 import tiny
 import torch
-from accelerate import DistributedType
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 
 import vaccel
-from vaccel.distill import prepare
+from vaccel.distill import plots, prepare
 from vaccel.distill.settings import Distillation
 from vaccel.distill.stages import Samples, train
 from vaccel.distill.trainer import Trainer, _check_precision
@@ -36,6 +35,17 @@ def clips(count=6):
     g = torch.Generator().manual_seed(0)
     for i in range(count):
         yield f"a cat number {i}", torch.rand(9, 32, 32, 3, generator=g)
+
+
+def no_pictures():
+    """The plot of the losses takes Matplotlib twice as long as all of these trainings; one test looks at it."""
+    return mock.patch.object(plots, "losses")
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request):
+    with contextlib.nullcontext() if request.function is test_what_is_trained_and_what_is_not else no_pictures():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +73,8 @@ def both_stages(data, out, pipe=None, **options):
 
 @pytest.fixture(scope="module")
 def reference(data, tmp_path_factory):
-    return both_stages(data, tmp_path_factory.mktemp("reference"))
+    with no_pictures():
+        return both_stages(data, tmp_path_factory.mktemp("reference"))
 
 
 def semantic_of(reference: Path, out: Path):
@@ -140,33 +151,14 @@ def test_stopped_and_resumed_is_the_same_curve(data, reference, tmp_path, stage,
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-import tiny
-from pathlib import Path
-from test_distill_training import settings
-from vaccel.distill.stages import train
-for stage in {stages!r}:
-    chosen = settings(stage, {steps}, batch={batch})
-    train(tiny.family({name!r})[0], {data!r}, {out!r}, chosen, save_every=2, parts={parts})
-"""
-
-
-def process(data, out, stages=("semantic", "detail"), **changes):
-    given = {"tests": str(Path(__file__).parent), "data": str(data), "out": str(out), "stages": list(stages)}
-    return SCRIPT.format(**{**given, "steps": 4, "parts": 1, "batch": 4, "name": "wan", **changes})
-
-
-def by_two_processes(script: str, folder: Path) -> None:
-    (folder / "script.py").write_text(script)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    subprocess.run(
-        [*command, str(folder / "script.py")], check=True, env=environment, stderr=subprocess.DEVNULL, timeout=300
-    )
+def trained(data, out, stages=("semantic", "detail"), steps=4, parts=1, name="wan", pause=0.0):
+    """What a process of its own does; ``pause`` seconds an iteration, that there is time to kill it."""
+    with no_pictures():
+        for stage in stages:
+            train(
+                tiny.family(name)[0], data, out, settings(stage, steps), save_every=2, parts=parts,
+                progress=lambda *_: time.sleep(pause),
+            )  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", ["semantic", "detail"])
@@ -177,25 +169,25 @@ def test_killed_and_resumed_is_the_same_curve(data, reference, tmp_path, stage):
         for out in outs.values():
             semantic_of(reference, out)
     train(tiny.wan_pipeline(), data, outs["whole"], settings(stage, 14), save_every=2)
-    command = [sys.executable, "-c", process(data, outs["killed"], [stage], steps=14)]
-    running = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    given = trained, data, outs["killed"], [stage], 14, 1, "wan"
+    running = processes.start(*given, 0.1)
     log, deadline = outs["killed"] / "training" / stage / "log.jsonl", time.monotonic() + 120
     while (not log.exists() or len(log.read_text().splitlines()) < 5) and time.monotonic() < deadline:
         time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    assert len(log.read_text().splitlines()) >= 5
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    running.kill()  # with SIGKILL
+    running.join()
+    assert 5 <= len(log.read_text().splitlines()) < 14
+    processes.finish(processes.start(*given))
     whole, killed = curve(outs["whole"], stage), curve(outs["killed"], stage)
     assert [line["iteration"] for line in killed] == list(range(1, 15))
-    for one, two in zip(whole, killed, strict=True):  # another process, another number of threads: rounding
+    for one, two in zip(whole, killed, strict=True):  # another process: rounding
         for key in one:
             assert one[key] == pytest.approx(two[key], rel=1e-3, abs=1e-6), (one["iteration"], key)
 
 
 def test_two_processes_are_one(data, reference, tmp_path):
     """gloo, the same global batch: each process half of every batch."""
-    by_two_processes(process(data, tmp_path / "two"), tmp_path)
+    processes.together(trained, data, tmp_path / "two")
     close(reference, tmp_path / "two", rtol=1e-3)
 
 
@@ -206,8 +198,7 @@ def test_two_processes_with_weights_that_a_forward_leaves_out(tmp_path):
     pictures = [("a cat", torch.rand(1, 32, 32, 3, generator=g)) for _ in range(4)]
     prepare(pipe, pictures, tmp_path / "data", call=call, negative_prompt="")
     train(pipe, tmp_path / "data", tmp_path / "one", settings("semantic", 2), parts=4)
-    given = {"steps": 2, "parts": 2, "name": "qwen-image"}
-    by_two_processes(process(tmp_path / "data", tmp_path / "two", ["semantic"], **given), tmp_path)
+    processes.together(trained, tmp_path / "data", tmp_path / "two", ["semantic"], 2, 2, "qwen-image")
     for one, two in zip(*(curve(tmp_path / n, "semantic") for n in ("one", "two")), strict=True):
         assert one == pytest.approx(two, rel=1e-3)
 
@@ -226,24 +217,18 @@ def test_checkpointing_changes_nothing(data, reference, tmp_path):
     assert ran.count(True) == 2 * semantic + 2 * (detail + detail)
 
 
-MIXED = """
-import sys
-sys.path.insert(0, {tests!r})
-import tiny
-from accelerate import Accelerator
-from test_distill_training import settings
-from vaccel.distill.stages import train
-for stage in ("semantic", "detail"):
-    pipe = tiny.wan_pipeline()
-    pipe.transformer.bfloat16()
-    train(pipe, {data!r}, {out!r}, settings(stage), accelerator=Accelerator(mixed_precision="bf16", cpu=True))
-"""
+def in_mixed_precision(data, out):
+    """In a process of its own: Accelerate's precision is its process's."""
+    with no_pictures():
+        for stage in ("semantic", "detail"):
+            pipe = tiny.wan_pipeline()
+            pipe.transformer.bfloat16()
+            train(pipe, data, out, settings(stage), accelerator=Accelerator(mixed_precision="bf16", cpu=True))
 
 
 def test_mixed_precision(data, reference, tmp_path):
     """A teacher in bf16: what is trained is fp32 and follows the fp32 training's curve as far as bf16 goes."""
-    script = MIXED.format(tests=str(Path(__file__).parent), data=str(data), out=str(tmp_path))
-    subprocess.run([sys.executable, "-c", script], check=True, stderr=subprocess.DEVNULL)
+    processes.finish(processes.start(in_mixed_precision, data, tmp_path))
     assert {t.dtype for t in load_file(tmp_path / "detail.safetensors").values()} == {torch.bfloat16}
     kept = load_file(tmp_path / "training" / "detail" / "checkpoint.safetensors")
     assert {t.dtype for k, t in kept.items() if k.startswith("student.")} == {torch.float32}

@@ -18,9 +18,9 @@ from oracle_forecast import best_paths, path_errors
 from test_oracle import ONE, SEED, TOLERANCE
 
 import vaccel
-from vaccel.cache import LastOutput, VelocityHistory
 from vaccel import actions
 from vaccel.actions import Weights
+from vaccel.cache import LastOutput, VelocityHistory
 from vaccel.planning import artifacts
 from vaccel.planning.calibration import calibration
 

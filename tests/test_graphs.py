@@ -1,5 +1,6 @@
-"""Captured step functions.  Without a GPU they are rehearsed: a step is traced to the operations it ran, and a replay
-runs those alone, on the tensors they were traced with.  As in a CUDA graph, no Python of the step runs again."""
+"""Captured step functions.  Without a GPU they are rehearsed: the operations of a step are recorded, and a replay runs
+those alone, from the tensors they were recorded with into the same results.  As in a CUDA graph, no Python of the step
+runs again and nothing moves."""
 
 from __future__ import annotations
 
@@ -8,11 +9,33 @@ import warnings
 import pytest
 import tiny
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import vaccel
 from vaccel.engine import graphs
 from vaccel.engine.graphs import Captures
+
+
+class Recording(TorchDispatchMode):
+    """Every operation that runs, with what it was given and what came of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("a value is read on the host, where a stream that is captured has none yet")
+        result = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, tree_leaves(result)))
+        return result
+
+    def replay(self):
+        for function, args, kwargs, kept in self.calls:
+            for old, new in zip(kept, tree_leaves(function(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():  # neither a view nor in place
+                    old.copy_(new)
 
 
 class Rehearsal:
@@ -25,12 +48,12 @@ class Rehearsal:
 
     def capture(self, function):
         self.captured += 1
-        outputs = function()
-        recorded = make_fx(lambda: function())()
+        with Recording() as recording:
+            outputs = function()
 
         def replay():
             self.replayed += 1
-            torch.utils._pytree.tree_map(lambda kept, new: kept.copy_(new), outputs, recorded())
+            recording.replay()
 
         return replay, outputs
 

@@ -21,6 +21,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
+from pairs import pairs
 
 import vaccel
 
@@ -195,12 +196,24 @@ guidances = pytest.mark.parametrize("guidance", [5.0, 1.0], ids=["cfg", "no-cfg"
 solvers = pytest.mark.parametrize("solver", SOLVERS)
 
 
+def runs(name: str, values: list[Any], ids: list[str] | None = None) -> pytest.MarkDecorator:
+    """Solvers, guidance and an option of the method in pairs.
+
+    Solver and guidance meet in the code that steps, guidance and option in the method, solver and option in the noise
+    levels the option reads: no two of them that the full product runs are left out.  A third one changes none of it.
+    """
+    names = dict(zip(map(str, values), ids or map(str, values), strict=True))
+    chosen = [
+        pytest.param(solver, guidance, value, id=f"{names[str(value)]}-{'cfg' if guidance > 1 else 'no-cfg'}-{solver}")
+        for solver, guidance, value in pairs(SOLVERS, [5.0, 1.0], values)
+    ]
+    return pytest.mark.parametrize(("solver", "guidance", name), chosen)
+
+
 # --- the oracle itself ----------------------------------------------------------------------------------------------
 
 
-@solvers
-@guidances
-@pytest.mark.parametrize("prompt", [ONE, TWO], ids=["one", "two"])
+@runs("prompt", [ONE, TWO], ["one", "two"])
 def test_oracle_without_a_method_is_the_pipeline(solver: str, guidance: float, prompt: str | list[str]) -> None:
     actual = oracle.full(oracle_task(solver, prompt, guidance, 12)).latents
     pipe, _ = pipeline(solver)
@@ -225,9 +238,7 @@ def test_oracle_forwards_are_the_models(solver: str, which: str) -> None:
 # --- DirectionMagnitude ---------------------------------------------------------------------------------------------
 
 
-@solvers
-@guidances
-@pytest.mark.parametrize("magnitude", ["small", "cached", "projection"])
+@runs("magnitude", ["small", "cached", "projection"])
 def test_direction_magnitude(solver: str, guidance: float, magnitude: str) -> None:
     run = check(direction(DIRECTION[solver], magnitude=magnitude), solver, guidance=guidance)
     assert "mF" in run.timeline  # the error reached the threshold, and the range went on
@@ -268,9 +279,7 @@ def test_direction_magnitude_up_to_the_end() -> None:
 # --- SRDiffusion ----------------------------------------------------------------------------------------------------
 
 
-@solvers
-@guidances
-@pytest.mark.parametrize("signal", ["prediction", "denoised"])
+@runs("signal", ["prediction", "denoised"])
 def test_sr_diffusion(solver: str, guidance: float, signal: str) -> None:
     if is_cog(solver):
         pair = switching({"prediction": 0.01, "denoised": 0.02}[signal], fix_steps=8, signal=signal)
@@ -337,9 +346,7 @@ def test_sr_diffusion_under_changing_guidance(signal: str) -> None:
 # --- TeaCache -------------------------------------------------------------------------------------------------------
 
 
-@solvers
-@guidances
-@pytest.mark.parametrize("retention", [False, True], ids=["plain", "retention"])
+@runs("retention", [False, True], ["plain", "retention"])
 def test_teacache(solver: str, guidance: float, retention: bool) -> None:
     threshold = 1.0 if is_cog(solver) else 0.8 if retention else 1.5
     run = check(tea(threshold, coefficients=COEFFICIENTS, retention=retention), solver, guidance=guidance)

@@ -46,8 +46,8 @@ def direct(transformer):
     return transformer(**DIRECT).sample
 
 
-class Stop(RuntimeError):
-    pass
+class StoppedError(RuntimeError):
+    """What a client's disconnection looks like."""
 
 
 # -- whose call ------------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def test_calls_outside_a_run_are_the_plain_model(wan):
 
     def stop(pipe, i, t, kwargs):
         if i == 4:
-            raise Stop
+            raise StoppedError
         return kwargs
 
     for method in methods():
@@ -91,7 +91,7 @@ def test_calls_outside_a_run_are_the_plain_model(wan):
             held, calls = handle.nbytes, handle.trace.calls
             assert torch.equal(direct(wan.transformer), plain)
             assert (handle.nbytes, handle.trace.calls, len(handle.traces)) == (held, calls, 1)
-            with pytest.raises(Stop):
+            with pytest.raises(StoppedError):
                 tiny.latents(wan, callback_on_step_end=stop)
             assert handle.nbytes == 0, "an aborted run leaves nothing"
             assert not handle.trace.finished
@@ -112,14 +112,14 @@ def test_a_call_that_ends_between_two_branches_leaves_nothing(wan, where):
     def interrupting(module, args, kwargs):
         calls.append(1)
         if len(calls) == 3 + where:
-            raise Stop
+            raise StoppedError
 
     plain = direct(wan.transformer)
     for method in methods():
         with accelerated(wan, method) as handle:
             calls.clear()
             hook = wan.transformer.proj_out.register_forward_pre_hook(interrupting, with_kwargs=True)
-            with pytest.raises(Stop):
+            with pytest.raises(StoppedError):
                 tiny.latents(wan, "a blue dog sleeps", seed=5)
             hook.remove()
             assert torch.equal(direct(wan.transformer), plain)
@@ -282,11 +282,10 @@ def test_what_a_run_by_hand_refuses(wan):
         assert CURRENT.get() is None
         with pytest.raises(ValueError, match="num_steps must be at least 1"):
             handle.run(0)
+        wan.scheduler.set_timesteps(20)
+        given = {**DIRECT, "timestep": wan.scheduler.timesteps[0].expand(1)}
         with pytest.raises(ValueError, match="opened for 12 steps, the scheduler has 20"), handle.run(STEPS):
-            wan.scheduler.set_timesteps(20)
-            t = wan.scheduler.timesteps[0].expand(1)
-            with torch.no_grad():
-                wan.transformer(**{**DIRECT, "timestep": t})
+            wan.transformer(**given)
         with pytest.raises(RuntimeError, match="no step yet"), handle.run(STEPS) as run:
             _ = run.trace
         tiny.latents(wan)

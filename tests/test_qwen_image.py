@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 import vaccel
-from vaccel.models import QwenImage
 from vaccel.integrations.diffusers.ownership import CURRENT
+from vaccel.models import QwenImage
 from vaccel.models.transformer import Transformer
 
 ONE = "a red cat runs"

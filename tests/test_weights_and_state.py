@@ -10,7 +10,7 @@ import tiny
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig
-from test_ownership import Stop, accelerated, methods
+from test_ownership import StoppedError, accelerated, methods
 
 import vaccel
 from vaccel.cache import buffers
@@ -78,7 +78,7 @@ def test_a_small_model_left_behind_is_named_before_any_step():
         pipe, small = tiny.wan_pipeline(), tiny.wan_small()
         with vaccel.accelerate(pipe, method, small=small) as handle:
             pipe.to(torch.bfloat16)
-            with pytest.raises(ValueError, match="the small model is torch.float32"):
+            with pytest.raises(ValueError, match=r"the small model is torch\.float32"):
                 tiny.latents(pipe)
             assert handle.trace.steps == []
             small.to(torch.bfloat16)
@@ -91,7 +91,11 @@ def test_nothing_unwritten_is_read(name, monkeypatch, skipping_methods):
     """Every fresh buffer is full of NaN, and those of the last run are again when the next begins."""
     pipe, small = tiny.family(name)
     mixed = "FFbFrFogbFrFFFbFrrFF"
-    for method in [*skipping_methods, vaccel.Schedule.from_timeline(mixed), vaccel.SRDiffusion(0.05, signal="denoised")]:
+    for method in [
+        *skipping_methods,
+        vaccel.Schedule.from_timeline(mixed),
+        vaccel.SRDiffusion(0.05, signal="denoised"),
+    ]:
         helper = {"small": small} if method.needs_small else {}
         with vaccel.accelerate(pipe, method, **helper):
             expected = tiny.latents(pipe, steps=20)
@@ -175,7 +179,7 @@ def test_a_stochastic_scheduler_draws_what_it_would_without(scheduler):
 
 
 def test_two_hundred_generations():
-    """Prompts, sizes, steps, guidance, LoRA and methods change, every tenth is aborted: memory stays, and so do bits."""
+    """Prompts, sizes, steps, guidance, LoRA and methods change, every tenth is aborted: memory stays, bits do too."""
     pipe, small = tiny.wan_pipeline(), tiny.wan_small()
     lora(pipe, ("to_q", "to_v"))
 
@@ -190,13 +194,13 @@ def test_two_hundred_generations():
 
         def stop(pipe, i, t, kwargs):
             if number % 10 == 9 and i == 2:
-                raise Stop
+                raise StoppedError
             return kwargs
 
         with vaccel.accelerate(pipe, kinds[number % 4], small=None):
             try:
                 return tiny.latents(pipe, TWO[number % 2], seed=number, callback_on_step_end=stop, **arguments)
-            except Stop:
+            except StoppedError:
                 return None
 
     last, held = 188, []

@@ -103,7 +103,6 @@ class DenoiserRun:
     def trace(self) -> Trace:
         return self._run.trace
 
-    @torch.no_grad()
     def step(self, i: int, t: Any, x: torch.Tensor, cond: Any, uncond: Any = None) -> torch.Tensor:
         """The guided output at step ``i`` (0-based, in order); ``uncond=None`` means no guidance.
 
@@ -112,8 +111,14 @@ class DenoiserRun:
             x: latents [B, ...].
             cond, uncond: conditions as the models take them.
 
-        Raises ``ValueError`` for a step out of order.
+        Raises ``ValueError`` for a step out of order, and where gradients are asked for: none are computed.
         """
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ValueError("vaccel: a run computes no gradients: call the models themselves, or pass x.detach()")
+        with torch.no_grad():
+            return self._step(i, t, x, cond, uncond)
+
+    def _step(self, i: int, t: Any, x: torch.Tensor, cond: Any, uncond: Any) -> torch.Tensor:
         run = self._run
         if i != run.index + 1 or not 0 <= i < run.num_steps:
             raise ValueError(f"step {i} of {run.num_steps} after step {run.index}: steps come once each, in order")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -23,19 +22,34 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Odd sizes about every boundary of the kernels' chunks and vectors, and a Wan latent; 65537 is prime.
 SHAPES = ((1, 1), (3, 7), (4, 5, 33), (2, 4096), (2, 4097), (3, 16384), (2, 65537), (2, 64, 5, 6, 6))
 PRODUCTION = ((1, 16, 21, 60, 104), (1, 1024, 1536))
+#: What Triton's interpreter, a thousand times slower, is given of it.  A chunk past the first does what the first does,
+#: whatever the dtype: so every small size in all dtypes, and each size of many chunks in one.
+INTERPRETED = [(shape, dtype) for shape in SHAPES[:5] for dtype in DTYPES]
+INTERPRETED += zip(SHAPES[5:], (torch.float16, torch.bfloat16, torch.float32), strict=True)
 LAYOUTS = ("contiguous", "transposed", "sliced", "unaligned")
+GPU = torch.cuda.is_available()
 
 
-def impls() -> list[Any]:
-    """The implementations this process can run; a process with Triton's interpreter is there for Triton alone."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
+def names() -> list[str]:
+    """The implementations this process can run.  Without a GPU those for one are not even listed, but for Triton's,
+    under its interpreter; on a GPU machine a process with the interpreter is there for Triton alone."""
+    if GPU and _dispatch.INTERPRETED:
         return ["triton"]
     found = ["torch"] + (["cpp"] if ops.native() else [])
-    return found + [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "triton")]
+    return found + (["cuda", "triton"] if GPU else ["triton"] if _dispatch.INTERPRETED else [])
+
+
+def impls(*values: Any) -> list[Any]:
+    """Parameters for a test: ``values`` and every implementation, marked where it needs a GPU."""
+    return [pytest.param(*values, name, marks=pytest.mark.gpu if device_of(name) == "cuda" else ()) for name in names()]
+
+
+def interpreted(impl: str) -> bool:
+    return impl == "triton" and _dispatch.INTERPRETED
 
 
 def device_of(impl: str) -> str:
-    return "cuda" if impl in ("cuda", "triton") and not _dispatch.INTERPRETED else "cpu"
+    return "cuda" if impl in ("cuda", "triton") and not interpreted(impl) else "cpu"
 
 
 def tensors(count: int, shape: tuple[int, ...], dtype: torch.dtype, *, layout: str = "contiguous", device: str = "cpu",
@@ -137,8 +151,8 @@ def check(case: Case, args: tuple, impl: str | None, function: Callable | None =
 
 def tests(case: Case) -> dict[str, Callable]:
     """All that an op must pass, by name, for its own file's namespace."""
-    made = [against_fp64, any_layout, any_shape, special_values, each_sample_is_its_own, registered, compiles, captured,
-            past_two_to_the_31, refuses, threads_change_no_bit]  # fmt: skip
+    made = [against_fp64, any_layout, any_shape, special_values, each_sample_is_its_own, registered, compiles, refuses,
+            threads_change_no_bit, *((captured, past_two_to_the_31) if GPU else (on_a_gpu,))]  # fmt: skip
     if not case.writes if case.differentiable is None else case.differentiable:
         made.append(gradients)
     return {f"test_{case.op}_{make.__name__}": make(case) for make in made}
@@ -148,9 +162,11 @@ def tests(case: Case) -> dict[str, Callable]:
 
 
 def against_fp64(case: Case) -> Callable:
-    @pytest.mark.parametrize("impl", impls())
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @pytest.mark.parametrize("shape", SHAPES if _dispatch.INTERPRETED else SHAPES + PRODUCTION, ids=str)
+    sizes = [(shape, dtype) for shape in SHAPES + PRODUCTION for dtype in DTYPES]
+    listed = [param for size in sizes for param in impls(*size)]
+    listed = [param for param in listed if param.values[:2] in INTERPRETED or not interpreted(param.values[2])]
+
+    @pytest.mark.parametrize(("shape", "dtype", "impl"), listed, ids=str)
     def test(shape: tuple[int, ...], dtype: torch.dtype, impl: str) -> None:
         check(case, case.make(shape, dtype, device=device_of(impl)), impl)
 
@@ -169,17 +185,20 @@ def any_layout(case: Case) -> Callable:
 
 def any_shape(case: Case) -> Callable:
     @pytest.mark.parametrize("impl", impls())
-    @settings(max_examples=25, deadline=None)
-    @given(
-        shape=st.tuples(st.integers(1, 3)).flatmap(
-            lambda b: st.lists(st.integers(1, 12), max_size=4).map(lambda d: (*b, *d))
-        ),
-        dtype=st.sampled_from(DTYPES),
-        layout=st.sampled_from(LAYOUTS),
-        seed=st.integers(0, 99),
-    )
-    def test(impl: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str, seed: int) -> None:
-        check(case, case.make(shape, dtype, layout=layout, device=device_of(impl), seed=seed), impl)
+    def test(impl: str) -> None:
+        @settings(max_examples=10 if interpreted(impl) else 25, deadline=None)
+        @given(
+            shape=st.tuples(st.integers(1, 3)).flatmap(
+                lambda b: st.lists(st.integers(1, 12), max_size=4).map(lambda d: (*b, *d))
+            ),
+            dtype=st.sampled_from(DTYPES),
+            layout=st.sampled_from(LAYOUTS),
+            seed=st.integers(0, 99),
+        )
+        def holds(shape: tuple[int, ...], dtype: torch.dtype, layout: str, seed: int) -> None:
+            check(case, case.make(shape, dtype, layout=layout, device=device_of(impl), seed=seed), impl)
+
+        holds()
 
     return test
 
@@ -223,9 +242,12 @@ def each_sample_is_its_own(case: Case) -> Callable:
 def registered(case: Case) -> Callable:
     """Schema, fake and what it mutates, by torch's own checks."""
 
+    # Schemas and fakes of Triton's are those of the compiled ops, which are checked in every dtype.
+    listed = [param for dtype in DTYPES for param in impls(dtype) if param.values[1] != "torch"]
+    listed = [param for param in listed if param.values[0] == torch.bfloat16 or not interpreted(param.values[1])]
+
     @pytest.mark.skipif(not ops.native(), reason="no compiled kernels")
-    @pytest.mark.parametrize("impl", [name for name in impls() if name != "torch"])
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize(("dtype", "impl"), listed, ids=str)
     def test(dtype: torch.dtype, impl: str) -> None:
         args = case.make((2, 4, 8), dtype, device=device_of(impl))
         out = (torch.empty_like(args[0]),) if case.writes else ()
@@ -251,6 +273,16 @@ def compiles(case: Case) -> Callable:
         compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
         for result, expected in zip(compiled(*args), step(*args), strict=True):
             assert torch.equal(result, expected)
+
+    return test
+
+
+def on_a_gpu(case: Case) -> Callable:
+    """In place of all that would be skipped one by one."""
+
+    @pytest.mark.gpu
+    def test() -> None:
+        raise AssertionError("a GPU has come up since this was listed")
 
     return test
 
@@ -332,14 +364,17 @@ def gradients(case: Case) -> Callable:
 
 
 def threads_change_no_bit(case: Case) -> Callable:
-    @pytest.mark.skipif(not ops.native() or _dispatch.INTERPRETED, reason="no compiled kernels")
+    @pytest.mark.skipif("cpp" not in names(), reason="no compiled kernels")
     def test() -> None:
         args, threads = case.make((2, 16, 21, 60, 104), torch.float32), torch.get_num_threads()
-        several = case.run(args, "cpp")
+        found = []
         try:
-            torch.set_num_threads(1)
-            assert all(torch.equal(a, b) for a, b in zip(case.run(args, "cpp"), several, strict=True))
+            for several in (1, 2, 3):
+                torch.set_num_threads(several)
+                found.append(case.run(args, "cpp"))
         finally:
             torch.set_num_threads(threads)
+        for other in found[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
     return test

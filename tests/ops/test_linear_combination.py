@@ -5,6 +5,7 @@ import functools
 import harness
 import pytest
 import torch
+from pairs import pairs
 
 from vaccel import ops
 
@@ -91,21 +92,23 @@ PLACES = [
 @pytest.mark.parametrize("impl", harness.impls())
 @pytest.mark.parametrize(("shape", "channel_dim"), PLACES, ids=str)
 def test_every_element_has_its_own_coefficients(shape, channel_dim, impl):
-    """Bit for bit what one would type in fp32, whatever the coefficients vary with and however they lie in memory."""
+    """Bit for bit what one would type in fp32, whatever the coefficients vary with and however they lie in memory.
+
+    In pairs: a kernel is told two strides of the coefficients, by sample and by channel, each of which comes with
+    every layout, and with and without the other.
+    """
     device = harness.device_of(impl)
     tensors = harness.tensors(4, shape, torch.float32, device=device)
-    pairs = tensors[:2], tensors[2:]
+    branches = tensors[:2], tensors[2:]
     generator = torch.Generator().manual_seed(7)
-    for batch in {1, shape[0]}:
-        for channels in {1, shape[channel_dim]}:
-            table = torch.randn(2, batch, channels, generator=generator).to(device)
-            for coefficients in (table, *(harness.laid_out(table, layout) for layout in harness.LAYOUTS[1:])):
-                c, u = (sum(shaped(a, x, channel_dim) * x for a, x in zip(coefficients, pair, strict=True))
-                        for pair in pairs)  # fmt: skip
-                result = ops.linear_combination(pairs[0], coefficients, channel_dim=channel_dim, impl=impl)
-                assert torch.equal(result, c)
-                guided = ops.linear_combination_guided(*pairs, coefficients, 3.0, channel_dim=channel_dim, impl=impl)
-                assert torch.equal(guided, u + 3.0 * (c - u))
+    for batch, channels, layout in pairs(sorted({1, shape[0]}), sorted({1, shape[channel_dim]}), harness.LAYOUTS):
+        coefficients = harness.laid_out(torch.randn(2, batch, channels, generator=generator).to(device), layout)
+        c, u = (sum(shaped(a, x, channel_dim) * x for a, x in zip(coefficients, branch, strict=True))
+                for branch in branches)  # fmt: skip
+        result = ops.linear_combination(branches[0], coefficients, channel_dim=channel_dim, impl=impl)
+        assert torch.equal(result, c)
+        guided = ops.linear_combination_guided(*branches, coefficients, 3.0, channel_dim=channel_dim, impl=impl)
+        assert torch.equal(guided, u + 3.0 * (c - u))
 
 
 @pytest.mark.parametrize("impl", harness.impls())

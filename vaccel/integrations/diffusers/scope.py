@@ -12,7 +12,7 @@ from torch import nn
 
 from ...engine.run import Run
 from ...engine.trace import Trace
-from ...methods import Recording
+from ...methods import Method, Recording
 from ...planning.flow import Flow
 from . import guidance, ownership
 from .locating import by_address, by_scheduler, by_value
@@ -79,12 +79,14 @@ class Scope:
 
     def __exit__(self, kind: Any, *exception: object) -> None:
         ownership.CURRENT.reset(self._token)
-        self.session.pool.give_back(self._workspace, whole=kind is None)
         session = self.session
-        if kind is None and self.run is not None:
-            self.run.close()
-        if session.experts is not None:
-            session.experts.offload()
+        try:
+            if kind is None and self.run is not None:
+                self.run.close()
+            if session.experts is not None:
+                session.experts.offload()
+        finally:
+            session.pool.give_back(self._workspace, whole=kind is None)
         if session.pilot is not None and kind is None and self.run is not None:
             session.pilot.took(self.run.trace, self.marks, _now() - self._entered)
 
@@ -209,9 +211,7 @@ class Scope:
             raise ValueError(f"the run was opened for {self.num_steps} steps, the scheduler has {steps}")
         notes = [*session.notes, *self._check_experts()]
         method = session.method
-        flow = (
-            self._flow(begin) if any(s.kind == "velocities" for s in method.stores) else flow_of(pipe.scheduler, begin)
-        )
+        flow = self._flow(begin, method)
         if session.pilot is not None:
             scales = [self._guidance(stage.index) for stage in self.stages.values()]
             negative = guidance.has_negative(self.arguments)
@@ -233,9 +233,16 @@ class Scope:
         session.traces.append(run.trace)
         return run
 
-    def _flow(self, begin: int) -> Flow | None:
-        """The run as a flow; a solver is asked for its response once for all runs at the same levels."""
+    def _flow(self, begin: int, method: Method) -> Flow | None:
+        """The run as a flow; a solver is asked for its response once for all runs at the same levels.
+
+        Raises ``ValueError`` for predictions that say nothing of velocities, where the method needs those.
+        """
         scheduler = self.pipe.scheduler
+        if not any(store.kind == "velocities" for store in method.stores):
+            with contextlib.suppress(ValueError):
+                return flow_of(scheduler, begin)
+            return None
         flow = flow_of(scheduler, begin)
         if flow is None:
             return None
