@@ -120,14 +120,15 @@ def residuals(full: Iterable[int]) -> list[Action]:
     return [Full() if i in full else Residual() for i in range(STEPS)]
 
 
-#: name -> (actions, published speedup on Wan2.1-14B 480p or None, where the step count comes from)
+#: name -> (actions, published speedup on Wan2.1-14B 480p or None, where the step count comes from).  The papers are
+#: OpenReview egUfF6cesw (DirectionMagnitude), arXiv 2505.19151 (SRDiffusion) and arXiv 2511.00090 (LeMiCa).
 SCHEDULES: dict[str, tuple[list[Action], float | None, str]] = {
-    "DirectionMagnitude tau=0.001": (direction_magnitude(19), 2.21, "seed 000, Table 2 latencies: 19 large steps"),
-    "DirectionMagnitude tau=0.002": (direction_magnitude(14), 2.76, "seed 000, Table 2 latencies: 14 large steps"),
-    "DirectionMagnitude tau=0.005": (direction_magnitude(13), 2.95, "seed 000, Table 2 latencies: 13 large steps"),
-    "DirectionMagnitude tau=0.010": (direction_magnitude(12), 3.12, "seed 000, Table 2 latencies: 12 large steps"),
-    "SRDiffusion delta=0.01": (srdiffusion(10), 2.84, "seed 003, latencies: switch after 10 steps"),
-    "SRDiffusion delta=0.03": (srdiffusion(8), 3.21, "seed 003, latencies: switch after 7.6 steps"),
+    "DirectionMagnitude tau=0.001": (direction_magnitude(19), 2.21, "egUfF6cesw, Table 2 latencies: 19 large steps"),
+    "DirectionMagnitude tau=0.002": (direction_magnitude(14), 2.76, "egUfF6cesw, Table 2 latencies: 14 large steps"),
+    "DirectionMagnitude tau=0.005": (direction_magnitude(13), 2.95, "egUfF6cesw, Table 2 latencies: 13 large steps"),
+    "DirectionMagnitude tau=0.010": (direction_magnitude(12), 3.12, "egUfF6cesw, Table 2 latencies: 12 large steps"),
+    "SRDiffusion delta=0.01": (srdiffusion(10), 2.84, "arXiv 2505.19151, latencies: switch after 10 steps"),
+    "SRDiffusion delta=0.03": (srdiffusion(8), 3.21, "arXiv 2505.19151, latencies: switch after 7.6 steps"),
     "SRDiffusion delta=0.01 + TeaCache": (srdiffusion(10, 15), 3.91, "3.91 and 2.84 give 37 % of 40 small steps"),
     "LeMiCa B=25": (residuals([*range(12), 13, 15, 18, 21, 25, 29, 34, 38, 42, 45, 47, 48, 49]), None, "its authors"),
     "LeMiCa B=20": (residuals([*range(10), 11, 14, 18, 23, 29, 36, 42, 46, 48, 49]), None, "its authors"),

@@ -1,6 +1,6 @@
 """The dual expert of the demo family and the paper's ablations: ``python bench/measure_distill.py train|quality|...``.
 
-``train``: all variants of seed 004's Table 3, the same iterations for each expert (``single``: as many as both
+``train``: all variants of arXiv 2506.03123's Table 3, the same iterations for each expert (``single``: as many as both
 together), into a folder, by ``vaccel distill``; resumable.  ``quality``: what each of them makes in 4 and 8 steps,
 beside the teacher in 50, 4 and 8.  ``cost``: memory of the experts and of the training, and what changing over costs.
 ``diagnosis``: Figure 2.  Held-out captions; the training saw others.

@@ -1,8 +1,8 @@
 """Every method beside diffusers' caches and fewer steps on the demo family.
 
 ``python bench/measure_methods.py`` writes bench/results/<device>/methods.json: speedup (each run timed beside a full
-run made just before it), forwards, PSNR, SSIM, caption accuracy, the ablations of seed 000, and the observations of
-its section 4.1.  Held-out captions; the calibrations in use were made on others.
+run made just before it), forwards, PSNR, SSIM, caption accuracy, DirectionMagnitude's ablations and the observations of
+its section 4.1 (OpenReview egUfF6cesw).  Held-out captions; the calibrations in use were made on others.
 """
 
 from __future__ import annotations

@@ -44,6 +44,6 @@ def test_at_480p_on_the_meta_device():
         assert handle.memory_plan(**size)["total"] == 2 * 16 * 21 * 60 * 104 * 2
     with vaccel.accelerate(pipe, vaccel.MixCache(candidates=(0, 1), block_branches="both")) as handle:
         candidate = handle.memory_plan(**size)["large.states"] / 2
-        assert candidate / 2**30 <= 0.64, "seed 002, Table 3: 0.64 GB a candidate"
+        assert candidate / 2**30 <= 0.64, "arXiv 2508.12691, Table 3: 0.64 GB a candidate"
     with pytest.raises(RuntimeError, match="removed"):
         handle.memory_plan(**size)

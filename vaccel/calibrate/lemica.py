@@ -1,4 +1,4 @@
-"""Measures what LeMiCa solves: the error that every skipped stretch leaves at the end of the run (seed 001)."""
+"""Measures what LeMiCa solves: the error that every skipped stretch leaves at the end of the run (arXiv 2511.00090)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Profiles what MixCache weighs with: how much a level changes between steps, and how much that harms (seed 002)."""
+"""Profiles MixCache (arXiv 2508.12691): how much each level's output changes between steps, and what reuse costs."""
 
 from __future__ import annotations
 

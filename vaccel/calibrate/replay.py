@@ -267,7 +267,7 @@ class Replayer:
         return Record(recording.outputs, final)
 
     def errors(self, record: Record, stretches: Sequence[Stretch], prompt: str, seed: int) -> list[float]:
-        """mean |x_0 after the stretch - x_0 in full| of each (seed 001, eq. 7), all of which end at the same step.
+        """mean |x_0 after the stretch - x_0 in full| of each stretch (arXiv 2511.00090, eq. 7); all end at one step.
 
         With other than exact tails both ends are made with the same tail.
         """

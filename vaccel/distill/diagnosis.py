@@ -1,4 +1,4 @@
-"""Figure 2 (b) of seed 004: how loss and gradient of one consistency model differ over the noise levels."""
+"""Figure 2 (b) of arXiv 2506.03123: how loss and gradient of one consistency model differ over the noise levels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The losses of seed 004, on tensors alone.  Every mean is over all elements, frames and samples."""
+"""The losses of arXiv 2506.03123, on tensors alone.  Every mean is over all elements, frames and samples."""
 
 from __future__ import annotations
 

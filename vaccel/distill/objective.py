@@ -1,4 +1,4 @@
-"""One stage's objective on a batch: the consistency pair, and what each stage adds to it (seed 004, eq. 6 to 10)."""
+"""One stage's objective on a batch: the consistency loss and what each stage adds (arXiv 2506.03123, eq. 6 to 10)."""
 
 from __future__ import annotations
 

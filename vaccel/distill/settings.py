@@ -20,7 +20,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """One stage of the distillation of one teacher (seed 004; constants of the authors' release).
+    """One stage of the distillation of one teacher (arXiv 2506.03123; constants of the authors' release).
 
     Args:
         stage: "semantic" (all weights, noise above the boundary), "detail" (below it, over the frozen semantic

@@ -1,4 +1,4 @@
-"""The observations of seed 000, section 4.1, measured on a pipeline and its small model.
+"""The observations of OpenReview egUfF6cesw, section 4.1, measured on a pipeline and its small model.
 
 Along a full run of the large model: how well the direction and the magnitude of its conditional output are matched by
 the small model at the same input, and by the reused residual x_i + r of some steps before; and how far the small

@@ -90,7 +90,7 @@ def error_graph(artifact: dict[str, Any], paths: dict[str, tuple[int, ...]]) -> 
 
 
 def noise_levels(curves: dict[str, dict[str, Any]]) -> str:
-    """Consistency loss and norm of its gradient over the noise levels, most noise left (seed 004, Figure 2 (b)).
+    """Consistency loss and its gradient's norm by noise level, most noise at the left (arXiv 2506.03123, Figure 2 (b)).
 
     Args:
         curves: name -> what ``vaccel.distill.diagnosis.diagnose`` returns.

@@ -24,7 +24,7 @@ ADAPTER = "detail"
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """What the detail expert has of its own (seed 004, section 3.3).
+    """What the detail expert has of its own (arXiv 2506.03123, section 3.3).
 
     Args:
         rank, alpha: of the LoRA.

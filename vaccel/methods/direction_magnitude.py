@@ -1,4 +1,4 @@
-"""DirectionMagnitude: direction from the large model's cached residual, magnitude from the small model (seed 000)."""
+"""DirectionMagnitude: direction from the large model's cached residual, magnitude from the small model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .base import Method, Observation, Policy, RunInfo, Step, cautious, require,
 
 @dataclasses.dataclass(frozen=True)
 class DirectionMagnitude(Method):
-    """Direction-magnitude decoupling (DMD in seed 000, "Direction-Magnitude Decoupling", Algorithm 1, eq. 1 to 6).
+    """Direction-magnitude decoupling (OpenReview egUfF6cesw, Algorithm 1, eq. 1 to 6).
 
     Of T steps the first ``ceil(first * T)`` run the large model and those from ``floor(last * T)`` on the small one,
     both with full guidance.  Between, a step is substituted while the accumulated error E is at most ``threshold``:

@@ -1,4 +1,4 @@
-"""DualExpert: a few steps with a model distilled for each phase of the path (seed 004, DCM)."""
+"""DualExpert: a few steps with a model distilled for each phase of the path (arXiv 2506.03123, DCM)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from .base import ExpertWeights, Method, Policy, RunInfo, Step, require
 
 @dataclasses.dataclass(frozen=True)
 class DualExpert(Method):
-    """Few-step sampling with two consistency-distilled experts: semantic above a noise level, detail below (seed 004).
+    """Few-step sampling with two consistency-distilled experts, one above and one below a noise level.
 
     The steps are split evenly over both phases (of an odd number the first has one more), evenly in unshifted time
-    inside each, and solved with first-order steps of the teacher's ODE, without guidance (sections 3.2 and 6).  While
-    it lasts, the pipeline's transformer holds the semantic expert's weights and its scheduler is replaced; the detail
-    expert is the same weights with LoRA and a few layers of its own (section 3.3), so changing over costs nothing.
+    inside each, and solved with first-order steps of the teacher's ODE, without guidance (arXiv 2506.03123, sections
+    3.2 and 6).  While the method is applied, the pipeline's transformer holds the semantic expert's weights and its
+    scheduler is replaced; the detail expert is the same weights with LoRA and a few layers of its own (section 3.3),
+    so switching between them costs nothing.
     Whatever number of steps and guidance scale the pipeline is called with, it makes ``steps`` steps and the scale
     has no effect; where a model takes the scale as an embedding, it goes in as it is given, and should be what the
     experts were trained with.

@@ -87,7 +87,7 @@ class Forecast(Method):
 
     @classmethod
     def preset(cls, model: str, *, budget: int | None = None, **overrides: Any) -> Forecast:
-        """LeMiCa's published steps (seed 001) for a model and a budget, forecast without calibration.
+        """LeMiCa's published steps (arXiv 2511.00090) for a model and a budget, forecast without calibration.
 
         Raises ``ValueError`` for a model or a budget nothing is published for.
         """

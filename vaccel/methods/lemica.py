@@ -1,4 +1,4 @@
-"""LeMiCa: which steps to compute, from the error that every skipped stretch leaves at the end (seed 001)."""
+"""LeMiCa: which steps to compute, from the error that every skipped stretch leaves at the end (arXiv 2511.00090)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class LeMiCa(Method):
     ``LeMiCa.load("lemica.json", budget=20)``, or are published: ``LeMiCa.preset("wan2.1-t2v-14b", budget=20)``.
 
     Args:
-        full_steps: steps computed in full, the first and the last among them (seed 001, section 3.3).
+        full_steps: steps computed in full, the first and the last among them (arXiv 2511.00090, section 3.3).
         num_steps: T of the runs it is for; a run with another number of steps is refused.
         reuse: what stands in for the other steps: "blocks" (x + the residual of the block stack, head recomputed, as
             the paper has it), or at output level "residual", "output" or "forecast" (``vaccel.Schedule``).

@@ -1,4 +1,4 @@
-"""MixCache: reuse whole outputs, the guidance delta or the state after a block, whichever harms least (seed 002)."""
+"""MixCache: reuse whole outputs, the guidance delta or the state after a block, whichever harms least."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..planning import artifacts
 from ..signals import BlockChanges, Branches, Prediction, Signal
 from .base import Method, Observation, Policy, RunInfo, Step, require, require_threshold
 
-#: Steps a cycle (seed 002, eq. 6) where the last two computed outputs differ by less than d1, d2, or more.
+#: Steps a cycle (arXiv 2508.12691, eq. 6) where the last two computed outputs differ by less than d1, d2, or more.
 INTERVALS = {"acc": (4, 3, 2), "eff": (5, 4, 3)}
 LEVELS = ("step", "cfg", "block")
 
 
 @dataclasses.dataclass(frozen=True)
 class MixCache(Method):
-    """Three granularities of caching, the trigger and the choice among them adaptive (seed 002, Algorithm 1).
+    """Three granularities of caching, the trigger and the choice among them adaptive (arXiv 2508.12691, Algorithm 1).
 
     Full steps until the guided output changes by less than ``theta`` (relative L1); then cycles of one full step and
     N - 1 cached ones, N from the change between the last two full steps.  A cached step takes the level with the

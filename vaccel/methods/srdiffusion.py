@@ -1,4 +1,4 @@
-"""SRDiffusion: the large model sketches, the small model renders (seed 003)."""
+"""SRDiffusion: the large model sketches, the small model renders (arXiv 2505.19151)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIGNALS: dict[str, type[Signal]] = {"prediction": Prediction, "denoised": Denoi
 
 @dataclasses.dataclass(frozen=True)
 class SRDiffusion(Method):
-    """Sketching-rendering cooperation (seed 003, Algorithm 1, eq. 3 to 6).
+    """Sketching-rendering cooperation (arXiv 2505.19151, Algorithm 1, eq. 3 to 6).
 
     The large model runs until the change D_i = tanh(relative L1 of s_i from s_(i-1)) of a signal s settles: when
     0 < D_(i-1) - D_i < ``threshold`` and more than ``fix_steps`` steps are done, the small model takes over from the

@@ -1,4 +1,4 @@
-"""TeaCache: reuse while the timestep embedding says that little has changed (the baseline of seeds 000 and 003)."""
+"""TeaCache: reuse while the timestep embedding says that little has changed (arXiv 2411.19108)."""
 
 from __future__ import annotations
 

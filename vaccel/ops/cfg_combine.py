@@ -11,7 +11,7 @@ from ._dispatch import run
 def cfg_combine(
     cond: torch.Tensor, uncond: torch.Tensor, scale: float, out: torch.Tensor | None = None, *, impl: str | None = None
 ) -> torch.Tensor:
-    """Classifier-free guidance (seed 000, eq. 2): [B, ...] twice and the guidance scale w -> [B, ...].
+    """Classifier-free guidance (OpenReview egUfF6cesw, eq. 2): [B, ...] twice and the guidance scale w -> [B, ...].
 
     Computed in fp32, in the order of operations diffusers' pipelines use: in fp32 the result is theirs bit for bit.
 

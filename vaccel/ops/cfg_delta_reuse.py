@@ -11,7 +11,7 @@ from ._dispatch import run
 def cfg_delta_reuse(
     cond: torch.Tensor, delta: torch.Tensor, scale: float, out: torch.Tensor | None = None, *, impl: str | None = None
 ) -> torch.Tensor:
-    """Guidance from the conditional branch and the cached delta d = u - c (seed 002): c + (1 - w) d, [B, ...].
+    """Guidance from the conditional branch and the cached delta d = u - c (arXiv 2508.12691): c + (1 - w) d, [B, ...].
 
     Computed in fp32; it is u + w (c - u) with u = c + d.
 

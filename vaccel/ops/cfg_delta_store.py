@@ -11,7 +11,7 @@ from ._dispatch import run
 def cfg_delta_store(
     cond: torch.Tensor, uncond: torch.Tensor, out: torch.Tensor | None = None, *, impl: str | None = None
 ) -> torch.Tensor:
-    """What the unconditional branch differs by (seed 002, CFG caching): u - c, [B, ...] twice -> [B, ...].
+    """What the unconditional branch differs by (arXiv 2508.12691, CFG caching): u - c, [B, ...] twice -> [B, ...].
 
     Args:
         out: where to write, of cond's dtype; allocated if not given.

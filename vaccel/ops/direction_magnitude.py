@@ -11,7 +11,7 @@ from ._dispatch import run
 def direction_magnitude(
     x: torch.Tensor, residual: torch.Tensor, magnitude: torch.Tensor, *, impl: str | None = None
 ) -> torch.Tensor:
-    """The reused direction at a given length (seed 000, eq. 3): m (x + r) / norm(x + r).
+    """The reused direction at a given length (OpenReview egUfF6cesw, eq. 3): m (x + r) / norm(x + r).
 
     Args:
         x, residual: [B, ...], one dtype; accumulated in fp32.
@@ -35,7 +35,7 @@ def direction_magnitude_guided(
     *,
     impl: str | None = None,
 ) -> torch.Tensor:
-    """Both branches' reused directions at one length, and their guidance (seed 000, eq. 2 to 4): u + w (c - u).
+    """Both branches' reused directions at one length, then guidance: u + w (c - u) (OpenReview egUfF6cesw, eq. 2 to 4).
 
     Args:
         x: [B, ...], what both branches share.

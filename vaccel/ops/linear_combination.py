@@ -49,7 +49,7 @@ def linear_combination_guided(
     channel_dim: int = 1,
     impl: str | None = None,
 ) -> torch.Tensor:
-    """Both branches' combinations with the same coefficients, and their guidance (seed 000, eq. 2): u + w (c - u).
+    """Both branches' combinations with the same coefficients, then classifier-free guidance: u + w (c - u).
 
     Args:
         cond, uncond: 1 to 6 tensors each, as ``linear_combination`` takes them; as many of one as of the other.

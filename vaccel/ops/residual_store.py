@@ -11,7 +11,7 @@ from .relative_l1 import relative_l1
 
 
 def residual_store(v: torch.Tensor, x: torch.Tensor, out: torch.Tensor, *, impl: str | None = None) -> torch.Tensor:
-    """Writes v - x into ``out`` (seed 000, eq. 1) and returns it; all [B, ...], ``out`` in v's dtype.
+    """Writes v - x into ``out`` (OpenReview egUfF6cesw, eq. 1) and returns it; all [B, ...], ``out`` in v's dtype.
 
     ``impl`` is one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
     Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.

@@ -2,7 +2,7 @@
 
 A run's steps are the nodes 0 ... T-1 of a graph.  An edge (i, j) computes step j and stands in for what lies between;
 its error is what that was measured to do to the result, its cost what it takes.  A path from step 0 to step T-1 is a
-schedule.  In LeMiCa (seed 001) every edge costs one computed step and the worst errors count: "leximax".
+schedule.  In LeMiCa (arXiv 2511.00090) every edge costs one computed step and the worst errors count: "leximax".
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The teacher's probability-flow path and the exact solver step on it: flow matching or diffusion, by one pair (a, s).
 
 x = a x_0 + s noise at every time u in [0, 1] (1 is pure noise).  Time is unshifted: the shift is in the map from u to
-s.  A prediction says what x_0 and the noise are, and the first-order solver Phi(x, prediction, from, to) of seed 004
-puts them together again at another time: Euler for flow matching, DDIM for diffusion.
+s.  x_0 and the noise follow from a prediction, and the first-order solver Phi(x, prediction, from, to) of arXiv
+2506.03123 combines them at another time: Euler for flow matching, DDIM for diffusion.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Trajectory:
 
 
 def expert_times(steps: int, boundary: float) -> tuple[float, ...]:
-    """Unshifted times of a run of ``steps`` >= 2 steps with two experts: where each step begins (seed 004, section 6).
+    """Where each of ``steps`` >= 2 steps with two experts begins, in unshifted time (arXiv 2506.03123, section 6).
 
     Half of the steps lie above ``boundary`` and half below (of an odd number the first phase has one more), evenly in
     unshifted time inside each.  With shift 17 and boundary 0.76, 4 steps begin at sigma 1, .992, .9818, .9124.

@@ -12,7 +12,7 @@ from ...planning.trajectory import Level, Trajectory, expert_times
 
 
 class ExpertScheduler(SchedulerMixin, ConfigMixin):
-    """Stands in a pipeline's scheduler's place: ``steps`` deterministic steps of Phi on the experts' path (seed 004).
+    """Replaces the pipeline's scheduler: ``steps`` deterministic solver steps on the experts' path (arXiv 2506.03123).
 
     Args:
         trajectory: the teacher's path.
