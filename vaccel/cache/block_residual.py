@@ -36,7 +36,7 @@ class BlockResidual(Store):
 class _Slot(Slot):
     __slots__ = ()
 
-    def prepare(self, call: Any, output_like: torch.Tensor | None = None) -> None:
+    def prepare(self, call: Any) -> None:
         if self.buffer is None:
             model = call.large if self.key[0] == "large.blocks" else call.small
             shape = model.hidden_shape(call.inputs)

@@ -34,7 +34,7 @@ class _Slot(Slot):
         """Whether the first branch's output of the current step is there."""
         return self.first.step == self.run.index
 
-    def fill(self, call: Any, inputs: Any, output: torch.Tensor) -> None:
+    def fill(self, call: Any, x: torch.Tensor, output: torch.Tensor) -> None:
         if self.buffer is None:
             self.buffer = call.buffers.like(self.key, output)
         self.buffer.copy_(output)

@@ -26,7 +26,7 @@ class OutputResidual(Store):
 class _Slot(Slot):
     __slots__ = ()
 
-    def fill(self, call: Any, inputs: Any, output: torch.Tensor) -> None:
+    def fill(self, call: Any, x: torch.Tensor, output: torch.Tensor) -> None:
         if self.buffer is None:
             self.buffer = call.buffers.like(self.key, output)
-        torch.sub(output, call.large.latents(inputs), out=self.buffer)
+        torch.sub(output, x, out=self.buffer)

@@ -84,15 +84,11 @@ class Slot:
     def begin(self) -> None:
         """A step begins."""
 
-    def prepare(self, call: Any, output_like: torch.Tensor | None = None) -> None:
-        """Makes the buffer, before a forward or a step function that writes to it."""
+    def prepare(self, call: Any) -> None:
+        """Makes the buffer, before a forward that writes to it."""
 
-    def fill(self, call: Any, inputs: Any, output: torch.Tensor) -> None:
-        """Writes what a step function's output leaves behind; within it, so that it may be captured."""
-
-    def wrote(self, call: Any) -> None:
-        """The call is over: what it has written counts from now on."""
-        self.step = call.run.index
+    def fill(self, call: Any, x: torch.Tensor, output: torch.Tensor) -> None:
+        """Writes what the output for latents x leaves behind; in the step function, so that it may be captured."""
 
     def after(self, call: Any, output: torch.Tensor) -> None:
         """Writes what is left behind once the call is over."""

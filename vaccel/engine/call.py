@@ -71,52 +71,53 @@ class Call:
 
     def compute(self) -> torch.Tensor:
         """The large model's output; every store and signal is renewed."""
-        run, residual, kept = self.run, self.residual, self.states
-        states: dict[int, Any] = {}
-        if self.inside:
-            if residual is not None:
-                residual.prepare(self)
-            if kept is not None:
-                states = kept.prepared(self)
-        large, slots = self.large, self.step_slots
-
-        def step(inputs: Any) -> torch.Tensor:
-            if states or residual is not None:
-                output = large.recording(inputs, None if residual is None else residual.buffer, states)
-            else:
-                output = large.full(inputs)
-            for slot in slots:
-                slot.fill(self, inputs, output)
-            return output
-
+        run, residual, kept, inputs = self.run, self.residual, self.states, self.inputs
+        index, states = run.index, {}
+        if residual is not None and residual.buffer is None:
+            residual.prepare(self)
+        if kept is not None:
+            states = kept.prepared(self)
         if self.execute is None:
-            output = step(self.inputs)
+            output = self._forward(inputs, states) if self.inside else self.large.full(inputs)
+            for slot in self.step_slots:
+                slot.fill(self, self.x, output)
+                slot.step = index
         else:
-            overwritten = [state.hidden for state in states.values()]
-            output = self.execute(("large", self.key), step, self.inputs, overwritten)
+            output = self._captured(inputs, states)
         run.record.large += self.forwards
-        self._computed(output, states)
-        return output
-
-    def _computed(self, output: torch.Tensor, states: dict[int, Any]) -> None:
-        index = self.run.index
-        if self.inside:
-            if self.residual is not None:
-                self.residual.step = index
-            if states:
-                self.states.wrote(self, states)
-                if self.branch == 0:
-                    self.states.full = index
-        for slot in self.step_slots:
-            if slot.buffer is None:  # a captured step was replayed: it wrote where it was captured
-                slot.buffer = self.buffers.of(slot.key)
-            slot.step = index
+        if residual is not None:
+            residual.step = index
+        if kept is not None and states:
+            kept.wrote(self, states)
+            if self.branch == 0:
+                kept.full = index
         if output.dtype != self.dtype:  # a model that answers in another precision than it is asked in
             self.ops = ops.inner(self.device, None)
         for slot in self.after_slots:
             slot.after(self, output)
         for signal in self.signals:
             signal.computed(self, output)
+        return output
+
+    def _forward(self, inputs: Any, states: dict[int, Any]) -> torch.Tensor:
+        return self.large.recording(inputs, None if self.residual is None else self.residual.buffer, states)
+
+    def _captured(self, inputs: Any, states: dict[int, Any]) -> torch.Tensor:
+        """A forward and what the stores make of it, as one step function."""
+
+        def step(given: Any) -> torch.Tensor:
+            output, x = self._forward(given, states), self.large.latents(given)
+            for slot in self.step_slots:
+                slot.fill(self, x, output)
+            return output
+
+        overwritten = [state.hidden for state in states.values()]
+        output = self.execute(("large", self.key), step, inputs, overwritten)
+        for slot in self.step_slots:
+            if slot.buffer is None:  # a captured step was replayed: it wrote where it was captured
+                slot.buffer = self.buffers.of(slot.key)
+            slot.step = self.run.index
+        return output
 
     def compute_small(self) -> torch.Tensor:
         """The small model's output, of every branch in the call."""

@@ -114,6 +114,14 @@ class Transformer:
         numbers, stores = tuple(states), residual is not None
         if not numbers and not stores:
             return self.full(inputs)
+        view = self._views.get(("recording", numbers, stores))
+        if view is not None and self.bare and not self._cuts and not self.is_small:
+            if stores:
+                for block in view.buffered:
+                    block._buffers["buffer"] = residual
+            if numbers:
+                view.set_states(states)
+            return view.call(**inputs)[0]
 
         def make(model: nn.Module, family: Family) -> View:
             return recording_view(model, family, numbers, stores)

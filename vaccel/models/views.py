@@ -55,7 +55,7 @@ class _AddResidual(_Replacement):
         self.register_buffer("buffer", None, persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = (args[0] if args else kwargs["hidden_states"]) + self.buffer
+        hidden = (args[0] if args else kwargs["hidden_states"]) + self._buffers["buffer"]
         return hidden if self.returns == "hidden" else self.result(hidden, args, kwargs)
 
 
@@ -68,8 +68,8 @@ class _StoreEntry(_Replacement):
         self.register_buffer("buffer", None, persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.buffer.copy_(self.entering(args, kwargs))
-        return self.block(*args, **kwargs)
+        self._buffers["buffer"].copy_(args[0] if args else kwargs["hidden_states"])
+        return self._modules["block"](*args, **kwargs)
 
 
 class _StoreExit(_Replacement):
@@ -81,9 +81,9 @@ class _StoreExit(_Replacement):
         self.register_buffer("buffer", None, persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        out = self.block(*args, **kwargs)
+        out, buffer = self._modules["block"](*args, **kwargs), self._buffers["buffer"]
         hidden = out if self.returns == "hidden" else out[0 if self.returns == "hidden_encoder" else 1]
-        torch.sub(hidden, self.buffer, out=self.buffer)
+        torch.sub(hidden, buffer, out=buffer)
         return out
 
 
@@ -99,15 +99,15 @@ class _KeepState(_Replacement):
             self.register_buffer(name, None, persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        out = self.block(*args, **kwargs)
+        out, buffers = self._modules["block"](*args, **kwargs), self._buffers
         hidden = out if self.returns == "hidden" else out[self.at]
-        start, kept = self.start, self.hidden
+        start, kept, encoder = self.start, buffers["hidden"], buffers["encoder"]
         if start:
             hidden = hidden[start:]
-        self.change.copy_(self.relative_l1(hidden, kept))
+        buffers["change"].copy_(self.relative_l1(hidden, kept))
         kept.copy_(hidden)
-        if self.encoder is not None:
-            self.encoder.copy_(out[1 - self.at][start:])
+        if encoder is not None:
+            encoder.copy_(out[1 - self.at][start:])
         return out
 
 
