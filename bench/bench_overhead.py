@@ -14,7 +14,7 @@ beside it on a transformer that has only those parts and is called the same way:
     no proj     the same, its output projection replaced by a tensor that is there already
     1 block     embeddings, one block, head
     small       the small transformer (a rescaled step)
-    bare        all 4 blocks: a computed step, and what every ratio is a ratio to
+    bare        all blocks (4, or VACCEL_BENCH_BLOCKS): a computed step, and what every ratio is a ratio to
 
 The decision is no part of the model: TeaCache's timestep embedding counts as overhead.  All share one set of weights.
 Interleaved, a round goes through the contenders in random order and times each call beside one of its reference: the
@@ -50,11 +50,17 @@ cache_dit = pytest.importorskip("cache_dit")
 
 STEPS = 50
 TIMED = range(5, STEPS - 1)  # past everybody's warm-up, short of the run's end
-ROUNDS, PAIRS = int(os.environ.get("VACCEL_BENCH_ROUNDS", "50")), 12
-BLOCKS = 4
+ROUNDS = int(os.environ.get("VACCEL_BENCH_ROUNDS", "50"))
+#: Pairs a round; a computed call is long beside what it costs over bare, and wants more of them.
+PAIRS = {"skipped": 12, "computed": 36}
+BLOCKS = int(os.environ.get("VACCEL_BENCH_BLOCKS", "4"))
 LATENTS = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(0))
 TEXT = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(1))
-COMMAND = "VACCEL_BENCH_WRITE=1 pytest bench/bench_overhead.py -k interleaved"
+COMMAND = (
+    "VACCEL_BENCH_WRITE=1 "
+    + (f"VACCEL_BENCH_BLOCKS={os.environ['VACCEL_BENCH_BLOCKS']} " if "VACCEL_BENCH_BLOCKS" in os.environ else "")
+    + "pytest bench/bench_overhead.py -k interleaved"
+)
 NEVER, ALWAYS = 1e-9, 1e9  # thresholds that let nothing pass, and everything
 
 
@@ -251,6 +257,10 @@ def _teacache(distance: float) -> Loop:
     return _vaccel(vaccel.TeaCache(threshold=0.5, coefficients=(0.0, 0.0, 0.0, 0.0, distance)))
 
 
+def _easycache(threshold: float) -> Loop:
+    return _vaccel(vaccel.EasyCache(threshold, warmup=2))
+
+
 def _mixcache(theta: float, **settings: Any) -> Loop:
     """Never out of its warm-up, or in one long cycle after it."""
     return _vaccel(vaccel.MixCache(theta=theta, interval=2 * STEPS, penalty=False, **settings))
@@ -288,6 +298,7 @@ CONTENDERS = [
     _skipped("vaccel DirectionMagnitude", "small", lambda: _rescaled(0.02), letter="m"),
     _skipped("vaccel MixCache, step level", "nothing", lambda: _mixcache(ALWAYS, levels=("step",)), letter="o"),
     _skipped("vaccel Forecast", "nothing", lambda: _forecast(2), letter="p"),
+    _skipped("vaccel EasyCache", "nothing", lambda: _easycache(ALWAYS), letter="r"),
     _skipped("diffusers FirstBlockCache", "1 block", lambda: _diffusers(FirstBlockCacheConfig(ALWAYS)), 1),
     _skipped("diffusers MagCache", "0 blocks", lambda: _mag_cache(ALWAYS)),
     _skipped("diffusers TaylorSeer lite", "no proj", _taylor_lite),
@@ -301,6 +312,7 @@ CONTENDERS = [
     _computed("vaccel DirectionMagnitude", lambda: _rescaled(0.98), "F"),
     _computed("vaccel MixCache", lambda: _mixcache(0.0), "F"),
     _computed("vaccel Forecast", lambda: _forecast(ONE), "F"),
+    _computed("vaccel EasyCache", lambda: _easycache(0.0), "F"),
     _computed("diffusers FirstBlockCache", lambda: _diffusers(FirstBlockCacheConfig(-1.0))),
     _computed("diffusers MagCache", lambda: _mag_cache(-1.0)),
     _computed("diffusers TaylorSeer lite", lambda: _taylor_lite(disable_cache_after_step=0)),
@@ -421,7 +433,7 @@ def test_interleaved(capsys: Any) -> None:
         rng.shuffle(order)
         for contender in order:
             reference = f"reference: {contender.reference}"
-            for i in range(PAIRS):
+            for i in range(PAIRS[contender.kind]):
                 call, other = _pair(loops[contender.id], loops[reference], first=i % 2 == 0)
                 if round_:  # the first is for warming up
                     samples[contender.id].append(call)
@@ -432,6 +444,7 @@ def test_interleaved(capsys: Any) -> None:
     with capsys.disabled():
         print("\n" + _table(rows))
     if os.environ.get("VACCEL_BENCH_WRITE") == "1":
-        figures = {"rounds": ROUNDS, "pairs_a_round": PAIRS, "clock": "thread_time", "threads": 1}
+        figures = {"rounds": ROUNDS, "pairs_a_round": PAIRS, "clock": "thread_time", "threads": 1, "blocks": BLOCKS}
         figures["latents"] = list(LATENTS.shape)
-        write("overhead", {**figures, "contenders": rows}, command=COMMAND)
+        name = "overhead" if BLOCKS == 4 else f"overhead_{BLOCKS}_blocks"
+        write(name, {**figures, "contenders": rows}, command=COMMAND)
