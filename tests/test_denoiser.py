@@ -94,3 +94,30 @@ def test_what_it_refuses():
     run = vaccel.Denoiser(large, method=vaccel.Schedule([0], num_steps=2, reuse="residual")).run(num_steps=2)
     with pytest.raises(ValueError, match="in order"):
         run.step(1, torch.tensor(1.0), torch.randn(1, 16, 3, 4, 4), None)
+
+
+def test_runs_that_overlap_have_nothing_in_common():
+    transformers, _ = callables()
+    for method in (vaccel.Schedule.from_timeline("FFrrF" * 4), vaccel.Forecast((0, 1, 5, 10, 19), STEPS)):
+        denoiser = vaccel.Denoiser(transformers[0], method=method, guidance=4.0)
+        alone, _ = sample(denoiser)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, 16, 3, 4, 4, generator=generator)
+        cond, uncond = torch.randn(2, 2, 8, 32, generator=generator)
+        times = torch.linspace(1, 0, STEPS + 1)
+        with denoiser.run(STEPS) as run, denoiser.run(STEPS) as other:
+            y = -x
+            for i in range(STEPS):
+                x = x + (times[i + 1] - times[i]) * run.step(i, times[i] * 1000, x, cond, uncond)
+                y = y + (times[i + 1] - times[i]) * other.step(i, times[i] * 1000, y, uncond, cond)
+        assert torch.equal(x, alone)
+        with pytest.raises(ValueError, match="this run is over"):
+            run.step(0, 0.0, x, cond)
+
+
+def test_gradients_are_refused():
+    _, (large, _) = callables()
+    denoiser = vaccel.Denoiser(large, method=vaccel.Schedule([0], num_steps=4, reuse="residual"))
+    x = torch.zeros(1, 16, 3, 4, 4, requires_grad=True)
+    with denoiser.run(4) as run, pytest.raises(ValueError, match="no gradients"):
+        run.step(0, torch.tensor(900.0), x, torch.zeros(1, 8, 32))

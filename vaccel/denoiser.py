@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -67,8 +68,17 @@ class Denoiser:
             )
         if len(models) == 2 and models[0].described != models[1].described:
             raise ValueError("large and small must both be callables or both be transformers")
-        self._stage = Stage(0, *models)
-        self._buffers = Buffers()
+        self._models, self._family = (large, small), family
+        self._idle: list[tuple[Stage, Buffers]] = [(Stage(0, *models), Buffers())]
+
+    def _taken(self) -> tuple[Stage, Buffers]:
+        """Models and storage that no other run has: runs may overlap, in threads or one within another."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            named = zip(self._models, (False, True), strict=True)
+            models = [_model(m, self._family, is_small) for m, is_small in named if m is not None]
+            return Stage(0, *models), Buffers()
 
     def run(self, num_steps: int, flow: Flow | None = None) -> DenoiserRun:
         """A fresh run, to be used as a context manager.
@@ -89,13 +99,19 @@ class DenoiserRun:
 
     def __init__(self, denoiser: Denoiser, num_steps: int, flow: Flow | None = None):
         self._denoiser = denoiser
+        self._stage, self._buffers = taken = denoiser._taken()
+        for model in (self._stage.large, self._stage.small):
+            if isinstance(model, Transformer):
+                model.refresh()
+        # Given back when the context ends, or when nobody holds the run any more.
+        self._given_back = weakref.finalize(self, denoiser._idle.append, taken)
         self._run = Run(
             denoiser.method,
             num_steps,
-            denoiser._buffers,
+            self._buffers,
             guidance=lambda stage: denoiser.guidance,
             denoise=denoiser._denoise,
-            depth=getattr(denoiser._stage.large, "depth", 0),
+            depth=getattr(self._stage.large, "depth", 0),
             flow=flow,
         )
 
@@ -120,9 +136,11 @@ class DenoiserRun:
 
     def _step(self, i: int, t: Any, x: torch.Tensor, cond: Any, uncond: Any) -> torch.Tensor:
         run = self._run
+        if not self._given_back.alive:
+            raise ValueError("this run is over: open another with denoiser.run(num_steps)")
         if i != run.index + 1 or not 0 <= i < run.num_steps:
             raise ValueError(f"step {i} of {run.num_steps} after step {run.index}: steps come once each, in order")
-        outputs, stage = [], self._denoiser._stage
+        outputs, stage = [], self._stage
         run.told = 1 if uncond is None else 2
         for condition in (cond,) if uncond is None else (cond, uncond):
             inputs = _inputs(stage.large, x, t, condition)
@@ -135,8 +153,12 @@ class DenoiserRun:
     def __enter__(self) -> DenoiserRun:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        pass
+    def __exit__(self, kind: Any, *exception: object) -> None:
+        if kind is None:
+            self._run.close()
+        else:  # an aborted run leaves nothing
+            self._buffers.clear()
+        self._given_back()
 
 
 def _model(model: Any, family: str | Family | None, is_small: bool) -> Model:

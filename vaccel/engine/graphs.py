@@ -8,6 +8,7 @@ captured under.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -29,25 +30,38 @@ class Backend(Protocol):
 
 
 class CudaBackend:
-    """CUDA graphs with one memory pool, warmed up and captured on one side stream."""
+    """CUDA graphs with one memory pool a device, warmed up and captured on one side stream of it."""
 
     device = "cuda"
     warmups = 3
 
     def __init__(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream()
+        self._places: dict[int, tuple[Any, Any]] = {}
+
+    def _place(self) -> tuple[Any, Any]:
+        """The current device's pool and stream."""
+        index = torch.cuda.current_device()
+        if index not in self._places:
+            self._places[index] = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        return self._places[index]
 
     def capture(self, function: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        pool, stream = self._place()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(self.warmups):
                 function()
-        torch.cuda.current_stream().wait_stream(self.stream)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
             outputs = function()
         return graph.replay, outputs
+
+
+def _on(tensors: Sequence[torch.Tensor]) -> Any:
+    """The device of these tensors is the current one while the context lasts."""
+    device = tensors[0].device if tensors else None
+    return torch.cuda.device(device) if device is not None and device.type == "cuda" else contextlib.nullcontext()
 
 
 class Captured(NamedTuple):
@@ -115,7 +129,8 @@ class Captures:
         self._captured.move_to_end(signature)
         for static, tensor in zip(captured.inputs, tensors, strict=True):
             static.copy_(tensor)
-        captured.replay()
+        with _on(tensors):
+            captured.replay()
         return pytree.tree_map(torch.clone, captured.outputs)
 
     def _capture(
@@ -138,9 +153,11 @@ class Captures:
         arguments = pytree.tree_unflatten(static, structure)
         before = [t.clone() for t in overwritten]
         try:
-            replay, outputs = self.backend.capture(lambda: function(arguments))
-        except RuntimeError as error:
-            self._fail(f"capturing failed: {str(error).splitlines()[0]}")
+            with _on([leaves[i] for i in at]):
+                replay, outputs = self.backend.capture(lambda: function(arguments))
+        except Exception as error:  # whatever it is, the step runs without
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            self._fail(f"capturing failed: {said[0]}")
             return None
         finally:
             for t, contents in zip(overwritten, before, strict=True):

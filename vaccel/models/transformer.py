@@ -27,9 +27,15 @@ ADAPTER_STATE = ("scaling", "active_adapters", "disable_adapters", "merged_adapt
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 
 
-def _lock_of(model: nn.Module) -> threading.RLock:
+def lock_of(model: nn.Module) -> threading.RLock:
     """One for every module: where hooks sit on it, its blocks are exchanged for the length of a call."""
     return _locks.setdefault(model, threading.RLock())
+
+
+def hooked(model: nn.Module) -> bool:
+    """Whether more than the model's own forward lies below a call: offload, context parallel, a user's hook."""
+    own = model.__dict__
+    return bool("forward" in own or "_hf_hook" in own or own["_forward_hooks"] or own["_forward_pre_hooks"])
 
 
 class Transformer:
@@ -56,7 +62,7 @@ class Transformer:
         self._reuses_other = type(family).reusing_inputs is not Family.reusing_inputs
         self.bare = self._bare()
         self._warned = False
-        self._lock = _lock_of(model)
+        self._lock = lock_of(model)
 
     @property
     def channel_axis(self) -> int:
@@ -207,9 +213,7 @@ class Transformer:
 
     def _bare(self) -> bool:
         """Whether nothing but the model's own forward lies below."""
-        own = self.model.__dict__
-        hooked = "forward" in own or "_hf_hook" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]
-        return not hooked
+        return not hooked(self.model)
 
 
 class PlainCallable:

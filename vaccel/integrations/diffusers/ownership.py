@@ -18,6 +18,8 @@ from typing import Any
 
 from torch import nn
 
+from ...models.transformer import hooked, lock_of
+
 #: Where a pipeline object keeps who accelerates it.
 OWNER = "_vaccel_owner"
 #: The innermost open scope of this thread or task.
@@ -108,9 +110,12 @@ def _listening_class(base: type) -> type:
         @functools.wraps(base.__call__)
         def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             scope = CURRENT.get()
-            if scope is None:
+            if scope is not None:
+                return scope.call(self, args, kwargs)
+            if not hooked(self):
                 return base.__call__(self, *args, **kwargs)
-            return scope.call(self, args, kwargs)
+            with lock_of(self):  # another thread's run may have other blocks in it for the length of a call
+                return base.__call__(self, *args, **kwargs)
 
         _listening[base] = _subclass(base, {"__call__": call})
     return _listening[base]
