@@ -41,8 +41,8 @@ VARIANTS: dict[str, str] = {
     "sum": "artifact='forecast.json', objective='sum'",
     "K = 1": f"{OURS}, order=1",
     "K = 3": f"{OURS}, order=3",
-    "without gain": f"{OURS}, gain=False",
-    "typical gain": "artifact='typical.json', objective='leximax'",
+    "without error growth": f"{OURS}, error_growth=False",
+    "typical error growth": "artifact='typical.json', objective='leximax'",
     "per tensor": f"{OURS}, per='tensor'",
     "per band, without correction": "artifact='banded.json', objective='leximax', per='band'",
     "per channel and band, without correction": "artifact='banded.json', objective='leximax', per='channel, band'",
@@ -63,12 +63,15 @@ def text_of(name: str, budget: int) -> str:
     return f"Forecast({arguments}, budget={budget})"
 
 
-def collapsed(path: Path, out: Path, *, gains: bool = True) -> None:
+def collapsed(path: Path, out: Path, *, error_growth: bool = True) -> None:
     """The same calibration without frequency bands: the bands are orthogonal, so their products add up."""
     data = artifacts.read(path, "forecast")
     known = Calibration(data)
     products = known.gram.products.sum(axis=0) * len(data["samples"])
-    own = {key: {**s, "bands": 1, "gains": s["gains"] if gains else {}} for key, s in data["samples"].items()}
+    own = {
+        key: {**s, "bands": 1, "error_growth": s["error_growth"] if error_growth else {}}
+        for key, s in data["samples"].items()
+    }
     artifacts.write(out, {**data, "bands": 1, "samples": own, "products": packed(products)})
 
 
@@ -80,13 +83,13 @@ def calibrate(out: Out = Path("out/forecast")) -> None:
     call, captions = {"num_inference_steps": STEPS, **family.call}, calibration_captions(max(SAMPLES))
     whole = out / "growing.json"
 
-    def told(done: int, total: int, what: str) -> None:
+    def report(done: int, total: int, what: str) -> None:
         print(f"{time.perf_counter() - began:6.0f} s  {done} of {total}  {what}", flush=True)
 
-    calibrate_forecast(family.pipe, captions[:FOLLOWED], out / "forecast.json", call=call, progress=told)
+    calibrate_forecast(family.pipe, captions[:FOLLOWED], out / "forecast.json", call=call, progress=report)
     for count in SAMPLES:
         more = {} if count <= FOLLOWED else {"tails": 0}
-        calibrate_forecast(family.pipe, captions[:count], whole, call=call, bands=2, trials=(), progress=told, **more)
+        calibrate_forecast(family.pipe, captions[:count], whole, call=call, bands=2, trials=(), progress=report, **more)
         shutil.copy(whole, out / f"banded_{count}.json")
     derive(out)
 
@@ -98,7 +101,7 @@ def derive(out: Out = Path("out/forecast")) -> None:
         if (out / f"banded_{count}.json").exists():
             collapsed(out / f"banded_{count}.json", out / f"samples_{count}.json")
     shutil.copy(out / f"banded_{FOLLOWED}.json", out / "banded.json")
-    collapsed(out / f"banded_{FOLLOWED}.json", out / "typical.json", gains=False)
+    collapsed(out / f"banded_{FOLLOWED}.json", out / "typical.json", error_growth=False)
 
 
 @app.command()
@@ -145,17 +148,17 @@ def write(
 
 
 def cost(path: Path) -> dict[str, Any]:
-    """Forwards and seconds of a calibration, a sample; and what its gains are."""
+    """Forwards and seconds of a calibration by sample, and the error growth that it measured."""
     data = artifacts.read(path, "forecast")
-    samples = [s for s in data["samples"].values() if s["gains"]]
+    samples = [s for s in data["samples"].values() if s["error_growth"]]
     return {
         "samples": len(samples),
         "forwards_recording": 2 * data["num_steps"],
         "forwards": [s["forwards"] for s in samples],
         "seconds_recording": [round(s["seconds_recording"], 1) for s in samples],
         "seconds": [round(s["seconds"], 1) for s in samples],
-        "gains": [s["gains"] for s in samples],
-        "gain": Calibration(data).gains,
+        "error_growth_samples": [s["error_growth"] for s in samples],
+        "error_growth": Calibration(data).error_growth,
         "trials": [s["trials"] for s in samples if "trials" in s],
     }
 

@@ -1,8 +1,8 @@
-"""Where Forecast is hard, and what Auto promises: ``python bench/measure_auto.py settings|foreign|auto|memory``.
+"""Where Forecast is hard, and what Auto promises: ``python bench/measure_auto.py settings|ood|auto|memory``.
 
-``settings``: other solvers, guidance scales and kinds of prediction, each calibrated with two captions.  ``foreign``:
-prompts outside the grammar and another resolution, with the guard and without.  ``auto``: the speed delivered, the
-share of prompts that reach a PSNR.  ``memory``: bytes held.  Each writes its JSON under bench/results/cpu.
+``settings``: other solvers, guidance scales and kinds of prediction, each calibrated with two captions.  ``ood``:
+prompts and a resolution outside the training distribution, with the guard and without.  ``auto``: the speed delivered,
+the share of prompts that reach a PSNR.  ``memory``: bytes held.  Each writes its JSON under bench/results/cpu.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Prompts = Annotated[int, typer.Option(help="Held-out captions.")]
 SHIPPED = demo.family.shipped_folder() / "forecast.json"
 SETTINGS = ("UniPC", "Euler", "DPM++", "guidance 1", "guidance 7", "DDIM, v_prediction", "DDIM, epsilon")
 STEPS, BUDGETS = 50, (27, 17, 9)
-FOREIGN = (
+OOD_PROMPTS = (
     "a dog runs over a field",
     "red red red red",
     "",
@@ -176,13 +176,13 @@ def write_settings(log: Path = Path("out/forecast_settings.jsonl")) -> None:
 
 
 @app.command()
-def foreign(artifact: Path = SHIPPED, threads: int = 1) -> None:
+def ood(artifact: Path = SHIPPED, threads: int = 1) -> None:
     """Prompts outside the grammar, and 64 x 64 pixels instead of 48 x 48, with the guard and without."""
     torch.set_num_threads(threads)
     table = []
     for name, bench, prompts in (
-        ("held-out captions", Bench(), held_out_captions(len(FOREIGN))),
-        ("outside the grammar", Bench(), list(FOREIGN)),
+        ("held-out captions", Bench(), held_out_captions(len(OOD_PROMPTS))),
+        ("outside the grammar", Bench(), list(OOD_PROMPTS)),
         ("64 x 64 pixels", Bench(height=64, width=64), held_out_captions(4)),
     ):
         full = [bench.clip(prompt) for prompt in prompts]
@@ -196,7 +196,7 @@ def foreign(artifact: Path = SHIPPED, threads: int = 1) -> None:
             table.append(row)
             print(name, budget, {k: (round(v["psnr"], 1), round(v["psnr_worst"], 1), v["steps"])
                                  for k, v in row.items() if isinstance(v, dict)}, flush=True)  # fmt: skip
-    print(results.write("forecast_foreign", {"table": table}, command="measure_auto.py foreign"))
+    print(results.write("forecast_ood", {"table": table}, command="measure_auto.py ood"))
 
 
 @app.command()

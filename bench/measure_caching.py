@@ -173,7 +173,7 @@ def cost(prompts: Prompts = 2, out: Path = Path("out/lemica_cost")) -> None:
         "coarse tails, every 4th": {"tails": "coarse", "stride": 4},
         "tails by the small model": {"tails": "small"},
         "no tails": {"tails": "none"},
-        "hopeless edges left out, budgets from 10": {"hopeless": 10},
+        "only edges that budgets from 10 can need": {"min_budget": 10},
     }
     for name, options in variants.items():
         path = out / f"{name.replace(' ', '_').replace(',', '')}.json"

@@ -75,8 +75,8 @@ def forecast_variants() -> str:
     beside = f"; LeMiCa's exact calibration takes {exact}"
     note = (
         f"Forecast is K = 2, per channel, lexicographic minimax, {cost['samples']} samples. A sample takes "
-        f"{cost['forwards_recording']} forwards ({_middle(cost['seconds_recording'])} s), with replays for the gains "
-        f"and trials {_middle(cost['forwards'])} ({_middle(cost['seconds'])} s){beside}. "
+        f"{cost['forwards_recording']} forwards ({_middle(cost['seconds_recording'])} s), with replays for error "
+        f"growth and trials {_middle(cost['forwards'])} ({_middle(cost['seconds'])} s){beside}. "
     )
     return _table(["", *map(str, budgets)], rows) + "\n\n" + note + _source("cpu/forecast", data)
 
@@ -96,15 +96,15 @@ def forecast_settings() -> str:
     return _table(["", *map(str, budgets)], rows) + "\n\n" + note + _source("cpu/forecast_settings", data)
 
 
-def forecast_foreign() -> str:
-    data = _read("cpu/forecast_foreign")
+def forecast_ood() -> str:
+    data = _read("cpu/forecast_ood")
     names = [key for key, value in data["table"][0].items() if isinstance(value, dict)]
     rows = [
         [f"{row['prompts']}, {row['budget']}", *(_guarded(row[name], row["budget"]) for name in names)]
         for row in data["table"]
     ]
     note = "PSNR in dB (worst prompt), and the steps computed where they are more than planned. "
-    return _table(["", *names], rows) + "\n\n" + note + _source("cpu/forecast_foreign", data)
+    return _table(["", *names], rows) + "\n\n" + note + _source("cpu/forecast_ood", data)
 
 
 def _guarded(found: dict[str, Any], budget: int) -> str:

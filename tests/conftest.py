@@ -71,7 +71,7 @@ FAST = (
     "test_calibrate_mixcache.py::test_what_is_measured?wan-cfg?",
     "test_calibrate_mixcache.py::test_thresholds",
     "test_calibrate_forecast.py::test_inner*unipc*",
-    "test_calibrate_forecast.py::test_gains_never*",
+    "test_calibrate_forecast.py::test_error_growth_never*",
     # experts and their distillation
     "test_dual_expert.py::test_a_run_is_the_plain_loop?wan*",
     "test_expert_weights.py::test_remove*wan?",

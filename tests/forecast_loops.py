@@ -165,10 +165,10 @@ class Guard:
     """
 
     def __init__(
-        self, trajectories: ndarray, levels: Sequence[float], gains: Sequence[float], path: Sequence[int],
+        self, trajectories: ndarray, levels: Sequence[float], error_growth: Sequence[float], path: Sequence[int],
         guard: float, max_error: float, order: int = 2,
     ) -> None:  # fmt: skip
-        self.trajectories, self.levels, self.gains, self.path = trajectories, levels, [*gains, 1.0], path
+        self.trajectories, self.levels, self.error_growth, self.path = trajectories, levels, [*error_growth, 1.0], path
         self.bound, self.guard, self.order = guard * max_error, guard, order
         self.elements = trajectories[0, 0].size
         self.following, self.seen, self.extra, self.samples = 0, {}, 0, []
@@ -185,7 +185,7 @@ class Guard:
     def judge(self, step: int, computed: list[int], made: Made) -> None:
         before = oracle_forecast.known_after(computed[:-1], self.order)
         every = [
-            oracle_forecast.surprise(self.trajectories, sample, before, computed[-1], "channel").ratio
+            oracle_forecast.forecast_error(self.trajectories, sample, before, computed[-1], "channel").ratio
             for sample in made_so_far(made, computed[-1])
         ]
         self.samples.append(every)
@@ -202,7 +202,9 @@ class Guard:
         # One more step, of width zero, so that a stretch may end behind the last.
         v = np.concatenate([self.trajectories, np.zeros_like(self.trajectories[:, :1])], axis=1)
         levels = [*self.levels, self.levels[-1]]
-        return oracle_forecast.edge_error(v, levels, known, end, "channel", self.gains) / math.sqrt(self.elements)
+        return oracle_forecast.edge_error(v, levels, known, end, "channel", self.error_growth) / math.sqrt(
+            self.elements
+        )
 
 
 def made_so_far(made: Made, step: int) -> ndarray:

@@ -10,7 +10,7 @@ Readings of what is left open:
 
 * The weights of one edge are fitted per skipped step, each to that step's velocity alone, and the same for all samples;
   the samples count as they are, none is scaled.
-* An edge's error is the length of the summed deviation: what two skipped steps do wrong may cancel.
+* An edge's error is the norm of the summed errors: what two skipped steps do wrong may cancel.
 * From the second computed step on, two are known; before it, one.  Three only count where ``order`` allows them.
 * Equal objectives: the path that is first in lexicographic order.
 """
@@ -89,7 +89,7 @@ def root_mean_square(errors: ndarray) -> float:
     return math.sqrt(total / len(errors))
 
 
-def deviation(velocities: ndarray, sigmas: Sequence[float], known: Sequence[int], end: int, groups: str) -> float:
+def latent_error(velocities: ndarray, sigmas: Sequence[float], known: Sequence[int], end: int, groups: str) -> float:
     """How far the latents are off at ``end``, in the root mean square over samples, if what is between is forecast.
 
     The norm of the sum over skipped steps i of (sigma_{i+1} - sigma_i) (v_i - vhat_i), with the forecasts fitted to
@@ -108,10 +108,15 @@ def deviation(velocities: ndarray, sigmas: Sequence[float], known: Sequence[int]
 
 
 def edge_error(
-    velocities: ndarray, sigmas: Sequence[float], known: Sequence[int], end: int, groups: str, gains: Sequence[float]
+    velocities: ndarray,
+    sigmas: Sequence[float],
+    known: Sequence[int],
+    end: int,
+    groups: str,
+    error_growth: Sequence[float],
 ) -> float:
-    """The deviation at ``end``, times what becomes of it until the last step."""
-    return gains[end] * deviation(velocities, sigmas, known, end, groups)
+    """The error of the latents at ``end``, times its growth until the last step."""
+    return error_growth[end] * latent_error(velocities, sigmas, known, end, groups)
 
 
 # --- paths ----------------------------------------------------------------------------------------------------------
@@ -146,7 +151,7 @@ def known_after(computed: Sequence[int], order: int) -> tuple[int, ...]:
 def path_errors(
     velocities: ndarray,
     sigmas: Sequence[float],
-    gains: Sequence[float],
+    error_growth: Sequence[float],
     order: int,
     groups: str,
     path: Sequence[int],
@@ -160,7 +165,7 @@ def path_errors(
             errors.append(0.0)
             continue
         if (known, end) not in edges:
-            edges[known, end] = edge_error(velocities, sigmas, known, end, groups, gains)
+            edges[known, end] = edge_error(velocities, sigmas, known, end, groups, error_growth)
         errors.append(edges[known, end])
     return errors
 
@@ -168,7 +173,7 @@ def path_errors(
 def best_paths(
     velocities: ndarray,
     sigmas: Sequence[float],
-    gains: Sequence[float],
+    error_growth: Sequence[float],
     order: int,
     max_gap: int,
     groups: str,
@@ -176,8 +181,8 @@ def best_paths(
 ) -> dict[int, tuple[tuple[int, ...], list[float]]]:
     """Of every number of computed steps that has a path: the best one and its edges' errors, descending.
 
-    All subsets are tried, so there are nine steps at most.  ``gains`` has an entry for every step; only those of steps
-    that end an edge count.
+    All subsets are tried, so there are nine steps at most.  ``error_growth`` has an entry for every step; only
+    those of steps that end an edge count.
     """
     v = full_vectors(velocities)
     steps = v.shape[1]
@@ -187,7 +192,7 @@ def best_paths(
     for budget in range(2, steps + 1):
         least = None
         for path in paths(steps, budget, max_gap):
-            errors = path_errors(v, sigmas, gains, order, groups, path, edges)
+            errors = path_errors(v, sigmas, error_growth, order, groups, path, edges)
             candidate = (score(errors, objective), path, sorted(errors, reverse=True))
             if least is None or candidate[:2] < least[:2]:
                 least = candidate
@@ -240,10 +245,10 @@ def banded_forecast(velocities: ndarray, known: Sequence[int], weights: dict[str
     return answer
 
 
-def banded_deviation(
+def banded_latent_error(
     velocities: ndarray, sigmas: Sequence[float], known: Sequence[int], end: int, cutoff: float, groups: str = "channel"
 ) -> float:
-    """``deviation`` with forecasts by band."""
+    """``latent_error`` with forecasts by band."""
     v = np.asarray(velocities, dtype=np.float64)
     assert len(sigmas) == v.shape[1] + 1
     off = np.zeros_like(v[:, 0])
@@ -374,13 +379,15 @@ def run_guided(
 # --- the guard ------------------------------------------------------------------------------------------------------
 
 
-class Surprise(NamedTuple):
+class ForecastError(NamedTuple):
     actual: float
     expected: float
     ratio: float
 
 
-def surprise(velocities: ndarray, trajectory: ndarray, known: Sequence[int], step: int, groups: str) -> Surprise:
+def forecast_error(
+    velocities: ndarray, trajectory: ndarray, known: Sequence[int], step: int, groups: str
+) -> ForecastError:
     """How far a computed step is from what the steps before it foretold, and how far it is in calibration.
 
     Args:
@@ -392,4 +399,4 @@ def surprise(velocities: ndarray, trajectory: ndarray, known: Sequence[int], ste
     weights = coefficients(v, known, step, groups)
     expected = root_mean_square(v[:, step] - forecast_from(v, known, weights))
     actual = root_mean_square(running[:, step] - forecast_from(running, known, weights))
-    return Surprise(actual, expected, actual / expected if expected > 0 else math.inf)
+    return ForecastError(actual, expected, actual / expected if expected > 0 else math.inf)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import vaccel
 from vaccel.calibrate.mixcache import fields as mixcache_fields
+from vaccel.calibrate.samples import Samples
 from vaccel.calibrate.teacache import _fit
 from vaccel.experts.files import read_experts
 from vaccel.integrations.diffusers.auto import Times
@@ -25,7 +26,7 @@ from vaccel.methods.auto import calibrated
 from vaccel.methods.lemica import edges
 from vaccel.planning import artifacts, schema
 from vaccel.planning.calibration import added, calibration, packed
-from vaccel.planning.schema_errors import shown
+from vaccel.planning.schema.errors import shown
 
 STEPS, CHANNELS = 6, 2
 SHIPPED = Path(vaccel.__file__).parent / "demo" / "weights"
@@ -45,7 +46,7 @@ def products(seed: int) -> str:
 
 def forecast_sample(seed: int, **more) -> dict:
     levels = [round(1 - i / STEPS, 3) for i in range(STEPS + 1)]
-    made = {"levels": levels, "channels": CHANNELS, "bands": 1, "elements": 40, "gains": {"2": 6.0, "4": 0.5}}
+    made = {"levels": levels, "channels": CHANNELS, "bands": 1, "elements": 40, "error_growth": {"2": 6.0, "4": 0.5}}
     return {**made, "forwards": 12, **more}
 
 
@@ -66,7 +67,7 @@ def lemica() -> dict:
     named = [f"{i}-{j}" for i in range(STEPS) for j in range(i + 2, min(i + 4, STEPS))]
     errors = {name: 0.01 * (1 + k) for k, name in enumerate(named)}
     samples = {k: {"errors": errors, "forwards": 9, "small_forwards": 0, "done": True} for k in ("a-0", "b-0")}
-    how = {"reuse": "blocks", "max_gap": 3, "compare": "latents", "tails": "exact", "stride": 2, "hopeless": None}
+    how = {"reuse": "blocks", "max_gap": 3, "compare": "latents", "tails": "exact", "stride": 2, "min_budget": None}
     header = {"schema": artifacts.SCHEMA, "method": "lemica", **how, "num_steps": STEPS, **MADE_WITH}
     return own({**header, "samples": samples})
 
@@ -223,7 +224,15 @@ def test_what_is_as_it_should_be_is_read(kind, tmp_path):
     assert tried(tmp_path, kind, data) is None
     path = written(tmp_path, data)
     assert artifacts.read(path, data["method"]) == json.loads(json.dumps(data)), "plain, and all of it"
-    meaning = ("fields", "times", "gains", "errors", "samples", "impacts", "training")  # whose names mean something
+    meaning = (
+        "fields",
+        "times",
+        "error_growth",
+        "errors",
+        "samples",
+        "impacts",
+        "training",
+    )  # whose names mean something
     for at in [(), *[p for p in places(data) if p[-1] not in meaning]]:
         if isinstance(functools.reduce(lambda held, key: held[key], at, data), dict):
             assert tried(tmp_path, kind, changed(data, (*at, "a later vaccel's"), [1, {"x": None}])) is None, at
@@ -317,7 +326,7 @@ def test_garbage_is_told_from_an_artifact(name, tmp_path):
         ("forecast", "samples.run-0.levels[0]", NAN, "must be a number, at least -1e+50 and at most 1e+50, got"),
         ("forecast", "samples.run-1.levels", [1.0, 0.0], "must have 7 entries, as in every sample"),
         ("forecast", "samples.run-0.elements", 0, "must be a whole number, at least 1"),
-        ("forecast", "samples.run-0.gains.7", 1.0, "must be named for a step from 0 to 5"),
+        ("forecast", "samples.run-0.error_growth.7", 1.0, "must be named for a step from 0 to 5"),
         ("forecast", "samples.run-0.trials[1]", [1], "must be a list of 2 numbers, got a list of 1"),
         ("forecast", "samples.run-0.forwards", ..., "is missing"),
         ("forecast", "samples", {}, "must be an object, at least 1 long, got an empty object"),
@@ -385,6 +394,31 @@ def test_what_calibrations_write_on_their_way_is_read(tmp_path):
     for sample in unguided["samples"].values():
         del sample["impacts"]["cfg"]
     assert tried(tmp_path, "mixcache", unguided) is None
+
+
+def under_old_names(value):
+    """As earlier versions named the fields."""
+    old = {"error_growth": "gains", "min_budget": "hopeless"}
+    if isinstance(value, dict):
+        return {old.get(name, name): under_old_names(held) for name, held in value.items()}
+    return [under_old_names(held) for held in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("kind", ["forecast", "lemica"])
+def test_files_with_the_old_names_are_read_under_the_new_ones(kind, tmp_path):
+    data = own(KINDS[kind][0]())
+    old = under_old_names(data)
+    assert old != data
+    assert tried(tmp_path, kind, old) is None
+    path = written(tmp_path, old)
+    assert artifacts.read(path, kind) == data
+    assert artifacts.read_sealed(path, kind)[1] == json.loads(path.read_text())["digest"], "sealed as it was written"
+    if kind == "lemica":  # a calibration goes on with it
+        header = {k: v for k, v in data.items() if k not in ("samples", "prompts")}
+        assert Samples(path, header).data == data["samples"]
+    for odd in ODD:  # whatever an old field holds
+        where = ("samples", "run-0", "gains") if kind == "forecast" else ("samples",)
+        tried(tmp_path, kind, changed(old, where, odd))
 
 
 def test_a_long_run_is_solved(tmp_path):

@@ -45,7 +45,7 @@ def test_one_thing_is_asked_for():
         ({"speedup": 1.0}, "above 1"),
         ({"speedup": float("nan")}, "number above 0"),
         ({"speedup": 2.0, "learn": -1}, "learn must be"),
-        ({"psnr": 40.0}, "calibration that looked"),
+        ({"psnr": 40.0}, "calibration with trial runs"),
     ):
         with pytest.raises(ValueError, match=match):
             vaccel.Auto(**settings)

@@ -1,4 +1,4 @@
-"""Forecast's calibration: sums and gains against runs by hand, interruptions, several processes, artifacts."""
+"""Forecast's calibration: sums and error_growth against runs by hand, interruptions, several processes, artifacts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vaccel.calibrate import calibrate_forecast
 from vaccel.calibrate import forecast as module
 from vaccel.calibrate.samples import hash_of
 from vaccel.planning import artifacts
-from vaccel.planning.calibration import TYPICAL_GAIN, calibration, gains_between
+from vaccel.planning.calibration import TYPICAL_ERROR_GROWTH, calibration, interpolated_error_growth
 
 OTHER = "a blue dog sleeps"
 
@@ -66,39 +66,39 @@ def test_inner_products_are_sums_over_the_run(solver, guidance, bands):
 @pytest.mark.parametrize(
     ("solver", "guidance"), [("unipc", 5.0), ("dpm", 1.0), ("cog-ddim", 5.0), ("cog-dpm", 5.0), ("qwen", 1.0)]
 )
-def test_gains_are_a_deviation_followed_to_the_end(solver, guidance):
+def test_error_growth_is_an_error_followed_to_the_end(solver, guidance):
     """One step forecast, all others computed: off by so much at the end, and by so much where it arose."""
     made = full(solver, guidance)
     (sample,) = artifacts.read(artifact(solver, guidance, tails=3), "forecast")["samples"].values()
-    assert list(sample["gains"]) == ["2", "7"]
-    for name, gain in sample["gains"].items():
+    assert list(sample["error_growth"]) == ["2", "7"]
+    for name, growth in sample["error_growth"].items():
         j = int(name)
         without = forecast(task_of(solver, guidance=guidance), set(range(STEPS)) - {j - 1}, fitted(made.trajectory))
         ended = float((without.latents.double() - made.latents.double()).norm())
-        begun = oracle.deviation(made.trajectory, made.levels, oracle.known_after(range(j - 1), 2), j, "channel")
-        assert gain == pytest.approx(ended / begun, rel=1e-2 if solver == "cog-dpm" else 2e-3)
-        assert gain > 0.01
-    found = calibration(artifact(solver, guidance, tails=3)).gains
-    assert found == pytest.approx(between(sample["gains"], STEPS), rel=1e-9)
+        begun = oracle.latent_error(made.trajectory, made.levels, oracle.known_after(range(j - 1), 2), j, "channel")
+        assert growth == pytest.approx(ended / begun, rel=1e-2 if solver == "cog-dpm" else 2e-3)
+        assert growth > 0.01
+    found = calibration(artifact(solver, guidance, tails=3)).error_growth
+    assert found == pytest.approx(between(sample["error_growth"], STEPS), rel=1e-9)
 
 
-def test_gains_never_rise_along_a_run():
+def test_error_growth_never_rises_along_a_run():
     """However they scatter: each is pooled with its neighbours, no more of them than need be."""
     rng = np.random.default_rng(0)
     for count in (1, 2, 3, 10):
         for _ in range(20):
             measured = {str(j): math.exp(rng.normal()) for j in rng.choice(50, count, replace=False)}
-            found = gains_between([measured], 50)
+            found = interpolated_error_growth([measured], 50)
             assert found == pytest.approx(between(measured, 50))
             assert all(a >= b * (1 - 1e-12) for a, b in itertools.pairwise(found))
     falling = {"2": 8.0, "5": 4.0, "9": 0.5}
-    assert [gains_between([falling], 10)[j] for j in (2, 5, 9)] == pytest.approx([8.0, 4.0, 0.5])
+    assert [interpolated_error_growth([falling], 10)[j] for j in (2, 5, 9)] == pytest.approx([8.0, 4.0, 0.5])
     # Of two samples one was followed at fewer steps: a mean counts for as many as it is of.
     uneven = [{"2": 1.0, "5": 8.0}, {"5": 8.0}]
-    assert gains_between(uneven, 10)[3] == pytest.approx(4.0)
+    assert interpolated_error_growth(uneven, 10)[3] == pytest.approx(4.0)
 
 
-def test_where_gains_are_measured():
+def test_where_error_growth_is_measured():
     assert module._positions(50, 10) == [2, 3, 4, 6, 8, 10, 13, 18, 26, 38]
     assert module._positions(50, 3) == [2, 8, 38]
     assert module._positions(50, 0) == []
@@ -106,30 +106,30 @@ def test_where_gains_are_measured():
     assert module._positions(4, 10) == [2, 3]
 
 
-def test_without_tails_and_trials_gains_are_typical(tmp_path):
+def test_without_tails_and_trials_error_growth_is_typical(tmp_path):
     data = calibrated(tmp_path / "f.json", tails=0)
     (sample,) = data["samples"].values()
-    assert sample["gains"] == {}
+    assert sample["error_growth"] == {}
     assert "trials" not in sample
     assert sample["forwards"] == 2 * STEPS
     known = calibration(tmp_path / "f.json")
-    places, gains = zip(*TYPICAL_GAIN, strict=True)
-    expected = np.exp(np.interp(np.arange(STEPS), np.array(places) * STEPS, np.log(gains)))
-    assert known.gains == pytest.approx(expected.tolist())
+    places, error_growth = zip(*TYPICAL_ERROR_GROWTH, strict=True)
+    expected = np.exp(np.interp(np.arange(STEPS), np.array(places) * STEPS, np.log(error_growth)))
+    assert known.error_growth == pytest.approx(expected.tolist())
     assert known.psnr(0.01) is None
     assert vaccel.Forecast.load(tmp_path / "f.json", budget=4).predicted > 0
 
 
-def test_gains_of_some_samples_only(tmp_path):
+def test_error_growth_of_some_samples_only(tmp_path):
     data = calibrated(tmp_path / "f.json", prompts=[ONE, OTHER], tail_samples=1)
-    one, other = sorted((s["gains"] for s in data["samples"].values()), key=len, reverse=True)
+    one, other = sorted((s["error_growth"] for s in data["samples"].values()), key=len, reverse=True)
     assert len(one) == 2
     assert other == {}
-    assert calibration(tmp_path / "f.json").gains == pytest.approx(between(one, STEPS))
+    assert calibration(tmp_path / "f.json").error_growth == pytest.approx(between(one, STEPS))
     both = calibrated(tmp_path / "both.json", prompts=[ONE, OTHER])
-    measured = [s["gains"] for s in both["samples"].values()]
+    measured = [s["error_growth"] for s in both["samples"].values()]
     mean = {j: math.sqrt(measured[0][j] * measured[1][j]) for j in measured[0]}
-    assert calibration(tmp_path / "both.json").gains == pytest.approx(between(mean, STEPS))
+    assert calibration(tmp_path / "both.json").error_growth == pytest.approx(between(mean, STEPS))
 
 
 def test_trials_are_runs_as_forecast_makes_them(tmp_path):
@@ -151,7 +151,7 @@ def test_trials_are_runs_as_forecast_makes_them(tmp_path):
         with vaccel.accelerate(pipe, method):
             error = float((clip() - plain).square().mean())
         assert psnr == pytest.approx(-10 * math.log10(error), rel=1e-9)
-    tails = sum(STEPS - int(j) for j in sample["gains"])
+    tails = sum(STEPS - int(j) for j in sample["error_growth"])
     assert sample["forwards"] == 2 * (STEPS + tails + STEPS + 4 + 6), "the trials' full run and theirs are counted"
     assert sample["seconds"] > sample["seconds_recording"] > 0
 
@@ -167,7 +167,7 @@ def test_trials_are_made_with_what_the_other_samples_say(tmp_path):
         others = [p for p in prompts if p != left_out]
         calibrated(tmp_path / f"{key}.json", prompts=others, tails=0)
         known = calibration(tmp_path / f"{key}.json")
-        known.gains = whole.gains
+        known.error_growth = whole.error_growth
         plan = known.plans()[round(0.5 * STEPS)]
         ((predicted, psnr),) = sample["trials"]
         assert predicted == pytest.approx(plan.predicted, rel=1e-6)
@@ -249,7 +249,7 @@ def test_samples_that_are_added_later(tmp_path):
     one, other = calibration(together), calibration(later)
     np.testing.assert_allclose(other.gram.products, one.gram.products, rtol=1e-13, atol=1e-13)
     assert np.abs(first.gram.products - one.gram.products).max() > 1e-3
-    assert other.gains == one.gains
+    assert other.error_growth == one.error_growth
     assert said(later)["samples"] == said(together)["samples"]
     assert all("products" not in s for s in other.data["samples"].values()), "only their sum is kept"
     for i, prompt in enumerate((ONE, OTHER)):
@@ -265,7 +265,7 @@ def test_bands_collapse(tmp_path):
     assert (len(two.products), len(one.products)) == (2, 1)
     scale = np.abs(one.products).max()
     np.testing.assert_allclose(two.products.sum(axis=0), one.products[0], rtol=0, atol=1e-6 * scale)
-    assert two.left((1, 0), 4) == pytest.approx(one.left((1, 0), 4), rel=1e-3)
+    assert two.residual_norm((1, 0), 4) == pytest.approx(one.residual_norm((1, 0), 4), rel=1e-3)
 
 
 def test_what_is_refused(tmp_path):
@@ -327,7 +327,7 @@ def test_on_the_command_line(tmp_path):
     assert made.exit_code == 0, made.output
     # One run of two branches, and four steps again from step 2 on.
     assert "1 samples, 20 forwards" in " ".join(made.output.split())
-    assert set(json.loads(path.read_text())["samples"].popitem()[1]["gains"]) == {"2"}
+    assert set(json.loads(path.read_text())["samples"].popitem()[1]["error_growth"]) == {"2"}
     out = tmp_path / "clip.gif"
     result = run("generate", PROMPT, "-m", f"Forecast(artifact='{path}', budget=4)", "--steps", "6", "--out", str(out))
     assert result.exit_code == 0, result.output

@@ -197,9 +197,11 @@ def test_processes_share_the_samples(tmp_path):
     assert list(tmp_path.glob("*.part*")) == []
 
 
-def test_hopeless_edges_are_left_out_and_the_schedule_stays(tmp_path):
+def test_edges_that_min_budget_cannot_need_are_left_out_and_the_schedule_stays(tmp_path):
     full = calibrated(tmp_path / "full.json", steps=16)
-    less = calibrated(tmp_path / "less.json", steps=16, hopeless=8)
+    less = calibrated(tmp_path / "less.json", steps=16, min_budget=8)
+    with pytest.warns(DeprecationWarning, match="min_budget"):  # and the same file: there is nothing left to measure
+        assert calibrated(tmp_path / "less.json", steps=16, hopeless=8) == less
     (all_edges,), (some,) = full["samples"].values(), less["samples"].values()
     assert set(some["errors"]) <= set(all_edges["errors"])
     assert (
@@ -212,7 +214,7 @@ def test_settings_that_do_not_fit(tmp_path):
     pipe = tiny.wan_pipeline()
     for options, message in [
         ({"max_gap": 1}, "max_gap"), ({"tails": "small"}, "needs the small model"),
-        ({"tails": "none", "compare": "pixels"}, "no pixels"), ({"hopeless": 2}, "no schedule"),
+        ({"tails": "none", "compare": "pixels"}, "no pixels"), ({"min_budget": 2}, "no schedule"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             calibrate_lemica(pipe, [PROMPT], tmp_path / "x.json", **{"call": sampling(pipe), "max_gap": 3, **options})

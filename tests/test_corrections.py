@@ -20,7 +20,7 @@ from vaccel.actions import Forecast, Full, Weights
 from vaccel.calibrate import calibrate_forecast
 from vaccel.calibrate.replay import StandIn, StandInRun
 from vaccel.integrations.diffusers.schedulers import flow_of, with_response
-from vaccel.planning.gram import CORRECTING, Gram, outputs
+from vaccel.planning.gram import CORRECTING, Gram, solver_weights
 
 STEPS = 9
 SOLVERS = {
@@ -128,7 +128,7 @@ def test_the_weights_are_those_of_full_vectors(solver, order, monkeypatch):
     scheduler = set_up(solver)
     response = np.array(with_response(flow_of(scheduler), scheduler).response)
     v, path = trajectories(), (0, 1, 2, 4, 5, 8)
-    found = outputs(gram_of(v), path, response, order=order)
+    found = solver_weights(gram_of(v), path, response, order=order)
     expected = made_up_for(v, path, response, order)
     products, rounded = gram_of(v).products[0], np.zeros(STEPS)
     for i in range(STEPS):
@@ -150,8 +150,8 @@ def test_the_weights_are_those_of_full_vectors(solver, order, monkeypatch):
 
 def test_nothing_is_corrected_where_nothing_was_skipped():
     response = np.tril(np.full((STEPS + 1, STEPS), -0.1), -1)
-    assert outputs(gram_of(trajectories()), range(STEPS), response) == {}
-    early = outputs(gram_of(trajectories()), (0, 1, 2, 3, 5, 8), response)
+    assert solver_weights(gram_of(trajectories()), range(STEPS), response) == {}
+    early = solver_weights(gram_of(trajectories()), (0, 1, 2, 3, 5, 8), response)
     assert not {0, 1, 2, 3} & early.keys()
     assert {4, 5, 6, 7} <= early.keys()
 

@@ -238,10 +238,10 @@ def test_an_artifact_that_changes_is_refused(forwards, tmp_path):
 def test_settings():
     assert vaccel.Forecast((5, 0, 5), 6).full_steps == (0, 5)
     for settings, message in [
-        ({"full_steps": (1, 2)}, "step 0 is computed"), ({"full_steps": (0, 9)}, r"\[9\] are outside"),
+        ({"full_steps": (1, 2)}, "step 0 must be in full_steps"), ({"full_steps": (0, 9)}, r"\[9\] are outside"),
         ({"order": 0}, "order must be 1 to 5"), ({"order": 6}, "order must be 1 to 5"), ({"guard": 0.0}, "above 0"),
         ({"damping": float("nan")}, "finite"), ({"guard": 2.0}, "a guard needs a calibration"), ({"per": "x"}, "per"),
-        ({"per": "band", "order": 3}, "two velocities at most"),
+        ({"per": "band", "order": 3}, "at most two velocities"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             vaccel.Forecast(**{"full_steps": PATH, "num_steps": STEPS, **settings})
@@ -269,24 +269,26 @@ def test_settings():
 # --- what a calibration says ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gain", [True, False])
+@pytest.mark.parametrize("growth", [True, False])
 @pytest.mark.parametrize("objective", ["leximax", "sum", "squares"])
-def test_load_takes_the_best_path(gain, objective, tmp_path):
+def test_load_takes_the_best_path(growth, objective, tmp_path):
     """And whatever it was chosen by, its errors are those at the end: they are what a guard compares with."""
     made, path = full("unipc"), tmp_path / "forecast.json"
     data = artifacts.read(artifact("unipc"), "forecast")
     (sample,) = data["samples"].values()
-    sample["gains"] = {"2": 6.0, "4": 1.5, "7": 0.2}
+    sample["error_growth"] = {"2": 6.0, "4": 1.5, "7": 0.2}
     artifacts.write(path, data)
-    gains = between(sample["gains"], STEPS)
-    weighed, elements = gains if gain else [1.0] * STEPS, made.trajectory[0, 0].size ** 0.5
+    error_growth = between(sample["error_growth"], STEPS)
+    weighed, elements = error_growth if growth else [1.0] * STEPS, made.trajectory[0, 0].size ** 0.5
     best = best_paths(made.trajectory, made.levels, weighed, 2, 10, "channel", objective)
     for budget in (3, 4, 6):
-        method = vaccel.Forecast.load(path, budget=budget, objective=objective, gain=gain)
+        method = vaccel.Forecast.load(path, budget=budget, objective=objective, error_growth=growth)
         assert method.full_steps == best[budget][0]
-        errors = path_errors(made.trajectory, made.levels, gains, 2, "channel", method.full_steps, {})
+        errors = path_errors(made.trajectory, made.levels, error_growth, 2, "channel", method.full_steps, {})
         assert method.max_error * elements == pytest.approx(max(errors), rel=1e-5)
         assert method.predicted * elements == pytest.approx(math.hypot(*errors), rel=1e-5)
+    with pytest.warns(DeprecationWarning, match="error_growth"):
+        assert vaccel.Forecast.load(path, budget=budget, objective=objective, gain=growth) == method
     _, trace = accelerated("unipc", method)
     assert trace.notes == [f"predicted error of the latents: {method.predicted:.3g} (root mean square)"]
 

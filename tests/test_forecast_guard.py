@@ -17,7 +17,7 @@ from vaccel.actions import Weights
 from vaccel.integrations.diffusers.schedulers import flow_of, with_response
 from vaccel.planning import artifacts
 from vaccel.planning.calibration import calibration
-from vaccel.planning.gram import outputs
+from vaccel.planning.gram import solver_weights
 
 PATH = (0, 1, 3, 6, 8)
 
@@ -40,8 +40,8 @@ def both(solver, guard, *, prompt=ONE, amount=0.0, path=PATH, order=2, guidance=
     for model in (task.large, pipe.transformer):
         perturbed(model, amount)
     calibrated = full(solver, guidance)
-    gains = between(sample["gains"], STEPS)
-    loop = Guard(calibrated.trajectory, calibrated.levels, gains, path, guard, method.max_error, order)
+    error_growth = between(sample["error_growth"], STEPS)
+    loop = Guard(calibrated.trajectory, calibrated.levels, error_growth, path, guard, method.max_error, order)
     expected = forecast(task, loop, fitted(calibrated.trajectory), order)
     with vaccel.accelerate(pipe, method) as handle:
         actual = tiny.latents(pipe, prompt, steps=STEPS, seed=SEED, guidance=guidance)
@@ -53,7 +53,7 @@ def check(loop, expected, actual, trace):
     assert distance(actual, expected.latents) < TOLERANCE
     seen = {s.index: s.metrics["forecast_error"] for s in trace.steps if "forecast_error" in s.metrics}
     assert seen == pytest.approx(loop.seen, rel=1e-4)
-    said = f"out of the ordinary at {loop.extra} steps, skipped less" if loop.extra else "as calibrated"
+    said = f"forecast errors too large, computed {loop.extra} further steps" if loop.extra else "as calibrated"
     assert trace.notes[-1] == f"guard: {said}"
 
 
@@ -61,7 +61,7 @@ def check(loop, expected, actual, trace):
     ("solver", "amount", "guidance"),
     [("unipc", 0.3, 5.0), ("unipc", 1.0, 1.0), ("cog-ddim", 1.0, 5.0), ("qwen", 0.3, 1.0)],
 )
-def test_out_of_the_ordinary_more_is_computed(solver, amount, guidance):
+def test_more_is_computed_where_forecast_errors_are_large(solver, amount, guidance):
     run = both(solver, 1.2, amount=amount, guidance=guidance)
     check(*run)
     loop, expected, _, trace = run
@@ -126,8 +126,12 @@ def test_a_guarded_run_is_replayed_bit_for_bit():
 
 def test_behind_the_last_step_nothing_grows():
     known = calibration(artifact("unipc", tails=4))
-    assert known.error((3, 1), STEPS, "channel") == known.gram.deviation((3, 1), STEPS) > 0
-    assert known.error((3, 1), STEPS - 1, "channel") == known.gains[-1] * known.gram.deviation((3, 1), STEPS - 1) > 0
+    assert known.error((3, 1), STEPS, "channel") == known.gram.latent_error((3, 1), STEPS) > 0
+    assert (
+        known.error((3, 1), STEPS - 1, "channel")
+        == known.error_growth[-1] * known.gram.latent_error((3, 1), STEPS - 1)
+        > 0
+    )
 
 
 def test_what_is_computed_beyond_the_path_is_reckoned_with():
@@ -142,7 +146,7 @@ def test_what_is_computed_beyond_the_path_is_reckoned_with():
     assert len(path) > len(PATH)
     pipe.scheduler.set_timesteps(STEPS)
     response = with_response(flow_of(pipe.scheduler), pipe.scheduler).response
-    expected = {i: Weights(w) for i, w in outputs(calibration(file).gram, path, response).items()}
+    expected = {i: Weights(w) for i, w in solver_weights(calibration(file).gram, path, response).items()}
     given = {s.index: s.action.correction if s.action.letter == "F" else s.action.weights for s in trace.steps}
     assert {i: w for i, w in given.items() if w is not None} == expected
     with vaccel.accelerate(pipe, trace.as_schedule()):

@@ -48,7 +48,7 @@ def measured(v: np.ndarray, bands: int = 1, sigmas=SIGMAS) -> Gram:
 
 
 def bounds(found: Gram, per: str, known, steps) -> tuple[float, float]:
-    """(of weights: relative, the worst group's; of the square of a deviation: absolute), what the ridge may do."""
+    """(of weights: relative, the worst group's; of the square of an error: absolute), what the ridge may do."""
     known, steps = list(known), list(steps)
     weights, square = 0.0, 0.0
     for products in found.grouped(per):
@@ -61,7 +61,7 @@ def bounds(found: Gram, per: str, known, steps) -> tuple[float, float]:
 
 
 def scale(found: Gram, steps) -> float:
-    """The square of a deviation with nothing forecast at all, which rounding is a share of."""
+    """The square of the error with nothing forecast at all, which rounding is a share of."""
     ds = np.abs(found.widths[list(steps)])
     own = np.abs(found.grouped("tensor")[0][np.ix_(list(steps), list(steps))])
     return float(ds @ own @ ds) / found.elements
@@ -99,41 +99,43 @@ def test_weights_by_band(known, per, group):
 @groups
 @pytest.mark.parametrize("correlated", [False, True], ids=["noise", "a run"])
 @pytest.mark.parametrize("known", KNOWN)
-def test_deviations(known, correlated, per):
+def test_latent_errors(known, correlated, per):
     v = trajectories(correlated=correlated)
     found = measured(v)
     elements = v[0, 0].size
     for end in range(known[0] + 2, STEPS):
         steps = range(known[0] + 1, end)
-        expected = oracle.deviation(v, SIGMAS, known, end, per) ** 2 / elements
+        expected = oracle.latent_error(v, SIGMAS, known, end, per) ** 2 / elements
         _, allowed = bounds(found, per, known, steps)
         rounding = ROUNDING * scale(found, steps)
-        assert -rounding <= found.deviation(known, end, per) ** 2 - expected <= allowed + rounding
+        assert -rounding <= found.latent_error(known, end, per) ** 2 - expected <= allowed + rounding
         assert allowed < 1e-5 * expected
-    assert found.deviation(known, known[0] + 1, per) == 0
+    assert found.latent_error(known, known[0] + 1, per) == 0
 
 
 @pytest.mark.parametrize(("per", "group"), [("band", "tensor"), ("channel, band", "channel")])
 @pytest.mark.parametrize("known", KNOWN[:3])
-def test_deviations_by_band(known, per, group):
+def test_latent_errors_by_band(known, per, group):
     v = trajectories(correlated=True)
     found = measured(v, bands=2)
     for end in (known[0] + 2, known[0] + 4):
-        expected = oracle.banded_deviation(v, SIGMAS, known, end, 0.5, group) ** 2 / v[0, 0].size
+        expected = oracle.banded_latent_error(v, SIGMAS, known, end, 0.5, group) ** 2 / v[0, 0].size
         steps = range(known[0] + 1, end)
         _, allowed = bounds(found, per, known, steps)
         rounding = ROUNDING * scale(found, steps)
-        assert -rounding <= found.deviation(known, end, per) ** 2 - expected <= allowed + rounding
+        assert -rounding <= found.latent_error(known, end, per) ** 2 - expected <= allowed + rounding
         assert allowed < 1e-5 * expected
 
 
 @groups
-def test_left_is_what_a_surprise_is_expected_to_be(per):
+def test_residual_norm_is_the_expected_forecast_error(per):
     v = trajectories(correlated=True)
     found = measured(v)
-    expected = oracle.surprise(v, v[0], (4, 2), 6, per).expected / math.sqrt(v[0, 0].size)
-    assert found.left((4, 2), 6, per) == pytest.approx(expected, rel=1e-6)
-    assert found.left((4, 2), 4, per) <= 2 * math.sqrt(RIDGE * found.products.sum() / found.elements), "known itself"
+    expected = oracle.forecast_error(v, v[0], (4, 2), 6, per).expected / math.sqrt(v[0, 0].size)
+    assert found.residual_norm((4, 2), 6, per) == pytest.approx(expected, rel=1e-6)
+    assert found.residual_norm((4, 2), 4, per) <= 2 * math.sqrt(RIDGE * found.products.sum() / found.elements), (
+        "known itself"
+    )
 
 
 def test_two_equal_velocities_share_their_weight():
@@ -216,8 +218,8 @@ def test_a_hundred_steps():
     steps, max_gap = 100, 10
     levels = tuple(float(s) for s in np.linspace(1, 0, steps + 1) ** 1.5)
     v = trajectories(1, correlated=True, steps=steps)
-    found, gains = measured(v, sigmas=levels), [math.exp(2 - 4 * i / steps) for i in range(steps)]
-    made = plans(found, gains, order=2, max_gap=max_gap)
+    found, error_growth = measured(v, sigmas=levels), [math.exp(2 - 4 * i / steps) for i in range(steps)]
+    made = plans(found, error_growth, order=2, max_gap=max_gap)
     assert sorted(made) == list(range(11, 101))
     for budget, plan in made.items():
         assert len(plan.full_steps) == budget
@@ -227,7 +229,7 @@ def test_a_hundred_steps():
     for budget in (11, 20, 63):
         path = made[budget].full_steps
         known = [oracle.known_after(path[:k], 2) for k in range(1, budget)]
-        expected = [gains[end] * found.deviation(k, end) for k, end in zip(known, path[1:], strict=True)]
+        expected = [error_growth[end] * found.latent_error(k, end) for k, end in zip(known, path[1:], strict=True)]
         assert made[budget].errors == pytest.approx(expected, rel=1e-9, abs=1e-12)
     assert made[steps].predicted == 0
     assert made[11].predicted > made[20].predicted > made[63].predicted > 0
@@ -250,7 +252,7 @@ def test_what_is_refused():
     for settings in ({"order": 0}, {"max_gap": 0}):
         with pytest.raises(ValueError, match="order and max_gap must be >= 1"):
             plans(found, GAINS, **settings)
-    with pytest.raises(ValueError, match="8 gains"):
+    with pytest.raises(ValueError, match="8 values"):
         plans(found, GAINS[1:])
 
 

@@ -10,25 +10,25 @@ import pytest
 from numpy import ndarray
 from oracle_forecast import (
     banded_coefficients,
-    banded_deviation,
     banded_forecast,
+    banded_latent_error,
     bands,
     best_paths,
     coefficients,
     cosine,
     ddim_step,
-    deviation,
     edge_error,
     euler_step_in_flow_space,
     flow_sigma,
     flow_space,
+    forecast_error,
     forecast_from,
     known_after,
+    latent_error,
     paths,
     run,
     run_guided,
     score,
-    surprise,
     uncalibrated,
 )
 
@@ -64,14 +64,14 @@ def test_one_known_step_by_hand() -> None:
     v = one_sample([1, 2], [2, 5], [0, 0])
     assert coefficients(v, [0], 1, "tensor") == pytest.approx(np.array([[12 / 5]]))  # 12 = 1*2 + 2*5, 5 = 1 + 4
     # v_1 - 12/5 v_0 = (-0.4, 0.2), over a step of -0.5
-    assert deviation(v, [1.0, 0.8, 0.3, 0.0], [0], 2, "tensor") == pytest.approx(0.5 * math.sqrt(0.2))
+    assert latent_error(v, [1.0, 0.8, 0.3, 0.0], [0], 2, "tensor") == pytest.approx(0.5 * math.sqrt(0.2))
 
 
 def test_two_known_steps_newest_first() -> None:
     v = one_sample([1, 0, 0], [0, 1, 0], [7, -3, 5], [0, 0, 0])
     assert coefficients(v, [1, 0], 2, "tensor")[:, 0] == pytest.approx([-3, 7])
     assert coefficients(v, [0, 1], 2, "tensor")[:, 0] == pytest.approx([7, -3])
-    assert deviation(v, [1.0, 0.9, 0.8, 0.4, 0.0], [1, 0], 3, "tensor") == pytest.approx(0.4 * 5)
+    assert latent_error(v, [1.0, 0.9, 0.8, 0.4, 0.0], [1, 0], 3, "tensor") == pytest.approx(0.4 * 5)
 
 
 def test_groups_and_samples_by_hand() -> None:
@@ -80,20 +80,20 @@ def test_groups_and_samples_by_hand() -> None:
     assert coefficients(v, [0], 1, "channel") == pytest.approx(np.array([[2.0, 0.5]]))
     assert coefficients(v, [0], 1, "tensor") == pytest.approx(np.array([[4 / 5]]))
     sigmas = [3.0, 2.0, 1.0, 0.0]
-    assert deviation(v, sigmas, [0], 2, "channel") == pytest.approx(0, abs=1e-12)
-    assert deviation(v, sigmas, [0], 2, "tensor") == pytest.approx(math.sqrt(1.2**2 + 0.6**2))
+    assert latent_error(v, sigmas, [0], 2, "channel") == pytest.approx(0, abs=1e-12)
+    assert latent_error(v, sigmas, [0], 2, "tensor") == pytest.approx(math.sqrt(1.2**2 + 0.6**2))
     # Two samples (1 -> 2, 2 -> 1) share a weight; the mean is over samples, not over elements.
     two = v.transpose(2, 1, 0, 3)
     assert coefficients(two, [0], 1, "channel") == pytest.approx(np.array([[4 / 5]]))
-    assert deviation(two, sigmas, [0], 2, "tensor") == pytest.approx(math.sqrt((1.2**2 + 0.6**2) / 2))
+    assert latent_error(two, sigmas, [0], 2, "tensor") == pytest.approx(math.sqrt((1.2**2 + 0.6**2) / 2))
     # The same sample again changes nothing.
-    assert deviation(np.concatenate([v, v]), sigmas, [0], 2, "tensor") == pytest.approx(math.sqrt(1.2**2 + 0.6**2))
+    assert latent_error(np.concatenate([v, v]), sigmas, [0], 2, "tensor") == pytest.approx(math.sqrt(1.2**2 + 0.6**2))
 
 
-def test_deviations_of_two_steps_may_cancel() -> None:
+def test_errors_of_two_steps_may_cancel() -> None:
     v = one_sample([1, 0], [1, 1], [1, -1], [0, 0])
-    assert deviation(v, [1.0, 0.75, 0.5, 0.25, 0.0], [0], 3, "tensor") == pytest.approx(0, abs=1e-12)
-    assert deviation(v, [1.0, 0.75, 0.5, 0.0, 0.0], [0], 3, "tensor") == pytest.approx(0.25)
+    assert latent_error(v, [1.0, 0.75, 0.5, 0.25, 0.0], [0], 3, "tensor") == pytest.approx(0, abs=1e-12)
+    assert latent_error(v, [1.0, 0.75, 0.5, 0.0, 0.0], [0], 3, "tensor") == pytest.approx(0.25)
 
 
 @both_groups
@@ -107,10 +107,10 @@ def test_a_line_in_sigma_is_recovered(groups: str) -> None:
         np.testing.assert_allclose(forecast_from(v, known, weights), v[:, target], atol=1e-12)
         straight = uncalibrated([v[:, f1], v[:, f2]], SIGMAS, known, target, damping=1.0)
         np.testing.assert_allclose(straight, v[:, target], atol=1e-12)
-    assert deviation(v, SIGMAS, (1, 0), 5, groups) == pytest.approx(0, abs=1e-12)
-    assert deviation(v, SIGMAS, (0,), 5, groups) > 0.1
+    assert latent_error(v, SIGMAS, (1, 0), 5, groups) == pytest.approx(0, abs=1e-12)
+    assert latent_error(v, SIGMAS, (0,), 5, groups) > 0.1
     # A third known step on the same line: the weights are not unique, the forecast is.
-    assert deviation(v, SIGMAS, (2, 1, 0), 5, groups) == pytest.approx(0, abs=1e-12)
+    assert latent_error(v, SIGMAS, (2, 1, 0), 5, groups) == pytest.approx(0, abs=1e-12)
 
 
 @both_groups
@@ -124,10 +124,10 @@ def test_what_the_fit_leaves_is_at_right_angles_to_the_known(groups: str) -> Non
 
 
 def test_edge_error_takes_the_gain_of_its_end() -> None:
-    v, gains = noise(2, 6, 2, 5), [9.0, 8.0, 4.0, 2.0, 0.5, 0.1]
-    off = deviation(v, SIGMAS, (1, 0), 4, "channel")
-    assert edge_error(v, SIGMAS, (1, 0), 4, "channel", gains) == 0.5 * off
-    assert edge_error(v, SIGMAS, (1, 0), 2, "channel", gains) == 0  # neighbours
+    v, error_growth = noise(2, 6, 2, 5), [9.0, 8.0, 4.0, 2.0, 0.5, 0.1]
+    off = latent_error(v, SIGMAS, (1, 0), 4, "channel")
+    assert edge_error(v, SIGMAS, (1, 0), 4, "channel", error_growth) == 0.5 * off
+    assert edge_error(v, SIGMAS, (1, 0), 2, "channel", error_growth) == 0  # neighbours
 
 
 def test_scores() -> None:
@@ -199,14 +199,14 @@ def test_two_known_steps_bear_on_the_path() -> None:
 @both_groups
 @pytest.mark.parametrize("objective", ["leximax", "sum", "squares"])
 def test_no_path_beats_the_best(groups: str, objective: str) -> None:
-    v, gains = noise(2, 6, 2, 5), [4.0, 3.0, 2.0, 1.0, 0.5, 0.2]
-    best = best_paths(v, SIGMAS, gains, 2, 4, groups, objective)
+    v, error_growth = noise(2, 6, 2, 5), [4.0, 3.0, 2.0, 1.0, 0.5, 0.2]
+    best = best_paths(v, SIGMAS, error_growth, 2, 4, groups, objective)
     assert sorted(best) == [3, 4, 5, 6]
     for mask in range(16):
         path = [0] + [i for i in range(1, 5) if mask >> (i - 1) & 1] + [5]
         if max(b - a for a, b in pairwise(path)) > 4:
             continue
-        errors = [edge_error(v, SIGMAS, path[:k][::-1][:2], path[k], groups, gains) for k in range(1, len(path))]
+        errors = [edge_error(v, SIGMAS, path[:k][::-1][:2], path[k], groups, error_growth) for k in range(1, len(path))]
         assert score(best[len(path)][1], objective) <= score(errors, objective)
         if tuple(path) == best[len(path)][0]:
             assert best[len(path)][1] == sorted(errors, reverse=True)
@@ -250,24 +250,24 @@ def test_banded_weights() -> None:
     np.testing.assert_allclose(weights["high"], [[-3, -3]])
     np.testing.assert_allclose(banded_forecast(v, [0], weights, 0.5), v[:, 1], atol=1e-12)
     sigmas = [1.0, 0.6, 0.1, 0.0]
-    assert banded_deviation(v, sigmas, [0], 2, 0.5) == pytest.approx(0, abs=1e-12)
-    assert deviation(v, sigmas, [0], 2, "channel") > 0.1
+    assert banded_latent_error(v, sigmas, [0], 2, 0.5) == pytest.approx(0, abs=1e-12)
+    assert latent_error(v, sigmas, [0], 2, "channel") > 0.1
     assert banded_coefficients(v, [0], 1, 0.5, "tensor")["low"] == pytest.approx(np.array([[2.0]]))
 
 
 @both_groups
 def test_bands_are_as_good_as_more_channels(groups: str) -> None:
-    """As they are orthogonal, the deviation is that of the bands set side by side, fitted each for itself."""
+    """As they are orthogonal, the error is that of the bands set side by side, fitted each for itself."""
     v = noise(2, 6, 2, 2, 4, 3)
     low, high = bands(v, 0.5)
-    parts = [deviation(part, SIGMAS, (1, 0), 4, groups) for part in (low, high)]
-    assert banded_deviation(v, SIGMAS, (1, 0), 4, 0.5, groups) == pytest.approx(math.hypot(*parts))
+    parts = [latent_error(part, SIGMAS, (1, 0), 4, groups) for part in (low, high)]
+    assert banded_latent_error(v, SIGMAS, (1, 0), 4, 0.5, groups) == pytest.approx(math.hypot(*parts))
     if groups == "channel":
         side = np.concatenate([low, high], axis=2)
-        assert deviation(side, SIGMAS, (1, 0), 4, groups) == pytest.approx(math.hypot(*parts))
+        assert latent_error(side, SIGMAS, (1, 0), 4, groups) == pytest.approx(math.hypot(*parts))
     # With all frequencies in one band there are no bands.
-    whole = banded_deviation(v, SIGMAS, (1, 0), 4, 1.0, groups)
-    assert whole == pytest.approx(deviation(v, SIGMAS, (1, 0), 4, groups))
+    whole = banded_latent_error(v, SIGMAS, (1, 0), 4, 1.0, groups)
+    assert whole == pytest.approx(latent_error(v, SIGMAS, (1, 0), 4, groups))
 
 
 def test_uncalibrated_by_hand() -> None:
@@ -357,13 +357,13 @@ def test_run_knows_the_newest_computed_steps() -> None:
 
 
 @both_groups
-def test_deviation_is_what_a_run_is_off(groups: str) -> None:
-    """For velocities that do not depend on the latents, whose gains are one."""
+def test_latent_error_is_what_a_run_is_off(groups: str) -> None:
+    """For velocities that do not depend on the latents, whose error_growth are one."""
     v, x = noise(3, 6, 2, 5), noise(3, 2, 5, seed=1)
     for path in [(0, 1, 4, 5), (0, 3, 4, 5), (0, 5)]:  # one edge each that skips
         full = run(lambda x, i: v[:, i], x, SIGMAS, range(6), None).latents
         fast = run(lambda x, i: v[:, i], x, SIGMAS, path, lambda i, known: coefficients(v, known, i, groups)).latents
-        edges = [deviation(v, SIGMAS, path[:k][::-1][:2], path[k], groups) for k in range(1, len(path))]
+        edges = [latent_error(v, SIGMAS, path[:k][::-1][:2], path[k], groups) for k in range(1, len(path))]
         assert np.linalg.norm(full - fast) / math.sqrt(3) == pytest.approx(sum(edges))
 
 
@@ -382,18 +382,20 @@ def test_forecasting_both_branches_is_forecasting_the_guided(groups: str) -> Non
     np.testing.assert_allclose(two.latents, one.latents, rtol=1e-9, atol=1e-9)
 
 
-def test_surprise_by_hand() -> None:
+def test_forecast_error_by_hand() -> None:
     v = one_sample([1, 0], [2, 1], [0, 0])  # the weight is 2, what is left is (0, 1)
-    found = surprise(v, one_sample([1, 1], [5, 6], [9, 9])[0], [0], 1, "tensor")
+    found = forecast_error(v, one_sample([1, 1], [5, 6], [9, 9])[0], [0], 1, "tensor")
     assert found == pytest.approx((5.0, 1.0, 5.0))  # (5, 6) - 2 (1, 1) = (3, 4)
 
 
 @both_groups
-def test_calibration_is_no_surprise_to_itself(groups: str) -> None:
+def test_calibration_forecasts_itself_as_expected(groups: str) -> None:
     v = noise(4, 6, 2, 5)
-    found = [surprise(v, trajectory, (3, 1), 5, groups) for trajectory in v]
+    found = [forecast_error(v, trajectory, (3, 1), 5, groups) for trajectory in v]
     assert sum(s.ratio**2 for s in found) == pytest.approx(4)
     assert len({s.expected for s in found}) == 1
-    # Over a step of one, the expected surprise is the deviation of skipping that step.
+    # Over a step of one, the expected forecast error is the latents' error after skipping that step.
     sigmas = [6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
-    assert surprise(v, v[0], (3, 1), 4, groups).expected == pytest.approx(deviation(v, sigmas, (3, 1), 5, groups))
+    assert forecast_error(v, v[0], (3, 1), 4, groups).expected == pytest.approx(
+        latent_error(v, sigmas, (3, 1), 5, groups)
+    )

@@ -1,4 +1,4 @@
-"""Measures what Forecast weighs with: inner products of full runs' velocities, how errors grow, what they look like."""
+"""Calibrates Forecast: inner products of full runs' velocities, the growth of errors, and the PSNR of trial runs."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from ..methods import Forecast, Method, Recording, Schedule
 from ..methods.recording import Recorded
 from ..models import find, fingerprints
 from ..planning import artifacts
-from ..planning.calibration import Calibration, added, gains_between, sample_of
+from ..planning.calibration import Calibration, added, interpolated_error_growth, sample_of
 from ..planning.flow import Flow
 from ..planning.gram import Plan
 from .replay import Invocation, StandIn, StandInRun
 from .samples import Progress, Samples, prompts_encoded_once, sample, silent
 
-#: Shares of the run where a deviation is made to see what it grows to: close where it grows most.
+#: Shares of the run at which error growth is measured: dense where errors grow most.
 POSITIONS = (0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.26, 0.36, 0.52, 0.76)
-#: Shares of all steps that runs are made with to see what a predicted error looks like.
+#: Shares of all steps that the trial runs compute.
 BUDGETS = (0.18, 0.26, 0.34, 0.44, 0.54)
 
 
@@ -51,21 +51,22 @@ def calibrate_forecast(
 ) -> dict[str, Any]:
     """Records every sample; writes the artifact ``path`` after each and returns its data.
 
-    A sample is one ordinary run, of which only inner products are kept.  Then, for a number of steps j, the run is
-    repeated with step j - 1 forecast and all from j on computed: the gain g_j is by what the deviation has grown at
-    the end.  At last every sample is run as ``Forecast`` would with some budgets, to see which PSNR belongs to which
-    predicted error: with what the other samples say, as a prompt of tomorrow is run (a single sample has only itself).
-    Interrupted, the same call goes on where it stopped; further prompts add to the same artifact.
+    A sample is one ordinary run, of which only inner products are kept.  To measure error growth, the run is then
+    repeated for several steps j, with step j - 1 forecast and all steps from j on computed: the growth at j is the
+    error of the finished latents over that of the latents at step j.  Finally every sample is run with ``Forecast`` at
+    several budgets, which relates predicted errors to PSNR; each such trial uses the calibration of the other samples,
+    so that it is as wrong as for a new prompt (a single sample has only its own).  An interrupted calibration resumes
+    with the same call; further prompts are added to the same artifact.
 
     Args:
         call: arguments of the pipeline's call, ``num_inference_steps`` among them.
-        bands: 2 to tell low spatial frequencies from high ones.
-        tails: how many steps j; 0 for none, typical gains then stand in.
-        tail_samples: of how many samples, of all if not given.
-        trials: budgets as shares of all steps; none for no runs, and then no PSNR can be asked for.
-        keep: where a run's velocities are kept until their inner products are taken.
+        bands: 2 to separate low from high spatial frequencies.
+        tails: number of steps j whose error growth is measured, 0 to 10; with 0 typical values are used instead.
+        tail_samples: number of samples to measure it on; all by default.
+        trials: budgets of the trial runs, as shares of all steps; with none, ``Auto(psnr=...)`` cannot be used.
+        keep: where a run's velocities are kept until their inner products are computed.
 
-    Raises ``ValueError`` when ``path`` holds a calibration of something else, or a setting does not fit.
+    Raises ``ValueError`` when ``path`` holds a calibration of something else, or a setting is out of range.
     """
     if bands not in (1, 2) or not 0 <= tails <= len(POSITIONS):
         raise ValueError(f"bands must be 1 or 2 and tails 0 to {len(POSITIONS)}, got {bands} and {tails}")
@@ -73,30 +74,32 @@ def calibrate_forecast(
         raise ValueError("bands=2 needs latents with rows and columns; this model's are packed into tokens")
     steps = int(call["num_inference_steps"])
     samples = Samples(Path(path), fingerprints.header(Forecast.id, pipe, call, num_steps=steps, bands=bands))
-    before, timed = _added_up(samples), {}
+    before, timed = _summed_earlier(samples), {}
     jobs, chosen = samples.jobs(prompts, list(seeds)), _positions(steps, tails)
     work = len(jobs) * (steps + sum(steps - j for j in chosen))
     total = work + len(jobs) * (steps + sum(round(share * steps) for share in trials) if trials else 0)
 
-    def measuring(number: int, begin: int, end: int) -> _Sample:
-        """A job, which takes its share of the progress from ``begin`` to ``end``."""
+    def sample_of_job(number: int, begin: int, end: int) -> _Sample:
+        """A job, whose progress is its share of the work from ``begin`` to ``end``."""
         _, prompt, seed = jobs[number]
 
-        def told(share: float) -> None:
+        def report(share: float) -> None:
             progress(begin + round((end - begin) * (number + share) / len(jobs)), total, prompt)
 
-        return _Sample(pipe, prompt, seed, call, bands, keep, told)
+        return _Sample(pipe, prompt, seed, call, bands, keep, report)
 
     with prompts_encoded_once(pipe):
         for number, (key, *_) in enumerate(jobs):
             if key not in samples.data:
-                wanted = chosen if tail_samples is None or number < tail_samples else []
-                samples.data[key] = measuring(number, 0, work).measured(wanted)
+                positions = chosen if tail_samples is None or number < tail_samples else []
+                samples.data[key] = sample_of_job(number, 0, work).measure(positions)
                 samples.save(**before)
         for number, (key, *_) in enumerate(jobs if trials else ()):
             data = samples.data[key]
             if "trials" not in data:
-                data |= measuring(number, work, total).tried(_of_others(samples, key, before), trials, data)
+                data |= sample_of_job(number, work, total).run_trials(
+                    _calibration_without(samples, key, before), trials, data
+                )
                 samples.save(**before)
         if trials and "times" not in before:
             timed = _timed(pipe, prompts[0], seeds[0], call, steps)
@@ -104,13 +107,13 @@ def calibrate_forecast(
 
 
 def _positions(steps: int, count: int) -> list[int]:
-    """The steps whose gains are measured."""
+    """The steps at which error growth is measured."""
     shares = [POSITIONS[round(k)] for k in np.linspace(0, len(POSITIONS) - 1, count)] if count else []
     return sorted({min(max(2, round(share * steps)), steps - 1) for share in shares} if steps > 3 else ())
 
 
 def _timed(pipe: Any, prompt: str, seed: int, call: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
-    """Seconds of a computed step, of a skipped one, and of a call beside its steps; medians of three runs."""
+    """Seconds of a computed step, of a skipped one, and of the rest of a call; medians of three runs."""
     found: list[tuple[float, float, float]] = []
     for _ in range(3 if steps > 3 else 0):
         method = Forecast.shaped(steps, max(2, steps // 3))
@@ -127,7 +130,7 @@ def _timed(pipe: Any, prompt: str, seed: int, call: dict[str, Any], steps: int) 
 
 
 class _Watch:
-    """Takes a call's times where ``Auto`` would."""
+    """Records a call's times in the place of ``Auto``'s pilot."""
 
     def took(self, trace: Any, marks: list[Any], seconds: float) -> None:
         self.spans = durations(marks)
@@ -140,83 +143,84 @@ class _Watch:
         """Nothing is kept."""
 
 
-def _added_up(samples: Samples) -> dict[str, Any]:
-    """What an earlier calibration has left of all samples together, by its name in the artifact."""
+def _summed_earlier(samples: Samples) -> dict[str, Any]:
+    """The fields of an earlier calibration that come from all of its samples, by their names in the artifact."""
     if not samples.path.exists():
         return {}
     data = artifacts.read(samples.path, Forecast.id)
     return {name: data[name] for name in ("products", "times") if name in data}
 
 
-def _of_others(samples: Samples, key: str, before: dict[str, Any]) -> Calibration:
-    """What the velocities of all samples but one say; of that one too, where it is the only one or added up already."""
+def _calibration_without(samples: Samples, key: str, before: dict[str, Any]) -> Calibration:
+    """The calibration by all samples but one; by that one too where it is the only one or is in the sum already."""
     data = samples.artifact(**before)
     others = {name: s for name, s in data["samples"].items() if name != key}
     if not others or "products" not in data["samples"][key]:
         return Calibration(data)
     known = Calibration({**data, "samples": others})
-    # Not every sample is followed to the end: all gains count.
-    known.gains = gains_between([s["gains"] for s in data["samples"].values()], known.gram.num_steps)
+    # Error growth is not measured on every sample, so that of all samples is used.
+    growth = [s["error_growth"] for s in data["samples"].values()]
+    known.error_growth = interpolated_error_growth(growth, known.gram.num_steps)
     return known
 
 
 def _sum(every: dict[str, dict[str, Any]], before: dict[str, Any]) -> dict[str, str]:
-    """All samples' products in one, in the order of their keys; they are taken out of the samples."""
+    """The sum of all samples' products, in the order of their keys; removes them from the samples."""
     own = [data.pop("products") for _, data in sorted(every.items()) if "products" in data]
     return {"products": added([*([before["products"]] if "products" in before else []), *own])} if own else {}
 
 
 class _Sample:
-    """One prompt and seed: its full run, and replays of it."""
+    """One prompt and seed: its full run, its replays and its trial runs."""
 
     def __init__(
         self, pipe: Any, prompt: str, seed: int, call: dict[str, Any], bands: int, keep: str,
-        told: Callable[[float], None],
+        report: Callable[[float], None],
     ):  # fmt: skip
         self.pipe, self.prompt, self.seed, self.call, self.bands, self.keep = pipe, prompt, seed, call, bands, keep
-        self.told, self.forwards = told, 0
+        self.report, self.forwards = report, 0
 
-    def measured(self, positions: list[int]) -> dict[str, Any]:
-        """Levels, inner products, gains, and what that cost."""
+    def measure(self, positions: list[int]) -> dict[str, Any]:
+        """The sample: noise levels, inner products, error growth at ``positions``, and the cost of measuring them."""
         began = time.perf_counter()
         steps = int(self.call["num_inference_steps"])
-        self.told(0)
+        self.report(0)
         final, recorded = self._in_full("latent")
         self.gram, data = sample_of(*recorded, find(self.pipe.transformer).channel_axis, self.bands)
         data["seconds_recording"] = time.perf_counter() - began
         done, total = steps, steps + sum(steps - j for j in positions)
         for j in positions:
-            self.told(done / total)
-            data["gains"][str(j)] = self._gain(recorded, final, j)
+            self.report(done / total)
+            data["error_growth"][str(j)] = self._error_growth(recorded, final, j)
             done += steps - j
-        self.told(1)
+        self.report(1)
         return {**data, "forwards": self.forwards, "seconds": time.perf_counter() - began}
 
-    def tried(self, known: Calibration, shares: Sequence[float], data: dict[str, Any]) -> dict[str, Any]:
-        """[predicted error, PSNR in dB of the decoded clip] at each budget; and what the sample has cost with it."""
+    def run_trials(self, known: Calibration, shares: Sequence[float], data: dict[str, Any]) -> dict[str, Any]:
+        """[predicted error, PSNR in dB of the decoded clip] at each budget, and the sample's cost including them."""
         began, before = time.perf_counter(), self.forwards
         plans, steps = known.plans(), known.gram.num_steps
         budgets = sorted({min(max(round(share * steps), min(plans)), max(plans)) for share in shares})
-        self.told(0)
+        self.report(0)
         full, recorded = self._in_full("pt")
         trials, done = [], steps
         for budget in budgets:
-            self.told(done / (steps + sum(budgets)))
+            self.report(done / (steps + sum(budgets)))
             done += budget
             clip, _ = self._with(Schedule.from_actions(_actions(known, plans[budget], recorded.flow)), "pt")
             error = float((clip.double() - full.double()).square().mean())
             if error > 0:
                 trials.append([plans[budget].predicted, -10 * math.log10(error)])
-        self.told(1)
+        self.report(1)
         seconds = data["seconds"] + time.perf_counter() - began
         return {"trials": trials, "forwards": data["forwards"] + self.forwards - before, "seconds": seconds}
 
     def _in_full(self, output: str) -> tuple[torch.Tensor, Recorded]:
-        """The run in full: what it makes, and its velocities."""
+        """(the output of the run in full, its velocities)."""
         return self._with(Recording(self.keep), output)
 
     def _with(self, method: Method, output: str) -> tuple[torch.Tensor, Any]:
-        """What a run by this method makes, and what the method delivers."""
+        """(the output of a run by this method, what the method delivers with the trace)."""
         with accelerate(self.pipe, method) as handle:
             made = self._run(output).clone()
             self.forwards += handle.trace.calls["large"]
@@ -225,19 +229,19 @@ class _Sample:
     def _run(self, output: str) -> torch.Tensor:
         return sample(self.pipe, self.prompt, self.seed, self.call, output=output)
 
-    def _gain(self, recorded: Recorded, final: torch.Tensor, j: int) -> float:
-        """By what a deviation at step j, of step j - 1 forecast, has grown when the run is over."""
+    def _error_growth(self, recorded: Recorded, final: torch.Tensor, j: int) -> float:
+        """The error of the finished latents over that of the latents at step j, when step j - 1 is forecast."""
         known = tuple(range(j - 2, max(j - 4, -1), -1))
         replay = _Replay(recorded, j, Weights(self.gram.weights(known, j - 1)))
         with StandIn(self.pipe, replay):
             ended = self._run("latent")
         self.forwards += replay.forwards
         error = float((ended.double() - final.double()).square().mean().sqrt())
-        return error / max(self.gram.deviation(known, j), 1e-12)
+        return error / max(self.gram.latent_error(known, j), 1e-12)
 
 
 class _Replay(StandInRun):
-    """As recorded up to step j - 1, which is forecast, and computed from j on."""
+    """A run as recorded up to step j - 1, which is forecast, and computed from j on."""
 
     def __init__(self, recorded: Recorded, j: int, weights: Weights):
         super().__init__()
@@ -260,7 +264,7 @@ class _Replay(StandInRun):
         return prediction
 
     def _bound(self, index: int, call: Invocation) -> Call:
-        """The call as stores take it."""
+        """The call in the form that stores take."""
         engine, key = self.engine, (call.stage.index, call.branch)
         if key not in engine.calls_bound:
             engine.calls_bound[key] = Call(engine, call.stage, call.branch, call.x, call.batched)
@@ -270,7 +274,7 @@ class _Replay(StandInRun):
         return bound
 
     def _as_recorded(self, index: int, call: Invocation) -> torch.Tensor:
-        """The guided prediction for every branch: whatever guidance is made of equal ones is that one."""
+        """The recorded guided prediction, for every branch: guidance of equal branches leaves it as it is."""
         velocities, flow = self.recorded
         velocity = velocities[index].to(call.x.device, call.x.dtype)
         velocity = velocity.repeat(len(call.x) // len(velocity), *[1] * (velocity.ndim - 1))
@@ -281,11 +285,11 @@ class _Replay(StandInRun):
 
 
 def _actions(known: Calibration, plan: Plan, flow: Flow) -> list[Action]:
-    """What ``Forecast`` does along a path, step by step."""
+    """The actions of ``Forecast`` along a path, one a step."""
     path = plan.full_steps
     if flow.response is not None:
-        given = known.given(path, flow.response)
+        weights = known.solver_weights(path, flow.response)
     else:
         skipped = [i for i in range(flow.num_steps) if i not in path]
-        given = {i: known.weights(tuple(f for f in reversed(path) if f < i)[:2], i) for i in skipped}
-    return [Full(given.get(i)) if i in path else Forecasting(given[i]) for i in range(flow.num_steps)]
+        weights = {i: known.weights(tuple(f for f in reversed(path) if f < i)[:2], i) for i in skipped}
+    return [Full(weights.get(i)) if i in path else Forecasting(weights[i]) for i in range(flow.num_steps)]

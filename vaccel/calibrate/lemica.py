@@ -1,8 +1,9 @@
-"""Measures what LeMiCa solves: the error that every skipped stretch leaves at the end of the run (arXiv 2511.00090)."""
+"""Calibrates LeMiCa (arXiv 2511.00090): the error of the finished latents for every stretch of skipped steps."""
 
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -32,13 +33,14 @@ def calibrate_lemica(
     tails: Tails = "exact",
     stride: int = 2,
     batch: int = 1,
-    hopeless: int | None = None,
+    min_budget: int | None = None,
     progress: Progress = silent,
+    hopeless: int | None = None,
 ) -> dict[str, Any]:
     """Measures the edge errors of every sample; writes the artifact ``path`` after each batch and returns its data.
 
     The error of an edge (i, j) is the mean |x_0 - x_0 in full| of a run computed up to step i, reusing step i's
-    residual up to step j, and computed again from j on.  Interrupted, the same call goes on where it stopped.
+    residual up to step j, and computed again from j on.  An interrupted calibration resumes with the same call.
 
     Args:
         call: arguments of the pipeline's call, ``num_inference_steps`` among them.
@@ -46,17 +48,22 @@ def calibrate_lemica(
         reuse: what a stretch reuses, "blocks" or "residual", of the output.
         max_gap: longest edge, in steps.
         compare: final latents, or decoded pixels (the paper's; a VAE decode an edge).
-        tails, stride: how a replay goes on after its stretch; all but "exact" are surrogates (``calibrate.replay``).
+        tails, stride: how the steps after a stretch are computed; all but "exact" approximate (``calibrate.replay``).
         batch: edges measured in one forward; they share the step they end at.
-        hopeless: a budget.  Edges that no schedule of so many full steps can need are left out: longer than one whose
-            error is past the worst of the evenly spaced schedule (this takes errors to grow with an edge's length).
+        min_budget: the smallest number of full steps that schedules will be made for.  Edges that none of them can
+            need are not measured: those longer than an edge whose error exceeds the worst one of the
+            evenly spaced schedule (this assumes that errors grow with an edge's length).
+        hopeless: deprecated name of ``min_budget``.
 
-    Raises ``ValueError`` when ``path`` holds a calibration of something else, or a setting does not fit.
+    Raises ``ValueError`` when ``path`` holds a calibration of something else, or a setting is out of range.
     """
+    if hopeless is not None:
+        warnings.warn("hopeless is deprecated: it is called min_budget", DeprecationWarning, stacklevel=2)
+        min_budget = hopeless
     if max_gap < 2 or batch < 1:
         raise ValueError(f"max_gap must be >= 2 and batch >= 1, got {max_gap} and {batch}")
     settings = {"reuse": reuse, "max_gap": max_gap, "compare": compare, "tails": tails, "stride": stride,
-                "hopeless": hopeless, "num_steps": int(call["num_inference_steps"])}  # fmt: skip
+                "min_budget": min_budget, "num_steps": int(call["num_inference_steps"])}  # fmt: skip
     samples = Samples(Path(path), fingerprints.header(LeMiCa.id, pipe, call, **settings))
     output = "latent" if compare == "latents" else "pt"
     jobs = samples.jobs(prompts, list(seeds))
@@ -67,7 +74,7 @@ def calibrate_lemica(
             if sample.get("done"):
                 continue
             kept = samples.own.with_name(f"{samples.own.name}.{key}.safetensors")
-            for done, total in _measure(replayer, sample, kept, prompt, seed, max_gap, batch, hopeless):
+            for done, total in _measure(replayer, sample, kept, prompt, seed, max_gap, batch, min_budget):
                 samples.save()
                 progress(number * total + done, len(jobs) * total, prompt)
             sample["done"] = True
@@ -84,12 +91,12 @@ def _measure(
     seed: int,
     max_gap: int,
     batch: int,
-    hopeless: int | None,
+    min_budget: int | None,
 ) -> Iterator[tuple[int, int]]:
     """The edges of one sample that are still missing; yields (steps of replay done, in all) after every batch."""
     record = _recorded(replayer, kept, prompt, seed)
     errors, last = sample["errors"], len(record.outputs) - 1
-    even = _evenly_spaced(last, hopeless, max_gap)
+    even = _evenly_spaced(last, min_budget, max_gap)
     groups = [[s] for s in even] + list(_groups(last, max_gap, batch))
     work = [sum(last + 1 - s.end for s in group) for group in groups]
     for number, group in enumerate(groups):
@@ -117,7 +124,9 @@ def _evenly_spaced(last: int, budget: int | None, max_gap: int) -> list[Stretch]
     if budget is None:
         return []
     if budget < 2 or last > max_gap * (budget - 1):
-        raise ValueError(f"hopeless={budget}: gaps of {max_gap} make no schedule of {budget} full steps in {last + 1}")
+        raise ValueError(
+            f"min_budget={budget}: gaps of {max_gap} make no schedule of {budget} full steps in {last + 1}"
+        )
     stops = [round(k * last / (budget - 1)) for k in range(budget)]
     return [Stretch(a, b) for a, b in itertools.pairwise(stops) if b - a > 1]
 

@@ -76,19 +76,25 @@ def calibrate_lemica(
     tails: Annotated[str, typer.Option(help="After a stretch: 'exact', 'coarse', 'small' or 'none'.")] = "exact",
     stride: Annotated[int, typer.Option(help="With coarse tails: compute every so many steps.")] = 2,
     batch: Annotated[int, typer.Option(help="Stretches measured in one forward, where memory allows.")] = 1,
-    hopeless: Annotated[
-        int | None, typer.Option(help="Smallest budget that will be asked for: stretches too bad for it are left out.")
+    min_budget: Annotated[
+        int | None,
+        typer.Option(help="Smallest number of computed steps to make schedules for; what they cannot need is skipped."),
     ] = None,
+    hopeless: Annotated[int | None, typer.Option(hidden=True)] = None,
     small: cli.Small = None,
     dtype: cli.Dtype = "float32",
 ) -> None:
     """Measure what every skipped stretch costs at the end. Resumable: run it again after Ctrl-C, or by torchrun."""
     from ..calibrate import calibrate_lemica as run
 
+    if hopeless is not None:
+        cli.console.print("--hopeless is deprecated: it is called --min-budget")
+        min_budget = hopeless
+
     def measure(loaded: cli._Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
         return run(
             loaded.pipe, chosen, path, seeds=seed, small=loaded.small, reuse=reuse, max_gap=max_gap,
-            compare=compare_in, tails=tails, stride=stride, batch=batch, hopeless=hopeless, **options,
+            compare=compare_in, tails=tails, stride=stride, batch=batch, min_budget=min_budget, **options,
         )  # fmt: skip
 
     cli._one_of("--reuse", reuse, ("blocks", "residual"))

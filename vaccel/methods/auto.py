@@ -1,4 +1,4 @@
-"""Auto: ask for a speed or a fidelity; what is known of the pipeline says which method and budget that is."""
+"""Auto: chooses the method and its budget for a requested speedup or PSNR, from the pipeline's calibrations."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .base import Method, Policy, RunInfo, require
 from .forecast import Forecast
 from .lemica import LeMiCa, edges, solve
 
-#: Root mean square of a normal deviation by its mean absolute value, which LeMiCa's calibration measures.
+#: Root mean square over mean absolute value of a normal distribution; LeMiCa's calibration measures the latter.
 RMS_OF_MEAN = math.sqrt(math.pi / 2)
 
 
 class Candidate(NamedTuple):
-    """A method with a budget and what is expected of it: the latents' error, PSNR and what five in six reach of it."""
+    """A method and its budget, the expected error of the latents (rms), and (expected PSNR, PSNR of five in six)."""
 
     method: Method
     budget: int
@@ -33,23 +33,24 @@ class Candidate(NamedTuple):
 class Auto(Method):
     """Picks method and budget for every run: ``Auto(speedup=2.5)``, or ``Auto(psnr=40)`` for the fastest to reach it.
 
-    With ``learn=1`` the first run of a pipeline is computed in full, exactly as without vaccel, and teaches; every
-    later one is fast.  What is learnt is kept in ``folder`` and found again by model, noise levels and guidance scale.
+    With ``learn=1`` the first run of a pipeline is computed in full, exactly as without vaccel, and recorded as a
+    calibration; later runs are accelerated.  These calibrations are stored in ``folder`` and found again by model,
+    noise levels and guidance scale.
 
     Args:
-        speedup: how many times as fast as in full a call of the pipeline shall be, in wall time (> 1).  Times of
-            computed and skipped steps and of the rest of the call are measured, and every run corrects them.
-        psnr: in dB to the full run's clip; the budget is chosen so that five prompts in six can be expected to reach
-            it.  Needs a calibration that looked (`vaccel calibrate forecast`).
-        learn: how many runs to learn from; 0 to use calibrations only.
-        artifacts: Forecast and LeMiCa calibrations to choose among; where several offer a budget, that with the least
-            predicted error.
-        folder: where learnt ones are kept; by default ``vaccel`` in the user's cache.
-        guard: as ``Forecast`` takes it.
-        allow_mismatch: use calibrations of other models and levels too.
+        speedup: the factor (> 1) by which a call of the pipeline should be faster than in full, in wall time.  Times of
+            computed and skipped steps and of the rest of the call are measured and updated by every run.
+        psnr: in dB, of the clip against the full run's; the budget is chosen so that five prompts in six can be
+            expected to reach it.  Needs a calibration with trial runs (`vaccel calibrate forecast`).
+        learn: the number of runs to calibrate from; 0 to use ``artifacts`` only.
+        artifacts: Forecast and LeMiCa calibrations to choose among; where several offer a budget, the one with the
+            smallest predicted error is used.
+        folder: where the recorded calibrations are stored; by default ``vaccel`` in the user's cache.
+        guard: as in ``Forecast``.
+        allow_mismatch: use calibrations of other models and noise levels too.
 
-    Raises ``ValueError`` unless exactly one of speed and fidelity is asked for, or for settings out of range.  A
-    pipeline that nothing is known of raises when its run starts.
+    Raises ``ValueError`` unless exactly one of ``speedup`` and ``psnr`` is set, or for settings out of range.  A
+    pipeline without any calibration raises when its run starts.
     """
 
     id: ClassVar[str] = "auto"
@@ -74,33 +75,33 @@ class Auto(Method):
         require(self.learn >= 0 and int(self.learn) == self.learn, f"learn must be 0 or more runs, got {self.learn!r}")
         require(
             self.psnr is None or bool(self.artifacts),
-            "a PSNR needs a calibration that looked at clips: pass artifacts=(\"forecast.json\",), which `vaccel "
-            "calibrate forecast` makes; a run that is merely learnt from shows none",
+            "psnr needs a calibration with trial runs: pass artifacts=(\"forecast.json\",), which `vaccel calibrate "
+            "forecast` makes; with learn= no trial runs are made",
         )  # fmt: skip
 
     @classmethod
     def load(cls, artifact: str | Path, *args: Any, **overrides: Any) -> Auto:
-        """With one calibration to choose budgets from.  Raises as ``artifacts.read`` does."""
+        """``Auto`` with one calibration to choose budgets from.  Raises as ``artifacts.read`` does."""
         calibrated(artifact)
         return cls(*args, **{"artifacts": (str(artifact),), **overrides})
 
     @property
     def stores(self) -> tuple[Store, ...]:
-        return (VelocityHistory(CORRECTING),)  # and as many for the guard
+        return (VelocityHistory(CORRECTING),)  # which is as many as the guard needs
 
     @property
     def adaptive(self) -> bool:
         return False
 
     def start(self, run: RunInfo) -> Policy:
-        raise ValueError("Auto chooses by a pipeline's own times: use it with vaccel.accelerate")
+        raise ValueError("Auto chooses by the measured times of a pipeline: use it with vaccel.accelerate")
 
     def candidates(self, paths: list[str], num_steps: int) -> list[Candidate]:
-        """The best of every budget, by ascending budget; of LeMiCa and Forecast that with the least predicted error."""
+        """The candidate with the smallest predicted error of every budget, by ascending budget."""
         best: dict[int, Candidate] = {}
-        opinions = [known for path in paths if isinstance(known := calibrated(path), Calibration)]
-        looked = next((known for known in opinions if len(known.curve) >= 3), None)
-        psnr = looked.psnr if looked is not None else lambda error: None
+        forecasts = [known for path in paths if isinstance(known := calibrated(path), Calibration)]
+        with_trials = next((known for known in forecasts if len(known.curve) >= 3), None)
+        psnr = with_trials.psnr if with_trials is not None else lambda error: None
         for path in paths:
             for found in _of(path, num_steps, psnr, self.guard, self.allow_mismatch):
                 if found.budget not in best or found.error < best[found.budget].error:
@@ -108,7 +109,7 @@ class Auto(Method):
         return [best[budget] for budget in sorted(best)]
 
     def reaching(self, candidates: list[Candidate]) -> Candidate | None:
-        """The cheapest that five prompts in six can be expected to reach the PSNR with."""
+        """The candidate with the smallest budget with which five prompts in six are expected to reach the PSNR."""
         good = (c for c in candidates if c.psnr is not None and c.psnr[1] >= self.psnr)
         return next(good, None)
 
@@ -127,7 +128,7 @@ def calibrated(path: str | Path) -> Calibration | dict[str, Any]:
 def _of(
     path: str, num_steps: int, psnr: Callable[[float], Any], guard: float | None, allow_mismatch: bool
 ) -> Iterator[Candidate]:
-    """What one artifact offers for runs of so many steps."""
+    """The candidates of one artifact for runs of ``num_steps`` steps."""
     known = calibrated(path)
     options = {"allow_mismatch": allow_mismatch}
     if isinstance(known, Calibration):

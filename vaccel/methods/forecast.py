@@ -1,9 +1,10 @@
-"""Forecast: skipped velocities from the last computed ones, with weights and a path in closed form from full runs."""
+"""Forecast: skipped velocities are combinations of the last computed ones, with calibrated weights and path."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,36 +21,36 @@ from .base import Method, Observation, Policy, RunInfo, Step, require
 from .lemica import PUBLISHED, LeMiCa, _steps
 from .schedule import DAMPING, straight
 
-#: Levels of two runs that differ by less are the same run's.
+#: Noise levels that differ by less are taken as equal.
 SAME_LEVEL = 2e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecast(Method):
-    """Velocities hardly change along a run (``vaccel.flow``), so a few computed ones forecast the others.
+    """Velocities hardly change along a run (``vaccel.planning.flow``), so a few computed ones forecast the others.
 
-    At a skipped step i, of every branch: v_i = sum_k a_k(i; f) v_(f_k) over the last K computed steps f.  With
-    ``Forecast.load("forecast.json", budget=17)`` weights and path are a calibration's: least squares over full runs,
-    and the path whose stretches do the least harm at the end (``vaccel.gram``).  Without one,
-    ``Forecast(full_steps, num_steps=50)``: the straight line in the noise level through the last two, damped by half.
-    Neighbours: AB-Cache, TaylorSeer, FoCa and SeaCache forecast hidden states; DPM-Solver-v3, Align Your Steps, GITS
-    and S4S learn a solver's steps or coefficients.  Here a fine grid is kept, and what is cached is latent-sized.
+    At a skipped step i, for every branch: v_i = sum_k a_k(i; f) v_(f_k) over the last K computed steps f.  With
+    ``Forecast.load("forecast.json", budget=17)`` weights and path come from a calibration: the weights by least squares
+    over full runs, the path as the one with the smallest errors at the end (``vaccel.planning.gram``).  Without one,
+    ``Forecast(full_steps, num_steps=50)`` extrapolates linearly in the noise level from the last two, damped by half.
+    Related work: AB-Cache, TaylorSeer, FoCa and SeaCache forecast hidden states; DPM-Solver-v3, Align Your Steps, GITS
+    and S4S learn a solver's steps or coefficients.  Forecast keeps the fine time grid and caches latent-sized tensors.
 
     Args:
         full_steps: steps computed in full, step 0 among them.
         num_steps: T of the runs it is for; a run with another number of steps is refused.
-        order: K, 1 to 5: from how many velocities it forecasts; 2 with a calibration by frequency bands.
-        correct: with a calibration: a computed step tells what the forecasts before it were off by, and what the solver
-            is given then makes up for it (``vaccel.gram.outputs``).
-        damping: of the straight line, where nothing is calibrated: 0 repeats the last velocity, 1 trusts the line.
-        guard: with a calibration: how many times as wrong as calibrated forecasts may be, at the steps that are
-            computed anyway, before further ones are computed; None for a fixed path.
-        artifact, seal: the calibration's file, and the digest of what it held.
-        per: what has weights of its own: "tensor", "channel", "band" or "channel, band".
-        max_error: the worst error of a stretch that was planned with, which the guard holds the others to.
-        predicted: what the finished latents will be off by (root mean square), as calibrated; 0 where nobody knows.
-        fitted: the model and scheduler of the calibration; another model is refused, unless ``allow_mismatch``, another
-            solver on the same levels is not: what it is given is worked out for its own response.
+        order: K, 1 to 5: the number of velocities that a forecast combines; at most 2 with weights by frequency band.
+        correct: with a calibration: at a computed step the velocity that the solver receives makes up for the errors of
+            the forecasts before it (``vaccel.planning.gram.solver_weights``).
+        damping: of the linear extrapolation, without calibration: 0 repeats the last velocity, 1 follows the line.
+        guard: with a calibration: the largest tolerated ratio of the forecast error, measured at computed steps, to the
+            calibrated one; beyond it further steps are computed.  None for a fixed path.
+        artifact, seal: the calibration's file, and its digest.
+        per: what has its own weights: "tensor", "channel", "band" or "channel, band".
+        max_error: the largest error of any skipped stretch of the path, as planned; the guard's bound.
+        predicted: the expected error of the finished latents (root mean square), as calibrated; 0 where it is unknown.
+        fitted: the model and scheduler of the calibration; another model is refused, unless ``allow_mismatch``.
+            Another solver on the same noise levels is accepted: the weights are computed for its own response.
 
     Raises ``ValueError`` for settings out of range.
     """
@@ -77,26 +78,26 @@ class Forecast(Method):
         object.__setattr__(self, "fitted", tuple((name, value) for name, value in self.fitted))
         outside = [i for i in self.full_steps if not 0 <= i < self.num_steps]
         require(not outside, f"full_steps {outside} are outside the run of {self.num_steps} steps")
-        require(0 in self.full_steps, "step 0 is computed: there is nothing to forecast it from")
+        require(0 in self.full_steps, "step 0 must be in full_steps: there is nothing to forecast it from")
         require(1 <= self.order <= 5, f"order must be 1 to 5, got {self.order}")
         require(math.isfinite(self.damping), f"damping must be finite, got {self.damping!r}")
         require(self.guard is None or self.guard > 0, f"guard must be above 0 or None, got {self.guard!r}")
         require(self.guard is None or bool(self.artifact), "a guard needs a calibration to compare with")
         require(self.per in gram.PER, f"per must be one of {', '.join(map(repr, gram.PER))}, got {self.per!r}")
-        require(not self.banded or self.order <= 2, "weights by frequency are of two velocities at most: order=2")
+        require(not self.banded or self.order <= 2, "weights by frequency band combine at most two velocities: order=2")
 
     @classmethod
     def preset(cls, model: str, *, budget: int | None = None, **overrides: Any) -> Forecast:
-        """LeMiCa's published steps (arXiv 2511.00090) for a model and a budget, forecast without calibration.
+        """LeMiCa's published steps (arXiv 2511.00090) for a model and a budget, without calibration.
 
-        Raises ``ValueError`` for a model or a budget nothing is published for.
+        Raises ``ValueError`` for a model or a budget that nothing is published for.
         """
         require(budget is not None or model in cls.presets, f"Forecast.preset({model!r}) needs a budget, such as 17")
         return super().preset(model if budget is None else f"{model}-{budget}", **overrides)
 
     @classmethod
     def shaped(cls, num_steps: int, budget: int, **overrides: Any) -> Forecast:
-        """A path of the shape that published ones have, for any T and budget, without calibration.
+        """A path interpolated from LeMiCa's published ones, for any T and budget, without calibration.
 
         Raises ``ValueError`` for a budget that is not in [2, num_steps].
         """
@@ -105,19 +106,25 @@ class Forecast(Method):
     @classmethod
     def load(
         cls, artifact: str | Path, budget: int | None = None, *, objective: str = OBJECTIVE, order: int = 2,
-        per: str = "channel", gain: bool = True, max_gap: int = gram.MAX_GAP, **overrides: Any,
+        per: str = "channel", error_growth: bool = True, max_gap: int = gram.MAX_GAP, **overrides: Any,
     ) -> Forecast:  # fmt: skip
         """The best path with exactly ``budget`` computed steps, and its weights, from a calibration.
 
         Args:
             objective: "leximax", the smallest worst error, then the second worst, and so on; "squares", the smallest
-                sum of squared errors, what unrelated errors add up to; or "sum".
-            gain: whether a stretch counts by what it does at the end, or by what it does where it ends.
+                sum of squared errors, which is how uncorrelated errors add up; or "sum".
+            error_growth: whether paths are compared by their errors at the end of the run (True) or by those at the
+                next computed step.  ``gain`` is its deprecated name.
+            max_gap: largest distance, in steps, from one computed step to the next.
+            overrides: fields of the method, such as ``guard=2.0``.
 
-        Raises ``ValueError`` for a file that is no whole Forecast artifact, or a budget that it cannot make.
+        Raises ``ValueError`` for a file that is no Forecast artifact, or for a budget that it has no path for.
         """
+        if "gain" in overrides:
+            warnings.warn("gain is deprecated: it is called error_growth", DeprecationWarning, stacklevel=2)
+            error_growth = overrides.pop("gain")
         known = calibration(artifact)
-        plans = known.plans(objective, order, per, gain, max_gap)
+        plans = known.plans(objective, order, per, error_growth, max_gap)
         if budget not in plans:
             raise ValueError(
                 f"Forecast.load needs a budget, how many of {known.gram.num_steps} steps are computed: "
@@ -133,12 +140,12 @@ class Forecast(Method):
     @property
     def stores(self) -> tuple[Store, ...]:
         correcting = gram.CORRECTING if self.corrects else 0
-        count = max(self.order + (self.guard is not None), correcting)  # the guard compares with those before
+        count = max(self.order + (self.guard is not None), correcting)  # the guard forecasts from those before the last
         return (VelocityHistory(count, self.banded),)
 
     @property
     def corrects(self) -> bool:
-        """Whether computed steps make up for forecasts: weights by frequency are too many for one pass."""
+        """Whether computed steps are corrected; not with weights by frequency band, which one kernel cannot combine."""
         return self.correct and bool(self.artifact) and not self.banded
 
     @property
@@ -159,7 +166,7 @@ class Forecast(Method):
             f"this forecast is for {self.num_steps} steps, the run has {run.num_steps}",
         )
         if not self.artifact:
-            return _Policy(self, _Line(run.flow or Flow.even(run.num_steps), self.damping), run)
+            return _Policy(self, _Extrapolation(run.flow or Flow.even(run.num_steps), self.damping), run)
         known = calibration(self.artifact)
         if known.seal != self.seal:
             raise ValueError(f"{self.artifact} is not what it was when this method was loaded from it: load it again")
@@ -172,65 +179,65 @@ class Forecast(Method):
                     "forecast`), or pass allow_mismatch=True to the method"
                 )
         response = run.flow.response if run.flow is not None and self.corrects else None
-        return _Policy(self, _Fit(known, self, response), run)
+        return _Policy(self, _Calibrated(known, self, response), run)
 
 
-class _Line:
-    """Weights without calibration."""
+class _Extrapolation:
+    """Weights without calibration: damped linear extrapolation in the noise level."""
 
     def __init__(self, flow: Flow, damping: float):
         self.flow, self.damping = flow, damping
 
-    def along(self, path: tuple[int, ...]) -> None:
-        """Every path has the same."""
+    def set_path(self, path: tuple[int, ...]) -> None:
+        """The weights do not depend on the path."""
 
     def correction(self, step: int) -> None:
-        """None: nothing is known of what forecasts are off by."""
+        """None: corrections need a calibration."""
 
     def weights(self, known: tuple[int, ...], step: int) -> Weights:
         return straight(self.flow.levels, known[:2], step, self.damping)
 
 
-class _Fit:
-    """A calibration's weights, and what the solver is given along a path where its response is known."""
+class _Calibrated:
+    """A calibration's weights; those of the velocity that the solver receives where its response is known."""
 
     def __init__(self, known: Calibration, method: Forecast, response: Response | None):
         self.known, self.per, self.order, self.response = known, method.per, method.order, response
-        self.given: dict[int, Weights] = {}
+        self.solver_weights: dict[int, Weights] = {}
 
-    def along(self, path: tuple[int, ...]) -> None:
-        """The run goes along this path from now on."""
+    def set_path(self, path: tuple[int, ...]) -> None:
+        """The run follows this path from now on."""
         if self.response is not None:
-            self.given = self.known.given(path, self.response, self.order, self.per)
+            self.solver_weights = self.known.solver_weights(path, self.response, self.order, self.per)
 
     def correction(self, step: int) -> Weights | None:
-        return self.given.get(step)
+        return self.solver_weights.get(step)
 
     def weights(self, known: tuple[int, ...], step: int) -> Weights:
-        return self.given[step] if self.given else self.known.weights(known, step, self.per)
+        return self.solver_weights[step] if self.solver_weights else self.known.weights(known, step, self.per)
 
 
 class _Policy(Policy):
-    def __init__(self, method: Forecast, fit: _Line | _Fit, run: RunInfo):
-        self.method, self.fit, self.run = method, fit, run
+    def __init__(self, method: Forecast, weights: _Extrapolation | _Calibrated, run: RunInfo):
+        self.method, self.weights, self.run = method, weights, run
         self.path = list(method.full_steps)
         self.known: tuple[int, ...] = ()
         self.expected: tuple[Weights, float] | None = None
         self.reading: Any = None
-        self.squares: list[float] = []  # of how many times as wrong as calibrated the last forecasts were
+        self.squares: list[float] = []  # squared ratios of the last forecasts' errors to the calibrated ones
         self.extra = 0
         self._plan()
 
     def _plan(self) -> None:
-        """What every step does along the path."""
-        self.fit.along(tuple(self.path))
+        """The action of every step along the path."""
+        self.weights.set_path(tuple(self.path))
         path, known, self.actions = set(self.path), (), []
         for i in range(self.run.num_steps):
             if i in path:
                 known = (i, *known)[: self.method.order]
-                self.actions.append(Full(self.fit.correction(i)))
+                self.actions.append(Full(self.weights.correction(i)))
             else:
-                self.actions.append(Forecasting(self.fit.weights(known, i)))
+                self.actions.append(Forecasting(self.weights.weights(known, i)))
 
     def decide(self, step: Step) -> Action:
         if self.reading is not None:
@@ -238,16 +245,17 @@ class _Policy(Policy):
             self._judge(step)
         action = self.actions[step.index]
         if action.is_full:
-            watched = self.method.guard is not None and self.known
-            self.expected = self._expectation(step.index) if watched else None
+            guarded = self.method.guard is not None and self.known
+            self.expected = self._expectation(step.index) if guarded else None
             self.known = (step.index, *self.known)[: self.method.order]
         else:
             self.expected = None
         return action
 
     def _expectation(self, index: int) -> tuple[Weights, float]:
-        known, per = self.fit.known, self.method.per
-        return known.weights(self.known, index, per), known.left(self.known, index, per)
+        """The weights that would forecast a computed step's velocity, and the calibrated error of that forecast."""
+        known, per = self.weights.known, self.method.per
+        return known.weights(self.known, index, per), known.residual_norm(self.known, index, per)
 
     def expects(self, index: int) -> Weights | None:
         return self.expected[0] if self.expected is not None else None
@@ -257,24 +265,24 @@ class _Policy(Policy):
 
     def observe(self, step: Step, seen: Observation) -> None:
         if seen.action.is_full and step.index not in self.known:
-            # Nothing was there to forecast from: another transformer has taken over.
+            # Another transformer has taken over, without velocities to forecast from: the step was computed.
             self.known = (step.index, *self.known)[: self.method.order]
             self._compute(step.index)
         if seen.forecast_error is not None:
             self.reading = self.run.buffers.read("forecast.error", seen.forecast_error)
 
     def _judge(self, step: Step) -> None:
-        """How wrong the last forecast was, against the calibration; what is out of the ordinary is skipped less."""
-        wrong = max(self.reading.tolist()) / math.sqrt(self.elements)
+        """Compares the last forecast's error with the calibrated one; above the guard's bound, a step is computed."""
+        error = max(self.reading.tolist()) / math.sqrt(self.elements)
         self.reading = None
-        self.squares = [*self.squares[-2:], (wrong / max(self.expected[1], 1e-12)) ** 2]
-        times = math.sqrt(sum(self.squares) / len(self.squares))
-        step.record(forecast_error=times)
+        self.squares = [*self.squares[-2:], (error / max(self.expected[1], 1e-12)) ** 2]
+        ratio = math.sqrt(sum(self.squares) / len(self.squares))
+        step.record(forecast_error=ratio)
         planned = min((f for f in self.path if f >= step.index), default=self.run.num_steps)
-        if times <= self.method.guard or planned == step.index:
+        if ratio <= self.method.guard or planned == step.index:
             return
         bound, end = self.method.guard * self.method.max_error, planned
-        while end > step.index and times * self.fit.known.error(self.known, end, self.method.per) > bound:
+        while end > step.index and ratio * self.weights.known.error(self.known, end, self.method.per) > bound:
             end -= 1
         if end != planned:
             self.extra += 1
@@ -289,22 +297,24 @@ class _Policy(Policy):
         if self.method.predicted:
             self.run.note(f"predicted error of the latents: {self.method.predicted:.3g} (root mean square)")
         if self.method.guard is not None:
-            verdict = "as calibrated" if not self.extra else f"out of the ordinary at {self.extra} steps, skipped less"
+            verdict = (
+                "as calibrated" if not self.extra else f"forecast errors too large, computed {self.extra} further steps"
+            )
             self.run.note(f"guard: {verdict}")
 
 
 def _shaped(num_steps: int, budget: int) -> tuple[int, ...]:
-    """Steps at the shares of the run where the published schedules of Wan 2.1 have theirs, spread where they meet."""
+    """The published schedules of Wan 2.1, interpolated by budget and share of the run, with no step twice."""
     require(2 <= budget <= num_steps, f"budget must be 2 to {num_steps}, got {budget}")
     steps, budgets = PUBLISHED["wan2.1-t2v-14b"]
     counts = sorted(budgets)
     shares = np.linspace(0, 1, budget)
     rows = [np.interp(shares, np.linspace(0, 1, n), np.array(_steps(budgets[n])) / (steps - 1)) for n in counts]
     share = budget / num_steps
-    known = [n / steps for n in counts]
-    mixed = [np.interp(share, known, [row[k] for row in rows]) for k in range(budget)]
+    published = [n / steps for n in counts]
+    mixed = [np.interp(share, published, [row[k] for row in rows]) for k in range(budget)]
     places = np.round(np.array(mixed) * (num_steps - 1)).astype(int)
-    for k in range(1, budget):  # no step twice
+    for k in range(1, budget):  # steps that were rounded to the same one are spread
         places[k] = max(places[k], places[k - 1] + 1)
     for k in range(budget - 1, -1, -1):
         places[k] = min(places[k], num_steps - budget + k)

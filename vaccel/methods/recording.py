@@ -1,4 +1,4 @@
-"""Recording: a run in full that leaves its velocities behind, for calibrations."""
+"""Recording: a run in full that returns its velocities, for calibrations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .base import Method, Observation, Policy, RunInfo, Step, require
 
 
 class Recorded(NamedTuple):
-    """A run's guided velocities [T, B, ...], fp32, and the flow that they are of."""
+    """A run's guided velocities [T, B, ...], fp32, and its flow."""
 
     velocities: torch.Tensor
     flow: Flow
@@ -23,12 +23,14 @@ class Recorded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recording(Method):
-    """Computes every step and delivers the guided velocities of all, ``Recorded``, with the trace.
+    """Computes every step and delivers the guided velocities of all steps, ``Recorded``, with the trace.
 
-    Nothing about the run changes.  What it needs beyond that is one trajectory of latents.
+    The run itself is unchanged.  It needs memory for T further tensors of the latents' size, in fp32.
 
     Args:
-        keep: where they are kept: on the "device" of the latents, or in "host" memory.
+        keep: where the velocities are kept: on the "device" of the latents, or in "host" memory.
+
+    Raises ``ValueError`` for another ``keep``.
     """
 
     id: ClassVar[str] = "recording"
@@ -58,26 +60,28 @@ class _Policy(Policy):
     def __init__(self, method: Recording, run: RunInfo):
         self.method, self.run = method, run
         self.velocities: torch.Tensor | None = None
-        self.spoilt = False
+        self.incomplete = False
 
     def reshaped(self) -> None:
-        self.spoilt = True  # no one trajectory any more
+        self.incomplete = True  # the velocities no longer fit into one tensor
 
     def decide(self, step: Step) -> Action:
         return Full()
 
     def observe(self, step: Step, seen: Observation) -> None:
-        if self.spoilt:
+        if self.incomplete:
             return
         if self.velocities is None:
             device = seen.velocity.device if self.method.keep == "device" else "cpu"
             shape = (self.run.num_steps, *seen.velocity.shape)
-            self.velocities = torch.empty(shape, dtype=torch.float32, device=device)  # its receiver's, not a buffer
+            self.velocities = torch.empty(
+                shape, dtype=torch.float32, device=device
+            )  # not a buffer: the receiver keeps it
         self.velocities[step.index].copy_(seen.velocity)
 
     def finish(self, step: Step, seen: Observation) -> None:
         self.observe(step, seen)
-        if self.spoilt:
-            self.run.note("nothing is learnt from this run: its latents changed their shape in the middle")
+        if self.incomplete:
+            self.run.note("this run is not used for calibration: its latents changed their shape")
             return
         self.run.deliver(Recorded(self.velocities, self.run.flow or Flow.even(self.run.num_steps)))

@@ -1,7 +1,7 @@
-"""Files written whole or not at all: calibration artifacts, which are JSON sealed against edits, and tensors.
+"""Files written whole or not at all: calibration artifacts (JSON with a digest) and tensors.
 
-An artifact says what was measured, on which model, and how.  It is read through a declared schema (``schema``): what
-``read`` returns has every field that its readers index, of the type and length they need.
+An artifact records what was measured, on which model, and how.  It is read through a declared schema (``schema``): what
+``read`` returns has every field that its readers index, of the type and length they need, under its current name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from . import schema
-from .schema_errors import shown
+from .schema.errors import shown
 
 SCHEMA = 2
 #: (name, value) pairs, plain data: the model and scheduler of a calibration, as a calibrated method carries them.
@@ -33,22 +33,22 @@ def read(path: str | Path, method: str) -> dict[str, Any]:
 def read_sealed(path: str | Path, method: str) -> tuple[dict[str, Any], str]:
     """An artifact of ``method``, and the digest that it is sealed with.
 
-    Raises ``ValueError`` that says why for a file that is none, was cut short or was edited, or that names the field
-    for one whose fields are not what they are declared to be; ``FileNotFoundError`` for none at all.
+    Raises ``ValueError`` that says why for a file that is no artifact, was cut short or was edited, and one that
+    names the field where a field is not as declared; ``FileNotFoundError`` where there is no file.
     """
     try:
         data, seal = _sealed(path, method)
     except (RecursionError, MemoryError) as error:
         raise ValueError(f"{path} is not a calibration artifact: {type(error).__name__} on reading it") from None
     try:
-        schema.check(data, method)
+        schema.check(schema.translate(data, method), method)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return data, seal
 
 
 def _sealed(path: str | Path, method: str) -> tuple[dict[str, Any], str]:
-    """As ``read_sealed``, whatever the fields hold."""
+    """As ``read_sealed``, before the fields are checked."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"), parse_int=_whole_number)
         schema.check_nesting(data)
@@ -67,7 +67,7 @@ def _sealed(path: str | Path, method: str) -> tuple[dict[str, Any], str]:
 
 
 def _whole_number(text: str) -> int:
-    """One that is some floating-point number too: what is measured is counted in no larger ones."""
+    """An integer of JSON, refused where it is too large for a floating-point number."""
     if len(text) > 300:
         raise ValueError(f"it has a whole number of {len(text)} digits")
     return int(text)
@@ -110,12 +110,12 @@ def pack(values: np.ndarray) -> str:
 
 
 def unpack(text: str) -> np.ndarray:
-    """What ``pack`` was given, flat."""
+    """The numbers that ``pack`` was called with, flat."""
     return np.frombuffer(base64.b64decode(text), dtype="<f8").astype(np.float64)
 
 
 def fitted(artifact: dict[str, Any]) -> Fitted:
-    """What an artifact's method is bound to."""
+    """The model and the scheduler that an artifact's method is bound to."""
     scheduler = artifact["scheduler"]
     settings = ((f"scheduler's {k}", json.dumps(v)) for k, v in sorted(scheduler["config"].items()))
     model = (("model", artifact["model"]["class"]), ("model's configuration", artifact["model"]["config"]))

@@ -1,14 +1,15 @@
-"""Forecasts in closed form: the inner products of a full run's velocities say what any skipped step would cost.
+"""Forecasts in closed form: least squares over the inner products of a full run's velocities.
 
-Let v_0 ... v_(T-1) be the velocities of full runs (``vaccel.flow``) and G the matrix of their inner products, summed
-over samples, one a group of latent channels or frequencies.  For computed steps f_1 > ... > f_K the best weights a of
-v_i = sum_k a_k v_(f_k) solve G[f, f] a = G[f, i]; what is left of two skipped steps i, i' has the inner product
+Let v_0 ... v_(T-1) be the velocities of full runs (``vaccel.planning.flow``) and G the Gram matrix of their inner
+products, summed over samples, one matrix for each group of latent channels or frequencies.  For computed steps
+f_1 > ... > f_K the least-squares weights a of v_i = sum_k a_k v_(f_k) solve G[f, f] a = G[f, i].  The residuals of two
+skipped steps i and i' have the inner product
 
     R[i, i'] = G[i, i'] - G[i, f] G[f, f]^-1 G[f, i'],
 
-and a stretch skipped from f_1 up to j leaves the latents off by sum_i ds_i (v_i - vhat_i), of squared norm ds^T R ds,
-ds_i = s_(i+1) - s_i.  No replay is needed for any of it.  By how much a deviation at j has grown at the end is measured
-apart: ``gains``.
+and skipping all steps between f_1 and j changes the latents at step j by sum_i ds_i (v_i - vhat_i), whose squared norm
+is ds^T R ds with ds_i = s_(i+1) - s_i.  None of this needs a further run of the model.  The factor by which an error of
+the latents at step j has grown at the end of the run is measured separately: ``error_growth``.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from ..cache.frequencies import low_frequencies
 from .schedules import Edge, solve
 
 PER = ("tensor", "channel", "band", "channel, band")
-#: "squares" minimises the sum of squared errors, what unrelated errors add up to.
+#: "squares" minimises the sum of squared errors, which is how uncorrelated errors add up.
 OBJECTIVES = ("leximax", "sum", "squares")
-#: Added to the diagonal, relative to its mean: two equal velocities then share their weight.
+#: Regularisation added to the diagonal, relative to its mean: two equal velocities then share their weight.
 RIDGE = 1e-9
-#: Longest way from one computed step to the next that is planned.
+#: Largest distance, in steps, from one computed step to the next in a plan.
 MAX_GAP = 15
-#: Of how many velocities a correction is made.
+#: Number of velocities that a correction combines.
 CORRECTING = 3
 
 
@@ -43,7 +44,7 @@ class Gram:
     Args:
         levels: [T + 1], the noise levels s of the run.
         products: [bands, channels, T, T], fp64, summed over samples and divided by how many there are.
-        elements: latent elements of a sample, all channels together.
+        elements: number of latent elements of a sample, over all channels.
     """
 
     levels: tuple[float, ...]
@@ -56,11 +57,11 @@ class Gram:
 
     @functools.cached_property
     def widths(self) -> np.ndarray:
-        """ds [T], what the level changes by in a step."""
+        """ds [T], the change of the noise level in each step."""
         return np.diff(np.array(self.levels))
 
     def grouped(self, per: str) -> np.ndarray:
-        """[groups, T, T]: the products of what shares one set of weights.
+        """[groups, T, T]: the products summed over each group of elements that share one set of weights.
 
         Raises ``ValueError`` for an unknown ``per``, or for bands that were not recorded.
         """
@@ -78,24 +79,28 @@ class Gram:
         return {}
 
     def weights(self, known: Sequence[int], step: int, per: str = "channel") -> np.ndarray:
-        """The least-squares weights [K, bands, channels] (1 of what is not told apart) of ``step``'s velocity."""
+        """The least-squares weights of ``step``'s velocity, [K, bands, channels]; an axis is 1 long where it is shared.
+
+        Args:
+            known: the K computed steps that it is forecast from, newest first.
+        """
         solved = _solved(self.grouped(per), np.array([known]), np.array([[step]]))[:, 0, :, 0]  # [groups, K]
         bands = len(self.products) if "band" in per else 1
         return solved.T.reshape(len(known), bands, -1)
 
-    def left(self, known: Sequence[int], step: int, per: str = "channel") -> float:
-        """What the forecast of ``step``'s velocity is off by: root mean square over the elements."""
-        square = _left(self.grouped(per), np.array([known]), np.array([[step]]))[0, 0, 0]
+    def residual_norm(self, known: Sequence[int], step: int, per: str = "channel") -> float:
+        """The error of the forecast of ``step``'s velocity: root mean square over the elements."""
+        square = _residual_products(self.grouped(per), np.array([known]), np.array([[step]]))[0, 0, 0]
         return math.sqrt(max(float(square), 0.0) / self.elements)
 
-    def deviation(self, known: Sequence[int], end: int, per: str = "channel") -> float:
-        """What the latents are off by at step ``end`` when all between known[0] and it is skipped (rms)."""
+    def latent_error(self, known: Sequence[int], end: int, per: str = "channel") -> float:
+        """The error of the latents at step ``end`` when all steps after known[0] and before it are skipped (rms)."""
         steps = np.arange(known[0] + 1, end)
         if not len(steps):
             return 0.0
         ds = self.widths[steps]
-        left = _left(self.grouped(per), np.array([known]), steps[None])[0]
-        return math.sqrt(max(float(ds @ left @ ds), 0.0) / self.elements)
+        residuals = _residual_products(self.grouped(per), np.array([known]), steps[None])[0]
+        return math.sqrt(max(float(ds @ residuals @ ds), 0.0) / self.elements)
 
 
 def _blocks(products: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -104,7 +109,7 @@ def _blocks(products: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.n
 
 
 def _solved(products: np.ndarray, known: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Weights [G, n, K, m] of the steps [n, m] from the known [n, K]."""
+    """Least-squares weights [G, n, K, m] of the steps [n, m] from the computed steps ``known`` [n, K]."""
     return np.linalg.solve(_ridged(_blocks(products, known, known)), _blocks(products, known, steps))
 
 
@@ -114,8 +119,8 @@ def _ridged(own: np.ndarray) -> np.ndarray:
     return own + RIDGE * np.trace(own, axis1=-2, axis2=-1)[..., None, None] / count * np.eye(count)
 
 
-def _left(products: np.ndarray, known: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """R [n, m, m], over all groups together."""
+def _residual_products(products: np.ndarray, known: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """R [n, m, m], summed over all groups."""
     cross = _blocks(products, known, steps)
     explained = np.einsum("gnka,gnkb->nab", cross, _solved(products, known, steps))
     return _blocks(products.sum(axis=0, keepdims=True), steps, steps)[0] - explained
@@ -123,9 +128,9 @@ def _left(products: np.ndarray, known: np.ndarray, steps: np.ndarray) -> np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A path: its computed steps, and the error of every stretch between them, in their order.
+    """A path: its computed steps, and the error of the skipped steps between each two of them, in their order.
 
-    ``predicted`` is what the finished latents will be off by (rms), errors of stretches taken as unrelated.
+    ``predicted`` is the expected error of the finished latents (rms), with the errors taken as uncorrelated.
     """
 
     full_steps: tuple[int, ...]
@@ -137,9 +142,9 @@ class Plan:
 
 
 def states(num_steps: int, order: int, max_gap: int) -> list[tuple[int, ...]]:
-    """What may be known at a computed step: itself and up to order - 1 before it, newest first; ascending.
+    """The nodes of the graph: a computed step and the order - 1 computed steps before it, newest first; ascending.
 
-    Fewer only where the run has computed no more.
+    Near the beginning of a run, where fewer steps have been computed, a node has fewer.
     """
     found: list[tuple[int, ...]] = []
     for newest in range(num_steps):
@@ -155,11 +160,12 @@ def states(num_steps: int, order: int, max_gap: int) -> list[tuple[int, ...]]:
 
 
 def edge_errors(
-    gram: Gram, gains: Sequence[float], known: Sequence[tuple[int, ...]], max_gap: int, per: str
+    gram: Gram, error_growth: Sequence[float], known: Sequence[tuple[int, ...]], max_gap: int, per: str
 ) -> np.ndarray:
-    """[states, max_gap]: the error of skipping all from a state up to 1 ... max_gap steps on, times the gain there.
+    """[states, max_gap]: the error at the end of the run of computing the next step 1 ... max_gap steps after a state.
 
-    States are all of one length; infinite beyond the last step.
+    This is the error of the latents at that step, times ``error_growth`` there; infinite beyond the last step.  All
+    states have the same length.
     """
     products, last = gram.grouped(per), gram.num_steps - 1
     errors = np.full((len(known), max_gap), np.inf)
@@ -168,34 +174,35 @@ def edge_errors(
         ends = part[:, :1] + np.arange(1, max_gap + 1)  # where each stretch ends: it skips what lies before
         steps = np.minimum(ends[:, :-1], last)
         ds = gram.widths[steps]
-        left = _left(products, part, steps) * ds[:, :, None] * ds[:, None, :]
-        squares = np.stack([left[:, :m, :m].sum(axis=(1, 2)) for m in range(max_gap)], axis=1)
-        found = np.sqrt(np.maximum(squares, 0) / gram.elements) * np.array(gains)[np.minimum(ends, last)]
+        residuals = _residual_products(products, part, steps) * ds[:, :, None] * ds[:, None, :]
+        squares = np.stack([residuals[:, :m, :m].sum(axis=(1, 2)) for m in range(max_gap)], axis=1)
+        found = np.sqrt(np.maximum(squares, 0) / gram.elements) * np.array(error_growth)[np.minimum(ends, last)]
         errors[begin : begin + 512] = np.where(ends <= last, found, np.inf)
     return errors
 
 
 def plans(
-    gram: Gram, gains: Sequence[float], *, order: int = 2, max_gap: int = MAX_GAP, per: str = "channel",
-    objective: str = "leximax",
+    gram: Gram, error_growth: Sequence[float], *, order: int = 2, max_gap: int = MAX_GAP,
+    per: str = "channel", objective: str = "leximax",
 ) -> dict[int, Plan]:  # fmt: skip
-    """The best path of every budget: how many steps are computed, the first and the last among them.
+    """The best path of every budget, the number of computed steps, the first and the last step among them.
 
-    The error of a stretch depends on the last ``order`` computed steps, so those are the nodes of the graph that
-    ``vaccel.schedules.solve`` goes through, exactly.
+    The error of skipping steps depends on the last ``order`` computed steps, so those are the nodes of the graph, whose
+    best paths ``vaccel.planning.schedules.solve`` finds exactly.
 
     Args:
-        gains: [T], by what a deviation of the latents that enter a step has grown at the end.
-        order: K, from how many velocities a forecast is made.
-        max_gap: longest way from one computed step to the next.
+        error_growth: [T], the factor by which an error of the latents that enter a step has grown at the end.
+        order: K, the number of velocities that a forecast combines.
+        max_gap: largest distance, in steps, from one computed step to the next.
 
     Raises ``ValueError`` for settings out of range.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))}, got {objective!r}")
-    if order < 1 or max_gap < 1 or len(gains) != gram.num_steps:
+    if order < 1 or max_gap < 1 or len(error_growth) != gram.num_steps:
         raise ValueError(
-            f"order and max_gap must be >= 1 and there is a gain a step, got {order}, {max_gap}, {len(gains)} gains"
+            f"order and max_gap must be >= 1 and error_growth needs {gram.num_steps} values, one for each step: got "
+            f"{order}, {max_gap} and {len(error_growth)} values"
         )
     nodes = states(gram.num_steps, order, max_gap)
     number = {known: n for n, known in enumerate(nodes)}
@@ -203,13 +210,13 @@ def plans(
     kept: list[float] = []
     for count, group in itertools.groupby(sorted(nodes, key=len), key=len):
         group = list(group)
-        for known, errors in zip(group, edge_errors(gram, gains, group, max_gap, per), strict=True):
+        for known, errors in zip(group, edge_errors(gram, error_growth, group, max_gap, per), strict=True):
             for gap in np.flatnonzero(np.isfinite(errors)):
                 following = ((known[0] + int(gap) + 1, *known))[: min(order, count + 1)]
                 if following in number:
                     kept.append(float(errors[gap]))
-                    weighed = kept[-1] ** 2 if objective == "squares" else kept[-1]
-                    edges.append(Edge(number[known], number[following], 1, weighed))
+                    weight = kept[-1] ** 2 if objective == "squares" else kept[-1]
+                    edges.append(Edge(number[known], number[following], 1, weight))
     finish = len(nodes)
     edges += [Edge(number[known], finish, 0, 0.0) for known in nodes if known[0] == gram.num_steps - 1]
     kept += [0.0] * (len(edges) - len(kept))
@@ -220,55 +227,61 @@ def plans(
     }
 
 
-def outputs(
+def solver_weights(
     gram: Gram, path: Sequence[int], response: Sequence[Sequence[float]], *, order: int = 2, per: str = "channel"
 ) -> dict[int, np.ndarray]:
-    """What the solver is given along a path so that the latents stay where full runs have them: weights by step.
+    """Weights, by step, of the velocity that the solver receives along a path, so that its latents follow a full run's.
 
-    At a skipped step [order, bands, channels] of the velocities computed last; at a computed one, where the latents
-    have gone astray, [CORRECTING, ...] of that velocity itself and those before it.  Each step's are those that leave
-    the least of
+    At a skipped step the weights [order, bands, channels] combine the velocities computed last.  At a computed step
+    that follows skipped ones they are a correction, [CORRECTING, bands, channels], of that velocity itself and those
+    before it: it reveals the errors of the forecasts before it, and the solver's input makes up for them.  Each step's
+    weights minimise the norm of the error of the latents
 
         D_(i+1) = sum_(m <= i) W[i+1, m] (c_m - v_m),
 
-    c_m being what step m is given and W the solver's own response to it, however many steps it looks back: a velocity
-    that is known at last tells what the steps before it were off by, and is made to pay for that.
+    where c_m is the velocity that the solver receives at step m and W its response (``Flow.response``), which covers
+    multistep solvers too.
+
+    Args:
+        path: the computed steps.
+        response: W [T + 1][T].
+        order: K, the number of velocities that a forecast combines.
     """
-    products, weighs, steps = gram.grouped(per), np.array(response), gram.num_steps
+    products, response, steps = gram.grouped(per), np.array(response), gram.num_steps
     groups, bands = len(products), len(gram.products) if "band" in per else 1
-    off = np.zeros((steps, groups, steps))  # c_m - v_m, in terms of all velocities
+    errors = np.zeros((steps, groups, steps))  # c_m - v_m, as combinations of all velocities
     computed: list[int] = []
     found = {}
     for i in range(steps):
         full = i in path
         computed = [i, *computed] if full else computed
-        owed = np.einsum("m,mgt->gt", weighs[i + 1, :i], off[:i]) / weighs[i + 1, i]
-        if full and not owed.any():
+        carried = np.einsum("m,mgt->gt", response[i + 1, :i], errors[:i]) / response[i + 1, i]
+        if full and not carried.any():
             continue
-        wanted = -owed
+        target = -carried
         if not full:
-            wanted[:, i] += 1
+            target[:, i] += 1
         used = computed[: CORRECTING if full else order]
         own = _ridged(products[:, used][:, :, used])
-        solved = np.linalg.solve(own, np.einsum("gkt,gt->gk", products[:, used], wanted)[..., None])[..., 0]
-        off[i][:, used] += solved
+        solved = np.linalg.solve(own, np.einsum("gkt,gt->gk", products[:, used], target)[..., None])[..., 0]
+        errors[i][:, used] += solved
         if full:
             solved[:, 0] += 1
         else:
-            off[i][:, i] -= 1
+            errors[i][:, i] -= 1
         found[i] = solved.T.reshape(len(used), bands, -1)
     return found
 
 
 @torch.no_grad()
 def inner_products(velocities: torch.Tensor, axis: int, bands: int) -> np.ndarray:
-    """Of one run's velocities [T, B, ...]: [bands, channels, T, T] in fp64, the mean over the B clips.
+    """The inner products of one run's velocities [T, B, ...]: [bands, channels, T, T] in fp64, mean over the B clips.
 
-    A channel at a time, so that no second trajectory is needed; the same bits every time.
+    Computed one channel at a time, so that no second trajectory is held; deterministic.
 
     Args:
-        axis: of one velocity [B, ...], which counts channels.
-        bands: 2 to tell low spatial frequencies from high ones, else 1.
+        axis: the channel axis of one velocity [B, ...].
+        bands: 2 to separate low from high spatial frequencies, else 1.
     """
     trajectory = velocities.movedim(axis + 1 if axis >= 0 else axis, 0)  # [channels, T, B, ...]
     steps, clips = velocities.shape[:2]

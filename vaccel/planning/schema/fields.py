@@ -1,0 +1,61 @@
+"""The kinds of numbers and the objects that several formats of artifacts share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from msgspec import UNSET, Meta, Struct, UnsetType, field
+
+#: Larger numbers are none that anything measures; squares and sums of smaller ones stay finite in fp64.
+LARGEST = 1e50
+#: Of a run: enough for every training timestep that there is, few enough that a schedule is solved in memory.
+MOST_STEPS = 4096
+
+Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+Amount = Annotated[float, Meta(ge=0, le=LARGEST)]
+Above0 = Annotated[float, Meta(gt=0, le=LARGEST)]
+Share = Annotated[float, Meta(gt=0, lt=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Error = Annotated[float, Meta(ge=0)]  # infinity allowed, as the solver has it
+Index = Annotated[int, Meta(ge=0, lt=2**31)]
+Count = Annotated[int, Meta(ge=1, lt=2**31)]
+Forwards = Annotated[int, Meta(ge=0, lt=2**53)]
+Steps = Annotated[int, Meta(ge=1, le=MOST_STEPS)]
+Bands = Annotated[int, Meta(ge=1, le=2)]
+Values = Annotated[list[Amount], Meta(min_length=1)]
+#: (where, what is wrong there)
+Fault = tuple[str, str]
+
+
+class Declared(Struct):
+    """An object with these fields, and any others that are not checked."""
+
+    def faults(self) -> Iterator[Fault]:
+        """Faults that involve several fields; only the first is reported."""
+        yield from ()
+
+
+class Model(Declared, kw_only=True):
+    name: str = field(name="class")
+    config: str
+
+
+class Scheduler(Declared, kw_only=True):
+    name: str = field(name="class")
+    config: dict[str, Any]
+
+
+class Calibrated(Declared, kw_only=True):
+    """What every calibration records about how it was made."""
+
+    model: Model
+    scheduler: Scheduler
+    call: dict[str, Any] = {}
+    prompts: str | UnsetType = UNSET
+
+
+def is_whole_number(text: str) -> bool:
+    """Whether a field's name is a whole number >= 0, without sign or leading zeros."""
+    return re.fullmatch(r"0|[1-9][0-9]{0,8}", text, re.ASCII) is not None

@@ -1,0 +1,97 @@
+"""Forecast's calibration: inner products of velocities, and how errors grow until the end of a run."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Annotated
+
+import numpy as np
+from msgspec import UNSET, Meta, UnsetType
+
+from .errors import place
+from .fields import (
+    LARGEST,
+    MOST_STEPS,
+    Above0,
+    Amount,
+    Bands,
+    Calibrated,
+    Count,
+    Declared,
+    Fault,
+    Forwards,
+    Number,
+    Steps,
+    is_whole_number,
+)
+
+
+class ForecastSample(Declared, kw_only=True):
+    """One full run.  ``Auto`` records none of the ``seconds``; ``products`` is absent once all samples' are summed."""
+
+    levels: Annotated[list[Number], Meta(min_length=2, max_length=MOST_STEPS + 1)]
+    channels: Count
+    elements: Count
+    error_growth: dict[str, Amount]
+    forwards: Forwards
+    seconds: Amount | UnsetType = UNSET
+    trials: list[tuple[Amount, Number]] | UnsetType = UNSET
+    products: str | UnsetType = UNSET
+
+
+class Times(Declared, kw_only=True, forbid_unknown_fields=True):
+    full: Above0
+    skipped: Amount
+    beside: Amount
+
+
+class Forecast(Calibrated, kw_only=True):
+    num_steps: Steps
+    bands: Bands
+    samples: Annotated[dict[str, ForecastSample], Meta(min_length=1)]
+    products: str | UnsetType = UNSET
+    times: Times | UnsetType = UNSET
+
+    def faults(self) -> Iterator[Fault]:
+        first = next(iter(self.samples.values()))
+        steps = len(first.levels) - 1
+        for name, sample in self.samples.items():
+            at = place("samples", name)
+            if len(sample.levels) != len(first.levels):
+                yield f"{at}.levels", f"must have {len(first.levels)} entries, as in every sample: {len(sample.levels)}"
+            if sample.channels != first.channels:
+                yield f"{at}.channels", f"must be {first.channels}, as in every sample, got {sample.channels}"
+            for step in sample.error_growth:
+                if not is_whole_number(step) or int(step) >= steps:
+                    yield place(f"{at}.error_growth", step), f"must be named for a step from 0 to {steps - 1}"
+            if self.call and sample.seconds is UNSET and sample.trials is UNSET:
+                yield f"{at}.seconds", "is missing"
+        kept = {"products": self.products}
+        kept |= {f"{place('samples', name)}.products": sample.products for name, sample in self.samples.items()}
+        if all(text is UNSET for text in kept.values()):
+            yield "products", "is missing, and no sample has any"
+        for at, text in kept.items():
+            if text is not UNSET and (fault := _not_products(text, self.bands, first.channels, steps)):
+                yield at, fault
+
+
+def _not_products(text: str, bands: int, channels: int, steps: int) -> str | None:
+    """What keeps a text from being packed inner products [bands, channels, T, T]."""
+    wanted = bands * channels * steps * (steps + 1) // 2
+    try:
+        values = np.frombuffer(base64.b64decode(text, validate=True), dtype="<f8")
+    except ValueError:
+        return "must be base64 of fp64 numbers"
+    if len(values) != wanted:
+        shape = f"{bands} bands x {channels} channels x {steps} steps"
+        return f"must hold {wanted} numbers, for {shape}, got {len(values)}"
+    if not bool((np.abs(values) <= LARGEST).all()):
+        return f"must hold numbers, at most {LARGEST:g}"
+    rows, columns = np.triu_indices(steps)
+    for matrix in values.reshape(-1, len(rows)):
+        squares = matrix[rows == columns]
+        norms = np.sqrt(np.maximum(squares, 0))
+        if (squares < 0).any() or (np.abs(matrix) > norms[rows] * norms[columns] * (1 + 1e-6) + 1e-300).any():
+            return "must hold inner products: these are none of any vectors"
+    return None
