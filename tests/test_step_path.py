@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 
 import pytest
 import tiny
@@ -106,3 +107,42 @@ def test_on_a_gpu_no_step_of_known_action_synchronises(skipping_methods):
             with vaccel.accelerate(pipe, method):
                 tiny.latents(pipe, steps=20)
                 tiny.latents(pipe, steps=20)
+
+
+#: Timeline by action: the frame count is taken at the last but one step.
+SKIPPED = {
+    "residual of the blocks": ("FFFFrrrF", "blocks", 12), "residual of the output": ("FFFFrrrF", "residual", 12),
+    "output": ("FFFFoooF", "blocks", 12), "forecast": ("FFFFpppF", "blocks", 12),
+    "guidance": ("FFFFgggF", "blocks", 12),
+    "resume": ("FFFFbbbF", "blocks", 18), "rescale": ("FFFFmmmF", "blocks", 12), "small": ("FFFFsssF", "blocks", 12),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SKIPPED)
+def test_a_skipped_step_passes_through_few_python_frames(name, wan, small):
+    """From the transformer's call to the operator: what every step of every video pays."""
+    timeline, reuse, most = SKIPPED[name]
+    method = vaccel.Schedule.from_timeline(timeline, reuse=reuse)
+    frames: list[str] = []
+
+    def profile(frame, event, argument):
+        if event == "call" and "/vaccel/" in frame.f_code.co_filename:
+            frames.append(frame.f_code.co_qualname if hasattr(frame.f_code, "co_qualname") else frame.f_code.co_name)
+
+    with vaccel.accelerate(wan, method, small=small if method.needs_small else None) as handle, torch.no_grad():
+        wan.scheduler.set_timesteps(8)
+        x = torch.zeros(1, 16, 3, 4, 4)
+        with handle.run(8) as run:
+            for i, t in enumerate(wan.scheduler.timesteps):
+                frames.clear()
+                given = {"hidden_states": x, "timestep": t.expand(1), "encoder_hidden_states": torch.zeros(1, 8, 32)}
+                sys.setprofile(profile if i == 6 else None)
+                try:
+                    wan.transformer(**given, return_dict=False)
+                finally:
+                    sys.setprofile(None)
+                if i == 6:
+                    counted = list(frames)
+                wan.transformer(**given, return_dict=False)  # the other branch
+        assert run.trace.timeline() == timeline
+    assert len(counted) <= most, " ".join(counted)

@@ -26,10 +26,9 @@ class Forecast(Action):
             as_weights(self, "weights")
 
     def missing(self, call: Any) -> str:
-        count = self.weights.count
-        if call.slots["large.velocities"].known() < count:
-            return f"{count} velocities"
-        return ""
+        count, history = self.weights.count, call.slots["large.velocities"]
+        known = len(history.steps) if call.branch == 0 else history.known()
+        return "" if known >= count else f"{count} velocities"
 
     def run(self, call: Any) -> torch.Tensor:
         return call.slots["large.velocities"].forecast(call, self.weights)

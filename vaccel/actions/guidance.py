@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable
 from typing import Any, ClassVar
 
 import torch
@@ -21,8 +20,7 @@ class Guidance(Action):
         return missing_delta(call)
 
     def run(self, call: Any) -> torch.Tensor:
-        large = call.large
-        return with_delta(call, "cond", lambda inputs, states: large.recording(inputs, None, states))
+        return with_delta(call, None)
 
 
 def missing_delta(call: Any) -> str:
@@ -31,23 +29,35 @@ def missing_delta(call: Any) -> str:
         return "large.last of the conditional branch"
     delta = call.slots["large.delta"]
     # Without a second branch nothing is made of it.
-    there = delta.ready() if call.guided or call.branch > 0 else delta.step >= 0
-    return "" if there else "large.delta"
+    guided = call.batched or call.branch > 0 or call.run.expected > 1
+    return "" if delta.step >= 0 and (not guided or delta.step >= delta.full) else "large.delta"
 
 
-def with_delta(
-    call: Any, name: Hashable, forward: Callable[[Any, dict], torch.Tensor], after: int = -1
-) -> torch.Tensor:
-    """The conditional branch by ``forward(inputs, states)``, the other as it plus the cached delta."""
-    delta, last = call.slots["large.delta"].buffer, call.slots["large.last"]
+def with_delta(call: Any, block: int | None) -> torch.Tensor:
+    """The conditional branch in full, or from the state after ``block`` on; the other as it plus the cached delta."""
+    delta, last, large = call.slots["large.delta"].buffer, call.slots["large.last"], call.large
     if call.branch > 0:
         return last.write(call, last.first.buffer + delta)
-    inputs = call.large.rows(call.inputs, slice(call.half, None)) if call.batched else call.inputs
-    kept = call.slots.get("large.states")
+    inputs = large.rows(call.inputs, slice(call.half, None)) if call.batched else call.inputs
+    kept, after = call.states, -1 if block is None else block
     states = kept.prepared(call, after=after, cond_only=True) if kept is not None else {}
-    overwritten = [state.hidden for state in states.values()]
-    cond = call.executed(("conditional", name, call.key), lambda given: forward(given, states), inputs, overwritten)
+    if call.execute is not None:
+        cond = _captured(call, block, inputs, states)
+    elif block is None:
+        cond = large.recording(inputs, None, states) if states else large.full(inputs)
+    else:
+        cond = large.resuming(inputs, block, states)
     if kept is not None:
         kept.wrote(call, states, after)
     call.run.record.large += 1
     return last.write(call, torch.cat([cond + delta, cond]) if call.batched else cond)
+
+
+def _captured(call: Any, block: int | None, inputs: Any, states: dict[int, Any]) -> torch.Tensor:
+    large = call.large
+
+    def step(given: Any) -> torch.Tensor:
+        return large.recording(given, None, states) if block is None else large.resuming(given, block, states)
+
+    overwritten = [state.hidden for state in states.values()]
+    return call.execute(("conditional", block, call.key), step, inputs, overwritten)

@@ -18,7 +18,7 @@ class Output(Action):
 
     def missing(self, call: Any) -> str:
         slot = call.slots.get("large.last")
-        return "" if slot is not None and slot.ready() else "large.last"
+        return "" if slot is not None and 0 <= slot.step >= slot.first.step else "large.last"
 
     def run(self, call: Any) -> torch.Tensor:
         return call.slots["large.last"].buffer.clone()

@@ -25,7 +25,7 @@ class Rescale(Action):
 
     def missing(self, call: Any) -> str:
         slot = call.slots.get("large.output")
-        if slot is None or not slot.ready():
+        if slot is None or not 0 <= slot.step >= slot.first.step:
             return "large.output"
         if self.magnitude == "projection" and not call.slots["large.last"].ready():
             return "large.last"
@@ -47,16 +47,19 @@ class Rescale(Action):
 
     def _run_small(self, call: Any, both: bool) -> None:
         """The small model's magnitudes, one a row, and its conditional output as a signal."""
-        small, norm = call.small, call.ops.norm
+        small, norm, run = call.small, call.ops.norm, call.run
         split = call.batched and not both
-
-        def step(inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-            output = small.full(inputs)
-            return output, norm(output)
-
         inputs = small.rows(call.inputs, slice(call.half, None)) if split else call.inputs
-        run = call.run
-        output, magnitude = call.executed(("rescale", both, call.key), step, inputs)
+        if call.execute is None:
+            output = small.full(inputs)
+            magnitude = norm(output)
+        else:
+
+            def step(given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+                output = small.full(given)
+                return output, norm(output)
+
+            output, magnitude = call.execute(("rescale", both, call.key), step, inputs)
         run.record.small += 2 if call.batched and both else 1
         if call.branch == 0:
             run.small_output = output[call.half :] if call.batched and both else output

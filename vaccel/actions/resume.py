@@ -27,15 +27,15 @@ class Resume(Action):
         cond = self.branches == "cond"
         if call.branch > 0 and cond:
             return missing_delta(call)
-        if not call.slots["large.states"].ready(call, self.block):
+        if not call.states.ready(call, self.block):
             return f"state after block {self.block}"
-        return missing_delta(call) if cond and call.guided else ""
+        return missing_delta(call) if cond and (call.batched or call.run.expected > 1) else ""
 
     def run(self, call: Any) -> torch.Tensor:
         large, block = call.large, self.block
-        if self.branches == "cond" and (call.guided or call.branch > 0):
-            return with_delta(call, block, lambda inputs, states: large.resuming(inputs, block, states), block)
-        kept, last = call.slots["large.states"], call.slots["large.last"]
+        if self.branches == "cond" and (call.batched or call.branch > 0 or call.run.expected > 1):
+            return with_delta(call, block)
+        kept, last = call.states, call.slots["large.last"]
         cond_only = self.branches == "cond"
         states = kept.prepared(call, after=block, cond_only=cond_only)
         overwritten = [state.hidden for state in states.values()]

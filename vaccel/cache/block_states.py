@@ -61,7 +61,7 @@ class States(Slot):
             computed; of the current step.
     """
 
-    __slots__ = ("both", "carries_text", "changes", "full", "numbers", "states", "steps", "text")
+    __slots__ = ("_parts", "both", "carries_text", "changes", "full", "numbers", "states", "steps", "text")
 
     def __init__(self, store: BlockStates, call: Any):
         super().__init__(store.name, call)
@@ -70,6 +70,7 @@ class States(Slot):
         self.steps: dict[int, int] = {}
         self.full = -1
         self.states: dict[int, BlockState] = {}
+        self._parts: dict[tuple[int, bool], dict[int, BlockState]] = {}  # of the states, as calls name them
         self.changes: dict[int, torch.Tensor] = {}
         self.text: tuple[int, ...] | None = None
         self.carries_text = call.large.carries_text
@@ -99,11 +100,14 @@ class States(Slot):
             self._allocate(call, text)
         if after < 0 and not first and not start:
             return self.states
-        found = {n: s for n, s in self.states.items() if n >= after}
-        if not first and not start:
-            return found
-        cut = lambda t: None if t is None else t[first:]  # noqa: E731
-        return {n: BlockState(cut(s.hidden), cut(s.encoder), cut(s.change), start) for n, s in found.items()}
+        found = self._parts.get((after, cond_only))
+        if found is None:
+            found = self._parts[after, cond_only] = {
+                n: BlockState(*(None if t is None else t[first:] for t in state[:3]), start)
+                for n, state in self.states.items()
+                if n >= after
+            }
+        return found
 
     def _allocate(self, call: Any, text: tuple[int, ...] | None) -> None:
         """Buffers for every block; those of a text of another length hold nothing any more."""
@@ -121,7 +125,7 @@ class States(Slot):
             )
             for n in self.numbers
         }
-        self.text, self.steps = text, {}
+        self.text, self.steps, self._parts = text, {}, {}
 
     def wrote(self, call: Any, states: dict[int, BlockState] | None = None, after: int = -1) -> None:
         """The call is over: the states behind ``after`` are of this step."""

@@ -58,11 +58,6 @@ class Call:
         self.step_begins = [s for s in self.slots.values() if type(s).begin is not Slot.begin]
         self.small_residual = self.slots.get("small.blocks")
 
-    @property
-    def guided(self) -> bool:
-        """Whether the step has a second branch, in this call or in another one."""
-        return self.batched or self.run.expected > 1
-
     def executed(
         self, key: Hashable, function: Callable[[Any], Any], inputs: Any, overwritten: Sequence[torch.Tensor] = ()
     ) -> Any:

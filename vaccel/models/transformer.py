@@ -148,6 +148,10 @@ class Transformer:
     def resuming(self, inputs: Inputs, after: int, states: dict[int, BlockState]) -> torch.Tensor:
         """What the blocks behind ``after`` and the head make of the state kept there."""
         numbers = tuple(states)
+        view = self._views.get(("resuming", after, numbers))
+        if view is not None and self.bare and not self._cuts and not self.is_small:
+            view.set_states(states)
+            return view.call(**inputs)[0]
 
         def make(model: nn.Module, family: Family) -> View:
             return resuming_view(model, family, after, numbers)

@@ -121,7 +121,7 @@ class _Resumption(_Replacement):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.returns == "hidden":
-            return self.hidden
+            return self._buffers["hidden"]
         return (self.hidden, self.encoder) if self.returns == "hidden_encoder" else (self.encoder, self.hidden)
 
 
