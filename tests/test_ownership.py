@@ -241,6 +241,59 @@ def test_a_plain_pipeline_beside_an_accelerated_one_in_another_thread(wan):
     assert all(torch.equal(m, expected) for m in mine)
 
 
+def test_what_takes_a_transformers_place_is_looked_at(wan):
+    with accelerated(wan, methods()[0]) as handle:
+        tiny.latents(wan)
+        own = wan.transformer
+        wan.transformer = torch.compile(own, backend="eager")
+        with pytest.raises(ValueError, match=r"wrapped by torch\.compile"):
+            tiny.latents(wan)
+        wan.transformer = tiny.cog_transformer()
+        with pytest.raises(ValueError, match="is a CogVideoXTransformer3DModel now, and was accelerated as a Wan"):
+            tiny.latents(wan)
+        wan.transformer = own
+        tiny.latents(wan)
+        assert len(handle.traces) == 2
+
+
+def modular(base):
+    from diffusers import ClassifierFreeGuidance
+    from diffusers.modular_pipelines.wan import WanBlocks, WanModularPipeline
+
+    pipe = WanModularPipeline(blocks=WanBlocks())
+    parts = {name: getattr(base, name) for name in ("text_encoder", "tokenizer", "transformer", "vae", "scheduler")}
+    pipe.update_components(**parts, guider=ClassifierFreeGuidance(guidance_scale=5.0))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def drawn(pipe, **call):
+    arguments = {"prompt": "a red cat runs", "negative_prompt": "", "height": 32, "width": 32, "num_frames": 9,
+                 "output": "latents", "num_inference_steps": STEPS, "max_sequence_length": 8}  # fmt: skip
+    return pipe(**{**arguments, "generator": torch.Generator().manual_seed(0), **call})
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_a_modular_pipeline_is_the_other_one(wan, index):
+    """Guiders in place of a scale, timesteps that are cast: the same steps, decisions and bits."""
+    method, small = methods()[index], tiny.wan_small()
+    given = {"small": small} if method.needs_small else {}
+    pipe = modular(wan)
+    plain = drawn(pipe)
+    with vaccel.accelerate(pipe, method, **given) as handle:
+        with pytest.raises(ValueError, match="accelerated already"):
+            vaccel.accelerate(pipe, method, **given)
+        found, trace = drawn(pipe), handle.trace
+        assert torch.equal(drawn(copy.copy(pipe)), found)
+        assert trace.finished
+    assert torch.equal(drawn(pipe), plain)
+    with vaccel.accelerate(wan, method, **given) as handle:
+        expected = tiny.latents(wan)
+        assert handle.trace.timeline() == trace.timeline()
+        assert handle.trace.calls == trace.calls
+    assert torch.equal(found, expected)
+
+
 # -- runs by hand ----------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from .experts.files import read_experts
 from .experts.weights import suitable
 from .integrations.diffusers.attention import Attention
 from .integrations.diffusers.scope import Scope
-from .integrations.diffusers.session import TRANSFORMERS, Session, dtype_of
+from .integrations.diffusers.session import TRANSFORMERS, Session, dtype_of, unwrapped
 from .methods import Method
 from .models import Family, find
 from .models.fingerprints import differences
@@ -157,7 +157,7 @@ def accelerate(
         raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
     captures = graphs.backend() if cuda_graphs else None
     names = [n for n in TRANSFORMERS if getattr(pipe, n, None) is not None]
-    transformers = [_unwrapped(getattr(pipe, n)) for n in names]
+    transformers = [unwrapped(getattr(pipe, n)) for n in names]
     if not transformers or not hasattr(pipe, "scheduler"):
         raise ValueError(f"{type(pipe).__name__} has no transformer and scheduler to accelerate")
     described = find(transformers[0], family)
@@ -190,15 +190,6 @@ def _refuse_other_caches(transformers: list[nn.Module]) -> None:
             raise ValueError(
                 f"diffusers' own cache is enabled on this {type(transformer).__name__}: call its disable_cache() first"
             )
-
-
-def _unwrapped(transformer: nn.Module) -> nn.Module:
-    if hasattr(transformer, "_orig_mod"):
-        raise ValueError(
-            "the transformer is wrapped by torch.compile, which would compile vaccel's decisions too; pass "
-            "compile=True to accelerate instead (or compile in place with transformer.compile())"
-        )
-    return transformer
 
 
 def _mismatches(method: Method, transformer: nn.Module, scheduler: Any) -> list[str]:

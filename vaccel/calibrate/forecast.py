@@ -136,8 +136,8 @@ class _Watch:
         self.spans = durations(marks)
         self.beside = max(seconds - sum(self.spans), 0.0)
 
-    def choose(self, pipe: Any, *args: Any) -> tuple[Method, list[str]]:
-        return self.method, []
+    def choose(self, pipe: Any, *args: Any) -> tuple[Method, list[str], None]:
+        return self.method, [], None
 
     def close(self) -> None:
         """Nothing is kept."""

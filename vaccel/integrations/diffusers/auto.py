@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -71,8 +72,8 @@ class Pilot:
     def choose(
         self, pipe: Any, modules: list[torch.nn.Module], num_steps: int, flow: Flow | None, scales: list[float],
         negative: bool,
-    ) -> tuple[Method, list[str]]:  # fmt: skip
-        """The method of the run that begins, and what its trace is to say.
+    ) -> tuple[Method, list[str], Path]:  # fmt: skip
+        """The method of the run that begins, what its trace is to say, and the file of what is learnt of such runs.
 
         Args:
             modules: the pipeline's transformers.
@@ -83,20 +84,20 @@ class Pilot:
         """
         with self._lock:
             self._modules = modules
-            self._file = self._place(modules, num_steps, flow, scales, negative)
-            learnt = self._learnt()
-            known = [*self.auto.artifacts, *([str(self._file)] if learnt else [])]
+            self._file = file = self._place(modules, num_steps, flow, scales, negative)
+            learnt = self._learnt(file)
+            known = [*self.auto.artifacts, *([str(file)] if learnt else [])]
             taught = len(learnt["samples"]) if learnt else 0
             if taught < self.auto.learn:
                 said = f"Auto: learning from this run, computed in full ({taught + 1} of {self.auto.learn})"
-                return Recording(), [said]
+                return Recording(), [said], file
             candidates = self._candidates_of(pipe, known, num_steps)
             if not candidates:
                 raise ValueError(
                     f"Auto knows nothing of this {type(modules[0]).__name__} at {num_steps} steps: pass learn=1 to "
                     "learn from the first run, or artifacts=(...) that `vaccel calibrate forecast` makes"
                 )
-            return self._chosen(candidates, num_steps)
+            return *self._chosen(candidates, num_steps), file
 
     def _candidates_of(self, pipe: Any, paths: list[str], num_steps: int) -> list[Candidate]:
         """Those that fit this pipeline; worked out once for every state of the files."""
@@ -129,7 +130,10 @@ class Pilot:
     # -- times -------------------------------------------------------------------------------------------------------
 
     def took(self, trace: Trace, marks: list[Any], seconds: float) -> None:
-        """A call has ended: when each of its steps began and the last was over, and how long it took in all."""
+        """A call has ended: when each of its steps began and the last was over, and how long it took in all.
+
+        Never raises for a file that cannot be written.
+        """
         if not trace.finished or len(marks) != len(trace.steps) + 1:
             return
         steps = durations(marks)
@@ -155,9 +159,8 @@ class Pilot:
     def _known_times(self, method: Method) -> Times:
         """Measured here; in an earlier process; when it was calibrated; or else by count alone."""
         found = self._times
-        if not found["full"] and self._times_file.is_file():
-            with contextlib.suppress(ValueError, OSError):
-                found = {**found, **json.loads(self._times_file.read_text())}
+        if not found["full"]:
+            found = {**found, **_kept_times(self._times_file)}
         if found["full"]:
             medians = {name: statistics.median(values) if values else 0.0 for name, values in found.items()}
             return Times(**medians)
@@ -178,42 +181,65 @@ class Pilot:
         folder = Path(self.auto.folder) if self.auto.folder is not None else _cache()
         return folder / f"forecast-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
-    def _learnt(self) -> dict[str, Any] | None:
+    def _learnt(self, file: Path) -> dict[str, Any] | None:
         """What earlier runs taught, if any did; a file that is none any more is learnt anew."""
         try:
-            return calibration(self._file).data if self._file.is_file() else None
-        except ValueError as error:
+            return calibration(file).data if file.is_file() else None
+        except (ValueError, OSError) as error:
             warnings.warn(f"vaccel: {error}; it counts for nothing", stacklevel=2)
             return None
 
-    def learn(self, pipe: Any, trace: Trace) -> None:
-        """Adds a recorded run to what is known, in the cache folder."""
-        recorded: Recorded = trace.delivered
+    def learn(self, pipe: Any, trace: Trace, file: Path) -> None:
+        """Adds a recorded run to what is known, in the cache folder.
+
+        Whatever goes wrong is a warning and a note: the run itself has succeeded.
+        """
+        recorded: Recorded | None = trace.delivered
         trace.delivered = None
-        try:
-            _, data = sample_of(*recorded, self.family.channel_axis, bands=1)
-        except ValueError as error:
-            warnings.warn(f"vaccel: {error}", stacklevel=2)
+        if recorded is None:  # its trace says why
             return
+        try:
+            with self._lock:
+                self._learn(pipe, trace, recorded, file)
+        except Exception as error:
+            said = f"vaccel: nothing was learnt from this run: {error}"
+            warnings.warn(said, stacklevel=2)
+            trace.notes.append(said)
+
+    def _learn(self, pipe: Any, trace: Trace, recorded: Recorded, file: Path) -> None:
+        _, data = sample_of(*recorded, self.family.channel_axis, bands=1)
         products = [data.pop("products")]
         samples: dict[str, Any] = {}
-        if before := self._learnt():
+        if before := self._learnt(file):
             samples, products = dict(before["samples"]), [before["products"], *products]
         samples[f"run-{len(samples)}"] = {**data, "forwards": trace.calls["large"]}
         header = fingerprints.header(Forecast.id, pipe, {}, num_steps=recorded.flow.num_steps, bands=1)
         data = {**header, "samples": samples, "products": added(products)}
         try:
-            artifacts.write(self._file, data)
-        except OSError as error:  # the run has succeeded all the same, and this process need not learn again
+            artifacts.write(file, data)
+        except OSError as error:  # this process need not learn again all the same
             self._spare = tempfile.TemporaryDirectory(prefix="vaccel-") if self._spare is None else self._spare
             self.auto = dataclasses.replace(self.auto, folder=self._spare.name)
-            self._file = Path(self._spare.name) / self._file.name
-            artifacts.write(self._file, data)
+            artifacts.write(Path(self._spare.name) / file.name, data)
             said = f"vaccel: what this run taught could not be kept ({error}); it serves this process alone"
             warnings.warn(said, stacklevel=2)
             trace.notes.append(said)
             return
-        trace.notes.append(f"Auto: what this run taught is kept in {self._file}")
+        trace.notes.append(f"Auto: what this run taught is kept in {file}")
+
+
+def _kept_times(file: Path) -> dict[str, list[float]]:
+    """The times of an earlier process; none where the file is missing, damaged, or holds what no clock says."""
+    try:
+        data = json.loads(file.read_text())
+    except (ValueError, OSError, RecursionError):
+        return {}
+    names = ("full", "skipped", "beside")
+    if not isinstance(data, dict) or any(not isinstance(data.get(name), list) for name in names):
+        return {}
+    numbers = [value for name in names for value in data[name]]
+    good = all(type(v) in (int, float) and math.isfinite(v) and v >= 0 for v in numbers)
+    return {name: data[name] for name in names} if good and data["full"] and min(data["full"]) > 0 else {}
 
 
 def _cache() -> Path:

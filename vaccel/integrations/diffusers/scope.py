@@ -36,6 +36,7 @@ class Scope:
         self._timesteps: Any = None
         self._begin = 0
         self._two = self._calling = False
+        self._learning: Any = None  # the file of what is learnt of such a run
         # Where the run's timesteps lie in memory: first byte, bytes a step, bytes up to the current one and in all.
         self._address = self._next = self._span = 0
         self._size = 1
@@ -158,7 +159,7 @@ class Scope:
         if pilot is not None:
             self._mark(device)
             if isinstance(run.method, Recording):
-                pilot.learn(self.pipe, run.trace)
+                pilot.learn(self.pipe, run.trace, self._learning)
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -216,7 +217,7 @@ class Scope:
             scales = [self._guidance(stage.index) for stage in self.stages.values()]
             negative = guidance.has_negative(self.arguments)
             modules = [stage.large.model for stage in self.stages.values()]
-            method, chosen = session.pilot.choose(pipe, modules, steps, flow, scales, negative)
+            method, chosen, self._learning = session.pilot.choose(pipe, modules, steps, flow, scales, negative)
             notes += chosen
         run = Run(
             method,

@@ -97,11 +97,22 @@ class Session:
             module = getattr(pipe, name, None)
             if module is None:
                 continue
+            unwrapped(module)
             if not any(module is known for known, _ in self._modules):
+                self._check(module)
                 ownership.listen(module)
                 self._modules.append((module, REGISTRY in module.__dict__))
             found.append((number, module))
         return found
+
+    def _check(self, module: nn.Module) -> None:
+        """Raises ``ValueError`` where another kind of transformer has taken the place of one that was accelerated."""
+        kinds = {type(known).__name__ for known, _ in self._modules}
+        if kinds and type(module).__name__ not in kinds | set(self.family.transformers):
+            raise ValueError(
+                f"the pipeline's transformer is a {type(module).__name__} now, and was accelerated as a "
+                f"{' and '.join(sorted(kinds))}: remove() the handle and accelerate it anew"
+            )
 
     def scope(self, pipe: Any, args: tuple, kwargs: dict[str, Any], num_steps: int | None = None) -> Scope:
         """A scope for one call of the pipeline or of a shallow copy."""
@@ -178,6 +189,16 @@ class Session:
         shape = self.family.latents_shape(model, rows, (num_frames - 1) // time + 1, height // space, width // space)
         latents = torch.empty(shape, dtype=dtype_of(model), device="meta")
         return plan(self.method, stages, latents, branches, batched=batched)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Raises ``ValueError`` for a module that is wrapped by torch.compile."""
+    if hasattr(module, "_orig_mod"):
+        raise ValueError(
+            "the transformer is wrapped by torch.compile, which would compile vaccel's decisions too; pass "
+            "compile=True to accelerate instead (or compile in place with transformer.compile())"
+        )
+    return module
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
