@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
-from vaccel.cli.main import app
+from vaccel.cli import app
 
 PROMPT = "a red circle moves left slowly on a gray background"
 
@@ -29,6 +31,24 @@ def test_help_helps():
         result = run(*arguments, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.output
+
+
+def test_help_does_not_import_torch():
+    script = "import sys; from vaccel.cli import app; print(*{'torch', 'numpy', 'diffusers'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_the_deprecated_option_still_works(tmp_path):
+    out = tmp_path / "lemica.json"
+    common = ["calibrate", "lemica", "-p", PROMPT, "--steps", "6", "--max-gap", "3", "--out", str(out)]
+    old = run(*common, "--hopeless", "4")
+    assert old.exit_code == 0, old.output
+    assert "--hopeless is deprecated: it is called --min-budget" in " ".join(old.output.split())
+    assert json.loads(out.read_text())["min_budget"] == 4
+    new = run(*common, "--min-budget", "4")
+    assert new.exit_code == 0, new.output
+    assert "--hopeless" not in new.output
+    assert "hopeless" not in run("calibrate", "lemica", "--help").output
 
 
 def test_doctor():

@@ -13,7 +13,7 @@ import tiny
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from vaccel.cli.main import app
+from vaccel.cli import app
 from vaccel.distill import diagnosis
 from vaccel.distill.trainer import Trainer
 from vaccel.evaluate.clips import write_video

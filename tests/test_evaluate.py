@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 import vaccel
-from vaccel.cli import main as cli
+from vaccel.cli.compare import default_methods
 from vaccel.evaluate import compare, metrics, parse_contender, write_report
 from vaccel.evaluate.clips import contact_sheet, data_uri, write_video
 from vaccel.evaluate.observations import observe
@@ -54,12 +54,12 @@ def test_the_demo_compares_what_is_there(tmp_path):
     for name in ("teacache.json", "mixcache.json"):
         (tmp_path / name).touch()
     (tmp_path / "dual_expert").mkdir()
-    there = cli._default_methods(tmp_path)
+    there = default_methods(tmp_path)
     assert "DualExpert(folder='dual_expert', steps=4)" in there
     assert "TeaCache(artifact='teacache.json', threshold=0.1)" in there
     assert not any("lemica" in m or "teacache_small" in m for m in there)
     (tmp_path / "dual_expert").rmdir()
-    assert not any("DualExpert" in m for m in cli._default_methods(tmp_path))
+    assert not any("DualExpert" in m for m in default_methods(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -8,22 +8,29 @@ print(handle.trace)
 
 from __future__ import annotations
 
-from . import actions, ops
-from .engine.trace import Trace
-from .methods import (
-    Auto,
-    DirectionMagnitude,
-    DualExpert,
-    EasyCache,
-    Forecast,
-    LeMiCa,
-    Method,
-    MixCache,
-    Schedule,
-    SRDiffusion,
-    TeaCache,
-    method_from_json,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import actions, ops
+    from .api import Handle, accelerate
+    from .denoiser import Denoiser
+    from .engine import graphs
+    from .engine.trace import Trace
+    from .methods import (
+        Auto,
+        DirectionMagnitude,
+        DualExpert,
+        EasyCache,
+        Forecast,
+        LeMiCa,
+        Method,
+        MixCache,
+        Schedule,
+        SRDiffusion,
+        TeaCache,
+        method_from_json,
+    )
 
 __version__ = "0.1.0"
 
@@ -44,18 +51,33 @@ __all__ = [
     "Trace",
     "accelerate",
     "actions",
+    "graphs",
     "method_from_json",
     "ops",
 ]
 
-_LAZY = {"accelerate": "api", "Handle": "api", "Denoiser": "denoiser", "graphs": "engine.graphs"}
+# Imported on first use: the ops and methods do not need diffusers, and `vaccel --help` does not need torch.
+#: name -> its module
+_LAZY = dict.fromkeys(__all__, "methods") | {
+    "Denoiser": "denoiser", "Handle": "api", "Trace": "engine.trace", "accelerate": "api",
+}  # fmt: skip
+#: name -> the module that it is
+_MODULES = {"graphs": "engine.graphs"} | {
+    name: name
+    for name in ("actions", "cache", "engine", "methods", "models", "ops", "planning", "reference", "signals")
+}
 
 
-def __getattr__(name: str):
-    """What needs diffusers is imported on first use: the ops and methods alone do not."""
-    if name in _LAZY:
-        from importlib import import_module
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = import_module(f".{_MODULES[name]}", __name__)
+    elif name in _LAZY:
+        value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module 'vaccel' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
-        module = import_module(f".{_LAZY[name]}", __name__)
-        return getattr(module, name, module)
-    raise AttributeError(f"module 'vaccel' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

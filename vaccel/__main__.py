@@ -1,6 +1,6 @@
 """``python -m vaccel``: the command line, as ``accelerate launch -m vaccel distill ...`` starts it."""
 
-from vaccel.cli.main import app
+from vaccel.cli import app
 
 if __name__ == "__main__":
     app()

@@ -1,5 +1,5 @@
 """The command line: ``vaccel generate | compare | calibrate | distill | doctor``."""
 
-from .main import app
+from .app import app
 
 __all__ = ["app"]

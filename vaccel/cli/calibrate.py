@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from . import main as cli
+from .console import clear_errors, console, progress_bar
+from .loading import Loaded
+from .options import Call, Dtype, Pipeline, PromptFile, Prompts, Seeds, Small, Steps, one_of, prompts_of
 
 app = typer.Typer(no_args_is_help=True, help="Measure what a method needs to know of a model.")
 
@@ -22,14 +24,14 @@ def _calibrated(
     """What ``measure(loaded, prompts, path, call=..., progress=...)`` returns, with progress and clear refusals."""
     from ..demo import family
 
-    with cli._clear_refusals(f"{out} keeps what was measured, the same command goes on"):
-        loaded = cli._Loaded(pipeline, small, call, dtype)
+    with clear_errors(f"{out} keeps what was measured, the same command goes on"):
+        loaded = Loaded(pipeline, small, call, dtype)
         if of_small:
             if loaded.small is None:
                 raise typer.BadParameter("there is no small model: pass --small", param_hint="--of-small")
             loaded.pipe.transformer = loaded.small
-        chosen = cli._prompts(prompt, prompts, family.calibration_captions(8) if pipeline == "demo" else None)
-        with cli._bar() as bar:
+        chosen = prompts_of(prompt, prompts, family.calibration_captions(8) if pipeline == "demo" else None)
+        with progress_bar() as bar:
             task = bar.add_task("starting", total=1)
             return measure(
                 loaded, chosen, out, call={"num_inference_steps": steps, **loaded.call},
@@ -39,37 +41,37 @@ def _calibrated(
 
 @app.command("teacache")
 def calibrate_teacache(
-    pipeline: cli.Pipeline = "demo",
+    pipeline: Pipeline = "demo",
     out: Artifact = Path("teacache.json"),
-    prompt: cli.Prompts = None,
-    prompts: cli.PromptFile = None,
-    seed: cli.Seeds = [0],  # noqa: B006
-    steps: cli.Steps = 50,
-    call: cli.Call = None,
+    prompt: Prompts = None,
+    prompts: PromptFile = None,
+    seed: Seeds = [0],  # noqa: B006
+    steps: Steps = 50,
+    call: Call = None,
     retention: Annotated[bool, typer.Option(help="Fit for the retention mode (projected embedding).")] = False,
-    small: cli.Small = None,
+    small: Small = None,
     of_small: Annotated[bool, typer.Option("--of-small", help="Fit for the small model instead.")] = False,
-    dtype: cli.Dtype = "float32",
+    dtype: Dtype = "float32",
 ) -> None:
     """Fit TeaCache's coefficients by full runs of a model. Resumable: run it again after Ctrl-C."""
     from ..calibrate import calibrate_teacache as run
 
-    def measure(loaded: cli._Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
+    def measure(loaded: Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
         return run(loaded.pipe, chosen, path, seeds=seed, retention=retention, **options)
 
     data = _calibrated(pipeline, small, call, dtype, steps, out, prompt, prompts, measure, of_small=of_small)
-    cli.console.print(f"{out}: {len(data['samples'])} samples, coefficients {data['fields']['coefficients']}")
+    console.print(f"{out}: {len(data['samples'])} samples, coefficients {data['fields']['coefficients']}")
 
 
 @app.command("lemica")
 def calibrate_lemica(
-    pipeline: cli.Pipeline = "demo",
+    pipeline: Pipeline = "demo",
     out: Artifact = Path("lemica.json"),
-    prompt: cli.Prompts = None,
-    prompts: cli.PromptFile = None,
-    seed: cli.Seeds = [0],  # noqa: B006
-    steps: cli.Steps = 50,
-    call: cli.Call = None,
+    prompt: Prompts = None,
+    prompts: PromptFile = None,
+    seed: Seeds = [0],  # noqa: B006
+    steps: Steps = 50,
+    call: Call = None,
     reuse: Annotated[str, typer.Option(help="What skipped steps reuse: 'blocks' or 'residual'.")] = "blocks",
     max_gap: Annotated[int, typer.Option(help="Longest stretch from one computed step to the next.")] = 7,
     compare_in: Annotated[str, typer.Option("--compare", help="Compare 'latents' or 'pixels'.")] = "latents",
@@ -81,85 +83,85 @@ def calibrate_lemica(
         typer.Option(help="Smallest number of computed steps to make schedules for; what they cannot need is skipped."),
     ] = None,
     hopeless: Annotated[int | None, typer.Option(hidden=True)] = None,
-    small: cli.Small = None,
-    dtype: cli.Dtype = "float32",
+    small: Small = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Measure what every skipped stretch costs at the end. Resumable: run it again after Ctrl-C, or by torchrun."""
     from ..calibrate import calibrate_lemica as run
 
     if hopeless is not None:
-        cli.console.print("--hopeless is deprecated: it is called --min-budget")
+        console.print("--hopeless is deprecated: it is called --min-budget")
         min_budget = hopeless
 
-    def measure(loaded: cli._Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
+    def measure(loaded: Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
         return run(
             loaded.pipe, chosen, path, seeds=seed, small=loaded.small, reuse=reuse, max_gap=max_gap,
             compare=compare_in, tails=tails, stride=stride, batch=batch, min_budget=min_budget, **options,
         )  # fmt: skip
 
-    cli._one_of("--reuse", reuse, ("blocks", "residual"))
-    cli._one_of("--compare", compare_in, ("latents", "pixels"))
-    cli._one_of("--tails", tails, ("exact", "coarse", "small", "none"))
+    one_of("--reuse", reuse, ("blocks", "residual"))
+    one_of("--compare", compare_in, ("latents", "pixels"))
+    one_of("--tails", tails, ("exact", "coarse", "small", "none"))
     data = _calibrated(pipeline, small, call, dtype, steps, out, prompt, prompts, measure)
     measured = next(iter(data["samples"].values()))["errors"]
     forwards = sum(s["forwards"] for s in data["samples"].values())
-    cli.console.print(f"{out}: {len(data['samples'])} samples, {len(measured)} edges each, {forwards} forwards")
+    console.print(f"{out}: {len(data['samples'])} samples, {len(measured)} edges each, {forwards} forwards")
 
 
 @app.command("forecast")
 def calibrate_forecast(
-    pipeline: cli.Pipeline = "demo",
+    pipeline: Pipeline = "demo",
     out: Artifact = Path("forecast.json"),
-    prompt: cli.Prompts = None,
-    prompts: cli.PromptFile = None,
-    seed: cli.Seeds = [0],  # noqa: B006
-    steps: cli.Steps = 50,
-    call: cli.Call = None,
+    prompt: Prompts = None,
+    prompts: PromptFile = None,
+    seed: Seeds = [0],  # noqa: B006
+    steps: Steps = 50,
+    call: Call = None,
     bands: Annotated[int, typer.Option(help="2 to tell low spatial frequencies from high ones.")] = 1,
     tails: Annotated[int, typer.Option(help="Steps whose errors are followed to the end; 0 for typical gains.")] = 10,
     tail_samples: Annotated[int | None, typer.Option(help="Of how many samples; of all if left out.")] = None,
     trials: Annotated[bool, typer.Option(help="Runs that show which PSNR an error means (for Auto(psnr=...)).")] = True,
     keep: Annotated[str, typer.Option(help="Where a run's velocities wait: 'device' or 'host'.")] = "device",
-    dtype: cli.Dtype = "float32",
+    dtype: Dtype = "float32",
 ) -> None:
     """Measure weights, gains and the fidelity of every budget. Resumable: run it again after Ctrl-C, or by torchrun."""
     from ..calibrate import calibrate_forecast as run
     from ..calibrate.forecast import BUDGETS
 
-    def measure(loaded: cli._Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
+    def measure(loaded: Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
         return run(
             loaded.pipe, chosen, path, seeds=seed, bands=bands, tails=tails, tail_samples=tail_samples,
             trials=BUDGETS if trials else (), keep=keep, **options,
         )  # fmt: skip
 
-    cli._one_of("--keep", keep, ("device", "host"))
+    one_of("--keep", keep, ("device", "host"))
     data = _calibrated(pipeline, None, call, dtype, steps, out, prompt, prompts, measure)
     forwards = sum(s["forwards"] for s in data["samples"].values())
-    cli.console.print(f"{out}: {len(data['samples'])} samples, {forwards} forwards")
+    console.print(f"{out}: {len(data['samples'])} samples, {forwards} forwards")
 
 
 @app.command("mixcache")
 def calibrate_mixcache(
-    pipeline: cli.Pipeline = "demo",
+    pipeline: Pipeline = "demo",
     out: Artifact = Path("mixcache.json"),
-    prompt: cli.Prompts = None,
-    prompts: cli.PromptFile = None,
-    seed: cli.Seeds = [0],  # noqa: B006
-    steps: cli.Steps = 50,
-    call: cli.Call = None,
+    prompt: Prompts = None,
+    prompts: PromptFile = None,
+    seed: Seeds = [0],  # noqa: B006
+    steps: Steps = 50,
+    call: Call = None,
     candidate: Annotated[
         list[int] | None,
         typer.Option(help="Block to resume after. Repeat for more; quarters of the depth if left out."),
     ] = None,
-    dtype: cli.Dtype = "float32",
+    dtype: Dtype = "float32",
 ) -> None:
     """Profile how much each level of caching harms. Resumable: run it again after Ctrl-C, or by torchrun."""
     from ..calibrate import calibrate_mixcache as run
 
-    def measure(loaded: cli._Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
+    def measure(loaded: Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
         return run(loaded.pipe, chosen, path, seeds=seed, candidates=tuple(candidate) if candidate else None, **options)
 
     found = _calibrated(pipeline, None, call, dtype, steps, out, prompt, prompts, measure)["fields"]
-    cli.console.print(f"{out}: theta {found['theta']:.3g}, d1 {found['d1']:.3g}, d2 {found['d2']:.3g}, blocks "
+    console.print(f"{out}: theta {found['theta']:.3g}, d1 {found['d1']:.3g}, d2 {found['d2']:.3g}, blocks "
                   f"{found['candidates']}, impacts of step {found['step_impact']:.3g}, cfg "
                   f"{found.get('cfg_impact', 0):.3g}")  # fmt: skip

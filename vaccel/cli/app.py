@@ -1,0 +1,18 @@
+"""The command line: ``vaccel generate | compare | calibrate | distill | doctor``.  One file a command.
+
+Only ``typer`` and ``rich`` are imported here and at the top of the commands' files; a command imports what it runs when
+it runs, so that ``vaccel --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from . import calibrate, compare, distill, doctor, generate
+
+app = typer.Typer(no_args_is_help=True, help="Diffusion video generation several times faster, faithful to the model.")
+app.command("generate")(generate.generate)
+app.command("compare")(compare.compare)
+app.add_typer(calibrate.app, name="calibrate")
+app.add_typer(distill.app, name="distill")
+app.command("doctor")(doctor.doctor)

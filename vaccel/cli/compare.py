@@ -1,0 +1,128 @@
+"""``vaccel compare``: methods beside the full model; an HTML report and JSON."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .console import console, progress_bar, refuse
+from .loading import Loaded
+from .options import Call, Dtype, Pipeline, PromptFile, Prompts, Seeds, Small, Steps, prompts_of
+
+Method = Annotated[
+    list[str] | None,
+    typer.Option("--method", "-m", help="As it would be called: 'DirectionMagnitude(threshold=0.005)', "
+                 "'diffusers.SeaCache(threshold=0.25)', 'steps(25)'. Repeat for more."),
+]  # fmt: skip
+
+
+def compare(
+    pipeline: Pipeline = "demo",
+    method: Method = None,
+    prompt: Prompts = None,
+    prompts: PromptFile = None,
+    seed: Seeds = [0],  # noqa: B006 (typer copies it)
+    small: Small = None,
+    steps: Steps = 50,
+    call: Call = None,
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("out/compare"),
+    count: Annotated[int, typer.Option(help="Held-out captions of the demo family, where no prompt is given.")] = 2,
+    observe: Annotated[bool, typer.Option(help="Also measure the observations behind DirectionMagnitude.")] = True,
+    dtype: Dtype = "float32",
+) -> None:
+    """Compare methods with the full model: wall time, forwards, memory, fidelity; an HTML report and JSON."""
+    from ..demo.shapes import held_out_captions
+    from ..evaluate import compare as run_comparison
+    from ..evaluate import parse_contender, write_report
+    from ..evaluate.observations import observe as run_observations
+
+    try:
+        loaded = Loaded(pipeline, small, call, dtype)
+        chosen = prompts_of(prompt, prompts, held_out_captions(count) if pipeline == "demo" else None)
+        specs = method or (default_methods(loaded.folder) if pipeline == "demo" else None)
+        if not specs:
+            raise typer.BadParameter("give at least one method", param_hint="--method")
+        contenders = [parse_contender(text, loaded.folder) for text in specs]
+        out.mkdir(parents=True, exist_ok=True)
+        arguments = {"num_inference_steps": steps, **loaded.call}
+        if loaded.checker is not None and not all(map(_in_grammar, chosen)):
+            loaded.checker = None  # it understands captions of the demo's grammar only
+        with progress_bar() as bar:
+            task = bar.add_task("starting", total=1)
+
+            def progress(done: int, total: int, what: str) -> None:
+                bar.update(task, completed=done, total=total, description=what[:70])
+
+            result = run_comparison(
+                loaded.pipe, contenders, chosen, small=loaded.small, seeds=seed, call=arguments,
+                checker=loaded.checker, progress=progress, log=out / "rows.jsonl",
+            )  # fmt: skip
+            seen = None
+            if observe and loaded.small is not None and result.complete:
+                bar.update(task, description="observing direction and magnitude")
+                seen = run_observations(loaded.pipe, loaded.small, chosen[:4], arguments)
+    except (ValueError, OSError) as error:
+        refuse(error)
+    page = write_report(result, out, title=f"vaccel compare: {pipeline}", facts=_facts(), seen=seen)
+    console.print(_summary_table(result))
+    if not result.complete:
+        console.print("[yellow]stopped before the end; the report holds what was done[/yellow]")
+    console.print(f"report: {page}")
+
+
+def default_methods(folder: Path) -> list[str]:
+    """The demo's methods whose artifacts are in ``folder``, as contenders are written."""
+    from ..demo import family
+
+    named = {m: re.findall(r"(?:artifact|folder)='([^']+)'", m) for m in family.METHODS}
+    return [m for m, paths in named.items() if all((folder / p).exists() for p in paths)]
+
+
+def _in_grammar(prompt: str) -> bool:
+    """Whether the prompt is a caption of the demo family."""
+    from ..demo.shapes import Scene
+
+    try:
+        Scene.parse(prompt)
+    except ValueError:
+        return False
+    return True
+
+
+def _facts() -> dict[str, Any]:
+    """Date, device, versions and command, for the report."""
+    import datetime
+    import platform
+
+    import diffusers
+    import torch
+
+    import vaccel
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": device,
+        "vaccel": vaccel.__version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "python": platform.python_version(),
+        "command": " ".join(["vaccel", *sys.argv[1:]]),
+    }
+
+
+def _summary_table(result: Any) -> Table:
+    names = list(result.full_checks)
+    table = Table("method", "speedup", "large", "small", "PSNR", "worst", "SSIM", *names, box=None)
+    table.add_row("full model", "1.00", "", "", "", "", "", *(f"{v:.0%}" for v in result.full_checks.values()))
+    for e in result.summary():
+        table.add_row(
+            e["contender"], f"{e['speedup']:.2f}", f"{e['forwards']['large']:.0f}", f"{e['forwards']['small']:.0f}",
+            f"{e['psnr']:.1f}", f"{e['psnr_worst']:.1f}", f"{e['ssim']:.3f}", *(f"{e['checks'][n]:.0%}" for n in names),
+        )  # fmt: skip
+    return table

@@ -1,0 +1,82 @@
+"""``vaccel distill diagnose``: loss and gradient of a consistency model over the noise levels."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...distill.settings import Distillation
+from ..console import clear_errors, console, progress_bar
+from ..loading import Loaded
+from ..options import Dtype, Pipeline
+from .options import Data, Guidance, Shift, Split
+
+
+def diagnose(
+    pipeline: Pipeline = "demo",
+    data: Data = Path("distill-data"),
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("diagnosis.json"),
+    experts: Annotated[
+        Path | None, typer.Option(help="Folder of a --stage single model; measured beside the teacher's own weights.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples a batch.")] = 4,
+    batches: Annotated[int, typer.Option(min=1, help="Batches a point.")] = 2,
+    split: Split = None,
+    shift: Shift = None,
+    guidance: Guidance = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Measure loss and gradient of a single consistency model over the noise levels (the paper's Figure 2).
+
+    Writes {"curves": {"teacher": ..., "trained": ...}}: before training, and what --experts holds.
+    """
+    from ...distill import diagnosis
+    from ...distill.shards import Shards
+    from ...models import find
+    from ...planning.trajectory import Trajectory
+
+    changes = {k: v for k, v in {"split": split, "shift": shift, "guidance": guidance}.items() if v is not None}
+    with clear_errors("stopped"):
+        loaded = Loaded(pipeline, None, None, dtype)
+        teacher = loaded.pipe.transformer
+        family = find(teacher)
+        settings = Distillation.published("single", family.name, batch=batch, **changes)
+        trajectory, shards = Trajectory.of(loaded.pipe.scheduler, settings.shift), Shards(data, model=teacher)
+        students = {"teacher": None} | ({"trained": _single(experts, teacher)} if experts is not None else {})
+        curves: dict[str, Any] = {}
+        with progress_bar() as bar:
+            for name, student in students.items():
+                task = bar.add_task(name, total=settings.points)
+                curves[name] = diagnosis.diagnose(
+                    teacher, family, trajectory, shards, settings, student=student, batches=batches,
+                    progress=functools.partial(_advance, bar, task, name),
+                )  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"curves": curves}, indent=1))
+    console.print(f"{out}: {', '.join(curves)}; {len(curves['teacher']['points'])} points")
+
+
+def _advance(bar: Any, task: Any, name: str, done: int, total: int, what: str) -> None:
+    bar.update(task, completed=done, total=total, description=f"{name}: {what}")
+
+
+def _single(folder: Path, teacher: Any) -> dict[str, Any]:
+    """The weights of a --stage single model.  Raises ``ValueError`` for a folder that holds none of this teacher's."""
+    from safetensors.torch import load_file
+
+    from ...experts.files import DESCRIPTION, METHOD, SEMANTIC
+    from ...models import fingerprints
+    from ...planning import artifacts
+
+    if not (folder / DESCRIPTION).is_file():
+        raise ValueError(f"{folder} has no {DESCRIPTION}: no model was saved there whole")
+    saved = artifacts.read(folder / DESCRIPTION, METHOD)
+    if "single" not in saved["training"]:
+        raise ValueError(f"{folder} holds no single model, which is what --stage single trains")
+    if saved["model"] != fingerprints.of_model(teacher):
+        raise ValueError(f"{folder} holds a model that was trained from another one than this pipeline's")
+    return load_file(folder / SEMANTIC)

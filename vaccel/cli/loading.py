@@ -1,0 +1,63 @@
+"""The pipeline that a command works on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .options import DTYPES, assignment, one_of
+
+
+class Loaded:
+    """A pipeline, moved to the GPU where there is one.
+
+    Args:
+        name: "demo" for the shipped family, or a pipeline's folder or hub name.
+        small: folder of the small transformer, or of a pipeline that holds it.
+        call: arguments of the pipeline's call, as "name=value".
+        dtype: of the weights: "float32", "bfloat16" or "float16".
+        device: where to move it instead.
+
+    Attributes:
+        pipe, small: the pipeline, and the small transformer or None.
+        call: arguments of the pipeline's call.
+        folder: where contenders look for their artifacts.
+        checker: (clip, prompt) -> scores, for the shipped family; else None.
+
+    Raises ``typer.BadParameter`` for an unknown dtype or malformed ``call``; loading errors are diffusers' own.
+    """
+
+    def __init__(self, name: str, small: str | None, call: list[str] | None, dtype: str, device: str | None = None):
+        import torch
+
+        one_of("--dtype", dtype, DTYPES)
+        kind = getattr(torch, dtype)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.checker: Callable[[Any, str], dict[str, float]] | None = None
+        if name == "demo":
+            from ..demo import family as demo
+
+            family = demo.load(dtype=kind)
+            self.pipe, self.small, self.call = family.pipe, family.small, family.call
+            self.folder, self.checker = family.folder, _caption_score
+        else:
+            from diffusers import DiffusionPipeline
+
+            self.pipe = DiffusionPipeline.from_pretrained(name, dtype=kind)
+            self.pipe.set_progress_bar_config(disable=True)
+            self.small, self.call, self.folder = None, {}, Path.cwd()
+        if small is not None:
+            transformer = type(self.pipe.transformer)
+            sub = {"subfolder": "transformer"} if (Path(small) / "transformer").is_dir() else {}
+            self.small = transformer.from_pretrained(small, dtype=kind, **sub).eval()
+        self.pipe.to(device)
+        if self.small is not None:
+            self.small.to(device)
+        self.call |= dict(assignment(text) for text in call or ())
+
+
+def _caption_score(clip: Any, prompt: str) -> dict[str, float]:
+    from ..demo.checker import check
+
+    return {"caption": float(check(clip, prompt).correct)}
