@@ -22,13 +22,13 @@ class Expert(Action):
 
     def run(self, call: Any) -> torch.Tensor:
         run = call.run
-        if call.branch > 0 and run.expert_output is not None:
-            return run.expert_output.clone()
+        if call.branch > 0 and "expert" in run.shared:
+            return run.shared["expert"].clone()
         large, number = call.large, self.expert
         inputs = large.rows(call.inputs, slice(call.half, None)) if call.batched else call.inputs
         output = call.executed(("expert", number, call.key), lambda given: large.expert(given, number), inputs)
         run.record.large += 1
         if call.batched:
             return torch.cat([output, output])
-        run.expert_output = output
+        run.shared["expert"] = output
         return output

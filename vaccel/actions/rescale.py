@@ -30,7 +30,7 @@ class Rescale(Action):
         if self.magnitude == "projection" and not call.slots["large.last"].ready():
             return "large.last"
         needs_small = call.branch > 0 and self.magnitude == "small" and self.cfg_reuse
-        return "magnitude of the small model" if needs_small and call.run.magnitude is None else ""
+        return "magnitude of the small model" if needs_small and "magnitude" not in call.run.shared else ""
 
     def run(self, call: Any) -> torch.Tensor:
         residual = call.slots["large.output"].buffer
@@ -43,7 +43,7 @@ class Rescale(Action):
             last, direction = call.slots["large.last"].buffer, call.x + residual
             length = call.ops.cosine(last, direction) * call.ops.norm(last)
             return call.ops.direction_magnitude(call.x, residual, length)
-        return call.ops.direction_magnitude(call.x, residual, call.run.magnitude)
+        return call.ops.direction_magnitude(call.x, residual, call.run.shared["magnitude"])
 
     def _run_small(self, call: Any, both: bool) -> None:
         """The small model's magnitudes, one a row, and its conditional output as a signal."""
@@ -62,5 +62,5 @@ class Rescale(Action):
             output, magnitude = call.execute(("rescale", both, call.key), step, inputs)
         run.record.small += 2 if call.batched and both else 1
         if call.branch == 0:
-            run.small_output = output[call.half :] if call.batched and both else output
-        run.magnitude = magnitude.repeat(2) if split else magnitude
+            run.shared["small"] = output[call.half :] if call.batched and both else output
+        run.shared["magnitude"] = magnitude.repeat(2) if split else magnitude

@@ -106,7 +106,7 @@ class Run:
         self.expected = 0  # calls a step: as many as the last one had, unless the loop has ``told``
         self.told = 0
         self.calls_bound: dict[tuple[int, int], Call] = {}
-        self.magnitude = self.small_output = self.expert_output = None  # of the current step
+        self.shared: dict[str, Any] = {}  # what an action leaves for the other branches of the current step
         self.step = Step(self)
         self.first_call: Call | None = None  # of the current step
         self._early = Observation(None)
@@ -155,10 +155,12 @@ class Run:
         output = action.run(call)
         if branch == 0 and self._observes_early and index < self.last:
             seen = self._early
-            seen.action, seen.small = self.action, self.small_output
+            seen.action = self.action
+            for signal in self.watched:
+                setattr(seen, signal.name, signal.value(None))
             self.policy.observe(self.step, seen)
         self.record.seconds = _now() - self._began
-        if index == self.last and self.calls >= self.expected:
+        if index == self.last and self.calls >= self.expected and not self.trace.finished:
             self._finish()
         return output
 
@@ -182,7 +184,7 @@ class Run:
         self._began = _now()
         self.expected = self.told or self.calls
         self.index, self.calls, self.first_call = index, 0, call
-        self.magnitude = self.small_output = self.expert_output = None
+        self.shared = {}
         for slot in call.step_begins:
             slot.begin()
         step = self.step
@@ -199,7 +201,7 @@ class Run:
         seen = Observation(self.action)
         full = self.action.is_full
         for signal in self.watched:
-            if full or signal.name in ("small", "block_changes"):
+            if full or signal.any_step:
                 setattr(seen, signal.name, signal.value(following))
         return seen
 

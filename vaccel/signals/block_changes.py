@@ -16,6 +16,7 @@ class BlockChanges(Signal):
     """
 
     name = "block_changes"
+    any_step = True
 
     def value(self, following: Any) -> dict[int, torch.Tensor]:
         states = self.run.first_call.slots.get("large.states")

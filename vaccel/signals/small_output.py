@@ -14,6 +14,7 @@ class SmallOutput(Signal):
 
     name = "small"
     early = True
+    any_step = True
 
     def value(self, following: Any) -> torch.Tensor | None:
-        return self.run.small_output
+        return self.run.shared.get("small")
