@@ -81,7 +81,7 @@ def run_all(
                 summary[part.name]["reason"] = "out of time"
             else:
                 run(part, limit, folder, env, summary[part.name])
-            say(f"{index + 1}/{len(parts)} {part.name}: {told(summary[part.name])}")
+            say(f"{index + 1}/{len(parts)} {part.name}: {summary_of(summary[part.name])}")
             write(summary)
     except KeyboardInterrupt:
         say("interrupted; what was measured is kept")
@@ -153,7 +153,7 @@ def last(log: IO[bytes]) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def told(record: dict[str, Any]) -> str:
+def summary_of(record: dict[str, Any]) -> str:
     """A record in a line, and below it the last lines of what did not go well."""
     where = f", {record['json']}" if record.get("json") else ""
     reason = f" ({record['reason']})" if record["reason"] else ""

@@ -153,10 +153,10 @@ def test_the_total_is_what_the_paper_adds_up(stage):
     mine, theirs = objective.pair(networks.student, networks.student, batch, chance)
     arguments, number = {"cond": batch.cond}, heads.numbers[-1]
     for row in range(3):
-        index = int(chance.again[row])
+        index = int(chance.gan_point[row])
         assert 0 <= index < settings.split
         for end, side in ((mine, features[0]), (theirs, features[1])):
-            x = oracle.renoise(end[row].detach(), chance.noise_again[row], index, settings.shift)
+            x = oracle.renoise(end[row].detach(), chance.gan_noise[row], index, settings.shift)
             with tapped(model, family, (number,)) as take:
                 callable_of(model, family, arguments, row)(x, 1000 * oracle.points(50, settings.shift)[index], "cond")
                 torch.testing.assert_close(side[-1][row], take()[0][0], rtol=1e-5, atol=1e-6)
@@ -291,12 +291,12 @@ def test_draws_stay_in_their_phase_and_follow_their_slot():
         assert index.min() == first
         assert index.max() == last
         if settings.discriminates:
-            again = torch.cat([d.again for d in many])
-            assert again.min() == 0
-            assert again.max() == 34
-            assert not torch.equal(many[0].noise, many[0].noise_again)
+            points = torch.cat([d.gan_point for d in many])
+            assert points.min() == 0
+            assert points.max() == 34
+            assert not torch.equal(many[0].noise, many[0].gan_noise)
         else:
-            assert many[0].again is many[0].noise_again is None
+            assert many[0].gan_point is many[0].gan_noise is None
         alone = Draws.of(settings, latents[:1], [6])
         assert torch.equal(alone.noise[0], many[1].noise[2])
         assert alone.index[0] == many[1].index[2]

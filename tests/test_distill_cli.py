@@ -120,7 +120,7 @@ def test_interrupted_and_run_again(pipe, data, tmp_path, monkeypatch):
         patch.setattr(Trainer, "iterate", stopped)
         result = distill(pipe, data, tmp_path, "semantic")
     assert result.exit_code == 130
-    assert "the same command goes on" in said(result)
+    assert "the same command resumes it" in said(result)
     assert not (tmp_path / "dual_expert.json").exists()
     assert distill(pipe, data, tmp_path, "semantic").exit_code == 0
     lines = (tmp_path / "training" / "semantic" / "log.jsonl").read_text().splitlines()
@@ -174,7 +174,7 @@ def test_diagnosis_is_of_the_teacher_and_of_what_was_trained(pipe, data, experts
     assert teacher["sigma"] == trained["sigma"]
     assert len(teacher["loss"]) == len(teacher["gradient"]) == 3
     assert teacher["loss"] != trained["loss"]
-    for folder, message in ((tmp_path, "no model was saved there"), (experts, "holds no single model")):
+    for folder, message in ((tmp_path, "no complete model was saved there"), (experts, "holds no single model")):
         refused = run(*common, "--out", tmp_path / "none.json", "--experts", folder)
         assert refused.exit_code == 2
         assert message in said(refused)

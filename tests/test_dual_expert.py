@@ -226,7 +226,7 @@ def test_the_detail_expert_follows_the_transformer(kind, tmp_path, monkeypatch):
     moves = []
     monkeypatch.setattr(detail, "move", moves.append)
     monkeypatch.setattr(detail, "_base", torch.nn.Linear(1, 1, device="meta"))
-    detail.follow()
+    detail.synchronize()
     assert moves == [torch.device("meta")]
     monkeypatch.undo()
     handle.remove()

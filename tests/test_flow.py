@@ -83,7 +83,7 @@ def test_the_ends_of_the_scales():
         expected = oracle.flow_space(alpha, sigma, x, prediction, kind)[2]
         np.testing.assert_allclose(of_prediction * prediction + of_x * x, expected, atol=1e-12)
     for kind, alpha, sigma, message in [
-        ("epsilon", 0.0, 1.0, "nothing but noise"), ("sample", 1.0, 0.0, "where there is none"),
+        ("epsilon", 0.0, 1.0, "where alpha is 0"), ("sample", 1.0, 0.0, "where sigma is 0"),
         ("flow", 0.5, 0.5, "no velocity for predictions of kind 'flow'"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
@@ -156,7 +156,7 @@ def test_schedulers_that_say_nothing():
     with pytest.raises(ValueError, match="no velocity for predictions of kind 'score'"):
         flow_of(unknown)
     noisy = made(partial(DDIMScheduler, rescale_betas_zero_snr=True, timestep_spacing="trailing"))
-    with pytest.raises(ValueError, match="nothing but noise"):
+    with pytest.raises(ValueError, match="where alpha is 0"):
         flow_of(noisy)
 
 

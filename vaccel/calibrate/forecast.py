@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -68,10 +69,7 @@ def calibrate_forecast(
 
     Raises ``ValueError`` when ``path`` holds a calibration of something else, or a setting is out of range.
     """
-    if bands not in (1, 2) or not 0 <= tails <= len(POSITIONS):
-        raise ValueError(f"bands must be 1 or 2 and tails 0 to {len(POSITIONS)}, got {bands} and {tails}")
-    if bands == 2 and not find(pipe.transformer).spatial:
-        raise ValueError("bands=2 needs latents with rows and columns; this model's are packed into tokens")
+    _check(pipe, bands, tails)
     steps = int(call["num_inference_steps"])
     samples = Samples(Path(path), fingerprints.header(Forecast.id, pipe, call, num_steps=steps, bands=bands))
     before, timed = _summed_earlier(samples), {}
@@ -82,10 +80,8 @@ def calibrate_forecast(
     def sample_of_job(number: int, begin: int, end: int) -> _Sample:
         """A job, whose progress is its share of the work from ``begin`` to ``end``."""
         _, prompt, seed = jobs[number]
-
-        def report(share: float) -> None:
-            progress(begin + round((end - begin) * (number + share) / len(jobs)), total, prompt)
-
+        part = (end - begin) / len(jobs)
+        report = functools.partial(_report, progress, prompt, begin + part * number, part, total)
         return _Sample(pipe, prompt, seed, call, bands, keep, report)
 
     with prompts_encoded_once(pipe):
@@ -97,13 +93,24 @@ def calibrate_forecast(
         for number, (key, *_) in enumerate(jobs if trials else ()):
             data = samples.data[key]
             if "trials" not in data:
-                data |= sample_of_job(number, work, total).run_trials(
-                    _calibration_without(samples, key, before), trials, data
-                )
+                known = _calibration_without(samples, key, before)
+                data |= sample_of_job(number, work, total).run_trials(known, trials, data)
                 samples.save(**before)
         if trials and "times" not in before:
             timed = _timed(pipe, prompts[0], seeds[0], call, steps)
     return samples.merge(lambda every: {**before, **_sum(every, before), **timed})
+
+
+def _check(pipe: Any, bands: int, tails: int) -> None:
+    if bands not in (1, 2) or not 0 <= tails <= len(POSITIONS):
+        raise ValueError(f"bands must be 1 or 2 and tails 0 to {len(POSITIONS)}, got {bands} and {tails}")
+    if bands == 2 and not find(pipe.transformer).spatial:
+        raise ValueError("bands=2 needs latents with rows and columns; this model's are packed into tokens")
+
+
+def _report(progress: Progress, prompt: str, begin: float, part: float, total: int, share: float) -> None:
+    """Reports that a ``share`` of a part of the work, from ``begin`` on, is done."""
+    progress(round(begin + part * share), total, prompt)
 
 
 def _positions(steps: int, count: int) -> list[int]:

@@ -65,10 +65,9 @@ def calibrate_lemica(
     settings = {"reuse": reuse, "max_gap": max_gap, "compare": compare, "tails": tails, "stride": stride,
                 "min_budget": min_budget, "num_steps": int(call["num_inference_steps"])}  # fmt: skip
     samples = Samples(Path(path), fingerprints.header(LeMiCa.id, pipe, call, **settings))
-    output = "latent" if compare == "latents" else "pt"
     jobs = samples.jobs(prompts, list(seeds))
-    with Replayer(pipe, call, small=small, reuse=reuse, tails=tails, stride=stride, output=output,
-                  max_gap=max_gap) as replayer:  # fmt: skip
+    with Replayer(pipe, call, small=small, reuse=reuse, tails=tails, stride=stride, max_gap=max_gap,
+                  output="latent" if compare == "latents" else "pt") as replayer:  # fmt: skip
         for number, (key, prompt, seed) in enumerate(jobs):
             sample = samples.data.setdefault(key, {"errors": {}, "forwards": 0, "small_forwards": 0})
             if sample.get("done"):
@@ -93,7 +92,7 @@ def _measure(
     batch: int,
     min_budget: int | None,
 ) -> Iterator[tuple[int, int]]:
-    """The edges of one sample that are still missing; yields (steps of replay done, in all) after every batch."""
+    """Measures the missing edges of one sample; yields (replayed steps done, their total) after every batch."""
     record = _recorded(replayer, kept, prompt, seed)
     errors, last = sample["errors"], len(record.outputs) - 1
     even = _evenly_spaced(last, min_budget, max_gap)
@@ -102,7 +101,7 @@ def _measure(
     for number, group in enumerate(groups):
         # The worst error of the evenly spaced schedule, once it is known.
         bound = max(errors[_name(s)] for s in even) if even and number >= len(even) else None
-        missing = [s for s in group if _name(s) not in errors and not _past(errors, s, bound)]
+        missing = [s for s in group if _name(s) not in errors and not _exceeds(errors, s, bound)]
         if not missing:
             continue
         before = replayer.forwards, replayer.small_forwards
@@ -113,14 +112,14 @@ def _measure(
 
 
 def _groups(last: int, max_gap: int, batch: int) -> Iterator[list[Stretch]]:
-    """All edges, those measured together in a list: they end at the same step."""
+    """All edges in batches, each of which ends at one step."""
     for end in range(2, last + 1):
         edges = [Stretch(start, end) for start in range(max(0, end - max_gap), end - 1)]
         yield from (edges[k : k + batch] for k in range(0, len(edges), batch))
 
 
 def _evenly_spaced(last: int, budget: int | None, max_gap: int) -> list[Stretch]:
-    """The edges that skip something in the evenly spaced schedule of ``budget`` full steps."""
+    """The edges with skipped steps in the evenly spaced schedule of ``budget`` full steps."""
     if budget is None:
         return []
     if budget < 2 or last > max_gap * (budget - 1):
@@ -131,8 +130,8 @@ def _evenly_spaced(last: int, budget: int | None, max_gap: int) -> list[Stretch]
     return [Stretch(a, b) for a, b in itertools.pairwise(stops) if b - a > 1]
 
 
-def _past(errors: dict[str, float], stretch: Stretch, bound: float | None) -> bool:
-    """Whether a shorter edge from the same step has an error past the bound."""
+def _exceeds(errors: dict[str, float], stretch: Stretch, bound: float | None) -> bool:
+    """Whether a shorter edge from the same step has an error above the bound."""
     if bound is None:
         return False
     shorter = (_name(Stretch(stretch.start, end)) for end in range(stretch.start + 2, stretch.end))
@@ -144,7 +143,7 @@ def _name(stretch: Stretch) -> str:
 
 
 def _recorded(replayer: Replayer, kept: Path, prompt: str, seed: int) -> Record:
-    """The full run, from the file an interrupted calibration left behind if there is one."""
+    """The full run, read from the file of an interrupted calibration where there is one."""
     if kept.exists():
         tensors = load_file(kept)
         final = tensors.pop("final")

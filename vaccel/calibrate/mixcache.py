@@ -16,9 +16,9 @@ from ..models import fingerprints
 from .replay import Invocation, StandIn, StandInRun
 from .samples import Progress, Samples, prompts_encoded_once, sample, silent
 
-#: A run has settled where the output's change is within this of its mean over the five steps before.
+#: The output's change is settled once it is within this share of its mean over the five steps before.
 SETTLED = 0.2
-#: Steps between full ones, in the middle of the cycle lengths.
+#: Distance, in steps, of the changes that d1 and d2 are fitted to: the middle one of the cycle lengths.
 WIDE = 3
 
 
@@ -32,17 +32,18 @@ def calibrate_mixcache(
     candidates: tuple[int, ...] | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Profiles the impacts I and thresholds; writes the artifact ``path`` after each sample and returns its data.
+    """Measures the impacts I and thresholds; writes the artifact ``path`` after each sample and returns its data.
 
     Each sample is run twice in full.  The first run measures, for every level, the difference of its value at step
     t - 1 (what would be reused) from that at t: its mean mu over all steps, its standard deviation sigma over those
     after the first fifth.  The second adds Gaussian noise N(mu, sigma) to the level at every step; I is the relative
     L1 of the guided output from the undisturbed one: for blocks one number a step, for "step" and "cfg" the mean.
-    The guided output's change from step to step gives theta, its mean once it has settled.  d1 and d2 part its
-    change over three steps, then, in thirds, so that each cycle length comes up.  (The paper takes the smallest and
-    largest deviation from theta, "rounded as needed"; the smallest is next to nothing, and no change falls below it.)
+    theta is the mean of the guided output's change from step to step, once it has settled.  d1 and d2 are the terciles
+    of its change over three steps from then on, so that each cycle length occurs.  (The paper takes the smallest and
+    largest deviation from theta, "rounded as needed"; the smallest is close to zero, and no change falls below it.)
 
     Args:
+        call: arguments of the pipeline's call, ``num_inference_steps`` among them.
         candidates: blocks to resume after; by default at a quarter, half and three quarters of the depth.
 
     Raises ``ValueError`` when ``path`` holds a calibration of something else, or a candidate does not exist.
@@ -72,7 +73,7 @@ def fields(samples: dict[str, dict[str, Any]], candidates: tuple[int, ...]) -> d
 
 
 def _thresholds(changes: list[float], wide: list[float]) -> tuple[float, float, float]:
-    """theta, d1 and d2 from one run's changes over one step and three; where it never settles, from the second half."""
+    """theta, d1 and d2 from one run's changes over one and three steps; by its second half where it never settles."""
     settled = len(changes) // 2
     for t in range(5, len(changes)):
         before = statistics.fmean(changes[t - 5 : t])
@@ -98,7 +99,7 @@ def _profile(pipe: Any, prompt: str, seed: int, call: dict[str, Any], candidates
 
 
 class _Run(StandInRun):
-    """Computes every step, keeps the candidates' states, and looks at whole steps."""
+    """Computes every step, keeps the candidates' block states, and passes each finished step to ``measure``."""
 
     def __init__(self, pipe: Any, candidates: tuple[int, ...], arguments: dict[str, Any]):
         super().__init__()
@@ -120,7 +121,7 @@ class _Run(StandInRun):
         return output
 
     def _states(self, call: Invocation) -> dict[int, BlockState]:
-        """Where the candidates' conditional states are kept."""
+        """The buffers of the candidates' conditional block states, by block."""
         if not self.kept:
             large, rows = call.stage.large, len(call.x) - call.half
             hidden, text = large.hidden_shape(call.inputs), large.encoder_shape(call.inputs)
@@ -135,7 +136,7 @@ class _Run(StandInRun):
         return self.kept
 
     def finish(self) -> None:
-        """Looks at the step that is over."""
+        """Measures the step that is complete."""
         if self.first is None:
             return
         cond, uncond = self.outputs[0], None
@@ -143,7 +144,7 @@ class _Run(StandInRun):
             uncond, cond = cond.chunk(2)
         elif len(self.outputs) > 1:
             uncond = self.outputs[1]
-        self.look(self.first, cond, uncond)
+        self.measure(self.first, cond, uncond)
         self.first = None
 
     def guided(self, call: Invocation, cond: torch.Tensor, uncond: torch.Tensor | None) -> torch.Tensor:
@@ -152,10 +153,10 @@ class _Run(StandInRun):
         return call.stage.large.guided(cond, uncond, self.scale, torch.empty_like(cond))
 
     def _read_scale(self, call: Invocation) -> None:
-        """The guidance scale as it is; once the pipeline's call is over, not every pipeline has it."""
+        """The current guidance scale; not every pipeline has it after its call."""
         self.scale = call.stage.large.family.guidance(self.pipe, call.stage.index, self.arguments)
 
-    def look(self, call: Invocation, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
+    def measure(self, call: Invocation, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
         raise NotImplementedError
 
 
@@ -167,10 +168,10 @@ class _Measuring(_Run):
         self.changes: list[float] = []
         self.wide: list[float] = []
         self.outputs_before: deque[torch.Tensor] = deque(maxlen=WIDE)
-        self.differences: dict[str, list[tuple[float, float]]] = {}  # level -> (mean, standard deviation), a step each
+        self.differences: dict[str, list[tuple[float, float]]] = {}  # level -> (mean, standard deviation) of every step
         self.before: dict[str, torch.Tensor] = {}
 
-    def look(self, call: Invocation, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
+    def measure(self, call: Invocation, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
         now = {"step": self.guided(call, cond, uncond)}
         if uncond is not None:
             now["cfg"] = uncond - cond
@@ -195,7 +196,7 @@ class _Measuring(_Run):
 
 
 class _Disturbing(_Run):
-    """How much the guided output suffers when a level's value is off."""
+    """The error of the guided output when noise is added to a level's value."""
 
     def __init__(self, pipe: Any, candidates: tuple[int, ...], arguments: dict[str, Any],
                  noise: dict[str, tuple[float, float]], generator: torch.Generator):  # fmt: skip
@@ -203,25 +204,25 @@ class _Disturbing(_Run):
         self.noise, self.generator = noise, generator
         self.impacts: dict[str, list[float]] = {level: [] for level in noise}
 
-    def look(self, call: Invocation, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
+    def measure(self, call: Invocation, cond: torch.Tensor, uncond: torch.Tensor | None) -> None:
         real = self.guided(call, cond, uncond)
-        self._weigh("step", real, self._off("step", real))
+        self._record("step", real, self._disturbed("step", real))
         if uncond is not None:
-            self._weigh("cfg", real, self.guided(call, cond, cond + self._off("cfg", uncond - cond)))
+            self._record("cfg", real, self.guided(call, cond, cond + self._disturbed("cfg", uncond - cond)))
         large = call.stage.large
         inputs = large.rows(call.inputs, slice(call.half, None)) if call.batched else call.inputs
         for number in self.candidates:
             state = self.kept[number]
-            disturbed = state._replace(hidden=self._off(str(number), state.hidden), start=0)
+            disturbed = state._replace(hidden=self._disturbed(str(number), state.hidden), start=0)
             other = large.resuming(inputs, number, {number: disturbed})
-            self._weigh(
+            self._record(
                 str(number), real, self.guided(call, other, None if uncond is None else other + (uncond - cond))
             )
 
-    def _off(self, level: str, value: torch.Tensor) -> torch.Tensor:
+    def _disturbed(self, level: str, value: torch.Tensor) -> torch.Tensor:
         mu, sigma = self.noise[level]
         drawn = torch.randn(value.shape, generator=self.generator, dtype=torch.float32)
         return value + (mu + sigma * drawn).to(value)
 
-    def _weigh(self, level: str, real: torch.Tensor, disturbed: torch.Tensor) -> None:
+    def _record(self, level: str, real: torch.Tensor, disturbed: torch.Tensor) -> None:
         self.impacts[level].append(float(ops.relative_l1(disturbed, real).max()))

@@ -1,8 +1,8 @@
-"""Replays of a recorded run: up to some step as it was, then with residuals reused, then computed again to the end.
+"""Replays of a recorded run: its outputs up to some step, then reused residuals, then computed steps to the end.
 
-The pipeline itself is run, with the recorded outputs in place of the model's as long as nothing has changed.  So a
-replay is exact with any scheduler, its history, noise and guidance included, and costs forwards only where it departs
-from the record.  Several replays that compute again from the same step on are one batch.
+The pipeline itself runs, with the recorded outputs in place of the model's until the first reused step.  So a replay is
+exact with any scheduler, its history, noise and guidance included, and needs forwards only after the reused steps.
+Several replays whose reused steps end at the same step are computed as one batch.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from ..models import find
 from ..models.call import Stage
 from . import samples
 
-#: What a stretch reuses, as a schedule names it; its errors say nothing of other stand-ins.
+#: What skipped steps reuse, by the names of ``vaccel.Schedule``; the measured errors hold for it alone.
 Reuse = Literal["blocks", "residual"]
 Tails = Literal["exact", "coarse", "small", "none"]
 
 
 class Stretch(NamedTuple):
-    """Full at ``start`` and from ``end`` on, reused between."""
+    """Steps ``start`` and ``end`` are computed, those between reuse a residual."""
 
     start: int
     end: int
 
 
 class Record(NamedTuple):
-    """A run computed in full: outputs [T][calls a step] of [rows, ...], and what came of it [1, ...]."""
+    """A run computed in full: outputs [T][calls a step] of [rows, ...], and its result [1, ...]."""
 
     outputs: list[list[torch.Tensor]]
     final: torch.Tensor
 
 
 class Invocation(NamedTuple):
-    """One call of the transformer, as what stands in for the engine's run sees it (``engine.call.Call``)."""
+    """One call of the transformer, as a ``StandInRun`` receives it."""
 
     stage: Stage
     branch: int
@@ -58,7 +58,7 @@ class Invocation(NamedTuple):
 
 
 class StandInRun:
-    """Base of what stands in for an engine's run: ``take`` is asked for every call's output."""
+    """Base class of runs that replace the engine's: ``take`` returns the output of every call."""
 
     def __init__(self) -> None:
         self.index, self.calls = -1, 0
@@ -84,7 +84,7 @@ class StandInRun:
 
 
 class _Recording(StandInRun):
-    """Computes every step and keeps what the model said."""
+    """Computes every step and keeps the model's outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,12 +99,12 @@ class _Recording(StandInRun):
         return output
 
 
-class _Enough(Exception):  # noqa: N818 (it is no error)
-    """Ends a pipeline's run where nothing more is wanted of it."""
+class _StopReplay(Exception):  # noqa: N818 (it is no error)
+    """Ends a pipeline's run early, where the rest of it is not needed."""
 
 
 class _Replaying(StandInRun):
-    """Row m of the batch follows stretch m; all stretches end at the same step."""
+    """A batch of replays, one row a stretch; all stretches end at the same step."""
 
     def __init__(self, replayer: Replayer, record: Record, stretches: Sequence[Stretch]):
         super().__init__()
@@ -125,7 +125,7 @@ class _Replaying(StandInRun):
         return output
 
     def _keep_residuals(self, index: int, call: Invocation) -> None:
-        """Of the step where a stretch begins: there its row is still on the recorded path."""
+        """Keeps the residuals of a step where a stretch begins; its row still equals the recorded run there."""
         copies, residuals = len(self.stretches), self.replayer.residuals
         for m, stretch in enumerate(self.stretches):
             key = (index, call.branch)
@@ -158,7 +158,7 @@ class _Replaying(StandInRun):
         if index == self.end and call.branch == 0:
             self.entered = call.x[call.half :].clone()
             if tails == "none":
-                raise _Enough
+                raise _StopReplay
         if tails == "small":
             self.replayer.small_forwards += len(call.x)
             return stage.small.full(call.inputs)
@@ -179,12 +179,12 @@ class _Scope(Scope):
 
 
 class StandIn(Session):
-    """Hands a pipeline's calls to ``run`` while the context lasts, in place of the engine's own."""
+    """Passes a pipeline's calls to ``run`` instead of the engine's own run, within the context."""
 
     def __init__(self, pipe: Any, run: Any, small: nn.Module | None = None):
         if getattr(pipe, "transformer_2", None) is not None:
             raise ValueError("calibrations of pipelines with two transformers are not supported yet")
-        never = Schedule([0], num_steps=1)  # a session wants a method; what stands in decides by itself
+        never = Schedule([0], num_steps=1)  # a session needs a method; ``run`` decides by itself
         super().__init__(pipe, never, find(pipe.transformer), [small])
         self.standing_in = run
 
@@ -192,7 +192,7 @@ class StandIn(Session):
         return _Scope(self, pipe, args, kwargs, num_steps)
 
     def become(self, run: Any) -> None:
-        """Hands the next run's calls to ``run``."""
+        """Passes the next run's calls to ``run``."""
         self.standing_in = run
 
     @property
@@ -215,7 +215,7 @@ class Replayer:
         call: the arguments of its call, prompt and generator left out.
         small: the small transformer, for ``tails="small"``.
         reuse: what a stretch reuses: "blocks" or "residual", of the output.
-        tails: how a replay goes on after its stretch: computed in full ("exact"), only every ``stride``-th step
+        tails: how a replay computes the steps after its stretch: in full ("exact"), only every ``stride``-th step
             ("coarse"), by the small model ("small"), or not at all ("none").
         output: what is compared: "latent", or "pt" for pixels.
         max_gap: longest stretch that will be replayed; residuals of as many steps are kept.
@@ -269,14 +269,15 @@ class Replayer:
     def errors(self, record: Record, stretches: Sequence[Stretch], prompt: str, seed: int) -> list[float]:
         """mean |x_0 after the stretch - x_0 in full| of each stretch (arXiv 2511.00090, eq. 7); all end at one step.
 
-        With other than exact tails both ends are made with the same tail.
+        With other tails than "exact" both results are computed with the same tail.  Raises ``ValueError`` for stretches
+        that end at different steps.
         """
         if len({s.end for s in stretches}) != 1:
             raise ValueError("stretches of one batch end at the same step")
         reference = [] if self.tails == "exact" else [Stretch(stretches[0].end - 1, stretches[0].end)]
         replaying = _Replaying(self, record, [*stretches, *reference])
         copies = len(replaying.stretches)
-        with self._as(replaying), contextlib.suppress(_Enough):
+        with self._as(replaying), contextlib.suppress(_StopReplay):
             final = samples.sample(self.pipe, prompt, seed, self.sampling, copies, self.output)
         if self.tails == "none":
             final = replaying.entered

@@ -1,4 +1,4 @@
-"""What every calibration shares: jobs of a prompt and a seed, an artifact that grows with them, several processes."""
+"""Shared by all calibrations: jobs of a prompt and a seed, an artifact that they are added to, several processes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import torch
 
 from ..planning import artifacts
 
-#: (units of work done, in all, what is being done)
+#: (units of work done, their total, what is being done)
 Progress = Callable[[int, int, str], None]
 
 
 def silent(done: int, total: int, what: str) -> None:
-    """A progress that nobody watches."""
+    """Reports no progress."""
 
 
 class Samples:
-    """The samples of an artifact, those of an earlier calibration of the same thing among them.
+    """The samples of an artifact, including those of an earlier calibration with the same header.
 
-    Started by ``torchrun``, every process measures its share and writes a part of its own; ``merge`` joins them.
+    Under ``torchrun`` every process measures its share and writes its own part; ``merge`` joins them.
 
     Raises ``ValueError`` when ``path`` holds a calibration of something else.
     """
@@ -40,7 +40,7 @@ class Samples:
                 self.data |= self._checked(file)
 
     def jobs(self, prompts: list[str], seeds: list[int]) -> list[tuple[str, str, int]]:
-        """(key, prompt, seed) of the samples that are this process's."""
+        """(key, prompt, seed) of this process's samples."""
         jobs = [(f"{hash_of(p)[:12]}-{s}", p, s) for p in prompts for s in seeds]
         return jobs[self.rank :: self.world]
 
@@ -52,7 +52,7 @@ class Samples:
         fields: Callable[[dict[str, Any]], dict[str, Any]],
         progress: Progress,
     ) -> dict[str, Any]:
-        """The artifact with every sample ``measure(prompt, seed)``d, and the method's fields made of all of them."""
+        """The artifact with ``measure(prompt, seed)`` of every sample, and ``fields(samples)`` of all of them."""
         jobs = self.jobs(prompts, seeds)
         for done, (key, prompt, seed) in enumerate(jobs):
             progress(done, len(jobs), prompt)
@@ -63,16 +63,16 @@ class Samples:
         return self.merge(lambda every: {"fields": fields(every)})
 
     def save(self, **fields: Any) -> None:
-        """Writes all samples so far, and what was made of them."""
+        """Writes all samples so far and the given fields."""
         artifacts.write(self.own, self.artifact(**fields))
 
     def artifact(self, **fields: Any) -> dict[str, Any]:
-        """All samples so far as an artifact has them, and the fields that were made of them."""
+        """The artifact of all samples so far and the given fields."""
         ordered = {key: self.data[key] for key in sorted(self.data)}
         return {**self.header, "prompts": hash_of("\n".join(ordered)), "samples": ordered, **fields}
 
     def merge(self, make: Callable[[dict[str, Any]], dict[str, Any]] = lambda samples: {}) -> dict[str, Any]:
-        """The whole artifact once every process is done; ``make`` gives the fields that come from all samples."""
+        """The complete artifact, once every process is done; ``make`` returns the fields that depend on all samples."""
         if self.world > 1:
             self._barrier()
             parts = [self._part(r) for r in range(self.world)]
@@ -111,17 +111,17 @@ def hash_of(text: str) -> str:
 
 
 def sample(pipe: Any, prompt: str, seed: int, call: dict[str, Any], copies: int = 1, output: str = "latent") -> Any:
-    """What the pipeline makes of a prompt, ``copies`` times from the same noise in one batch."""
+    """The pipeline's output for a prompt, ``copies`` times from the same noise in one batch."""
     generators = [torch.Generator().manual_seed(seed) for _ in range(copies)]
     arguments = {**call, "generator": generators if copies > 1 else generators[0]}
     with torch.no_grad():
-        asked = [prompt] * copies if copies > 1 else prompt  # not every pipeline makes several clips of one prompt
-        return pipe(asked, **{**arguments, "output_type": output, "return_dict": False})[0]
+        texts = [prompt] * copies if copies > 1 else prompt  # not every pipeline takes a number of clips for one prompt
+        return pipe(texts, **{**arguments, "output_type": output, "return_dict": False})[0]
 
 
 @contextlib.contextmanager
 def prompts_encoded_once(pipe: Any) -> Iterator[None]:
-    """The pipeline keeps what its text encoder said of a prompt while the context lasts."""
+    """Caches the pipeline's prompt embeddings within the context."""
     encode, kept = pipe.encode_prompt, {}
 
     def remembered(*args: Any, **kwargs: Any) -> Any:

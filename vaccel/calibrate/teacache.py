@@ -1,4 +1,4 @@
-"""Fits TeaCache's polynomial on a model: change of the timestep embedding to change of the output."""
+"""Calibrates TeaCache (arXiv 2411.19108): a polynomial from the embedding's change to the output's change."""
 
 from __future__ import annotations
 
@@ -27,10 +27,15 @@ def calibrate_teacache(
 ) -> dict[str, Any]:
     """Runs the full model and fits the coefficients; writes the artifact ``path`` and returns its data.
 
-    For every step but the first the pair (relative L1 of m_i from m_(i-1), relative L1 of v_i from v_(i-1)) is kept
-    per sample, conditional branch; the polynomial of degree 4 is their least-squares fit.  The artifact is written
-    after each sample: run again with the same arguments, it goes on where it stopped.  Raises ``ValueError`` when
-    ``path`` holds a calibration of something else.
+    For every step but the first the pair (relative L1 of m_i from m_(i-1), relative L1 of v_i from v_(i-1)) is recorded
+    for the conditional branch; the coefficients are the least-squares fit of degree 4 to all pairs.  The artifact is
+    written after each sample: an interrupted calibration resumes with the same call.
+
+    Args:
+        call: arguments of the pipeline's call, ``num_inference_steps`` among them.
+        retention: fit for TeaCache's retention mode (projected embedding).
+
+    Raises ``ValueError`` when ``path`` holds a calibration of something else.
     """
     samples = Samples(Path(path), fingerprints.header("teacache", pipe, call, retention=retention))
     return samples.fill(

@@ -1,4 +1,4 @@
-"""``vaccel calibrate``: measure what a method needs to know of a model."""
+"""``vaccel calibrate``: measure what a method needs to know about a model."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .console import clear_errors, console, progress_bar
 from .loading import Loaded
 from .options import Call, Dtype, Pipeline, PromptFile, Prompts, Seeds, Small, Steps, one_of, prompts_of
 
-app = typer.Typer(no_args_is_help=True, help="Measure what a method needs to know of a model.")
+app = typer.Typer(no_args_is_help=True, help="Measure what a method needs to know about a model.")
 
-Artifact = Annotated[Path, typer.Option(help="Artifact to write or go on with.")]
+Artifact = Annotated[Path, typer.Option(help="Artifact to write, or to resume.")]
 
 
 def _calibrated(
     pipeline: str, small: str | None, call: list[str] | None, dtype: str, steps: int, out: Path,
     prompt: list[str] | None, prompts: Path | None, measure: Callable[..., dict[str, Any]], *, of_small: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """What ``measure(loaded, prompts, path, call=..., progress=...)`` returns, with progress and clear refusals."""
+    """Loads the pipeline and returns ``measure(loaded, prompts, path, call=..., progress=...)``, showing progress."""
     from ..demo import family
 
-    with clear_errors(f"{out} keeps what was measured, the same command goes on"):
+    with clear_errors(f"{out} keeps what was measured, the same command resumes it"):
         loaded = Loaded(pipeline, small, call, dtype)
         if of_small:
             if loaded.small is None:
@@ -80,13 +80,13 @@ def calibrate_lemica(
     batch: Annotated[int, typer.Option(help="Stretches measured in one forward, where memory allows.")] = 1,
     min_budget: Annotated[
         int | None,
-        typer.Option(help="Smallest number of computed steps to make schedules for; what they cannot need is skipped."),
+        typer.Option(help="Fewest computed steps of later schedules; edges that none can need are not measured."),
     ] = None,
     hopeless: Annotated[int | None, typer.Option(hidden=True)] = None,
     small: Small = None,
     dtype: Dtype = "float32",
 ) -> None:
-    """Measure what every skipped stretch costs at the end. Resumable: run it again after Ctrl-C, or by torchrun."""
+    """Measure the final error of every stretch of skipped steps. Resumable after Ctrl-C; also runs under torchrun."""
     from ..calibrate import calibrate_lemica as run
 
     if hopeless is not None:
@@ -117,14 +117,14 @@ def calibrate_forecast(
     seed: Seeds = [0],  # noqa: B006
     steps: Steps = 50,
     call: Call = None,
-    bands: Annotated[int, typer.Option(help="2 to tell low spatial frequencies from high ones.")] = 1,
-    tails: Annotated[int, typer.Option(help="Steps whose errors are followed to the end; 0 for typical gains.")] = 10,
-    tail_samples: Annotated[int | None, typer.Option(help="Of how many samples; of all if left out.")] = None,
-    trials: Annotated[bool, typer.Option(help="Runs that show which PSNR an error means (for Auto(psnr=...)).")] = True,
-    keep: Annotated[str, typer.Option(help="Where a run's velocities wait: 'device' or 'host'.")] = "device",
+    bands: Annotated[int, typer.Option(help="2 to separate low from high spatial frequencies.")] = 1,
+    tails: Annotated[int, typer.Option(help="Steps at which error growth is measured; 0 for typical values.")] = 10,
+    tail_samples: Annotated[int | None, typer.Option(help="Samples to measure it on; all by default.")] = None,
+    trials: Annotated[bool, typer.Option(help="Trial runs that relate errors to PSNR (for Auto(psnr=...)).")] = True,
+    keep: Annotated[str, typer.Option(help="Where a run's velocities are kept: 'device' or 'host'.")] = "device",
     dtype: Dtype = "float32",
 ) -> None:
-    """Measure weights, gains and the fidelity of every budget. Resumable: run it again after Ctrl-C, or by torchrun."""
+    """Measure weights, error growth and PSNR by budget. Resumable after Ctrl-C; also runs under torchrun."""
     from ..calibrate import calibrate_forecast as run
     from ..calibrate.forecast import BUDGETS
 
@@ -151,11 +151,11 @@ def calibrate_mixcache(
     call: Call = None,
     candidate: Annotated[
         list[int] | None,
-        typer.Option(help="Block to resume after. Repeat for more; quarters of the depth if left out."),
+        typer.Option(help="Block to resume after. Repeat for more; quarters of the depth by default."),
     ] = None,
     dtype: Dtype = "float32",
 ) -> None:
-    """Profile how much each level of caching harms. Resumable: run it again after Ctrl-C, or by torchrun."""
+    """Measure the impact of each level of caching. Resumable after Ctrl-C; also runs under torchrun."""
     from ..calibrate import calibrate_mixcache as run
 
     def measure(loaded: Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:

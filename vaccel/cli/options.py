@@ -11,7 +11,7 @@ import typer
 DTYPES = ("float32", "bfloat16", "float16")
 
 Pipeline = Annotated[
-    str, typer.Argument(help="Pipeline folder or hub name; the shipped moving-shapes family if left out.")
+    str, typer.Argument(help="Pipeline folder or hub name; the shipped moving-shapes family by default.")
 ]
 Small = Annotated[str | None, typer.Option(help="Folder of the small transformer (or of a pipeline that holds it).")]
 Steps = Annotated[int, typer.Option(help="Sampling steps of the full model.", min=1)]

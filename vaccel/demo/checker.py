@@ -1,8 +1,8 @@
-"""Measures from its frames what a moving-shapes clip shows, to score generated clips against their captions.
+"""Recognises the content of a moving-shapes clip from its frames, to score generated clips against their captions.
 
 ``observe`` looks at pixels only and never at a caption: it separates shapes from the gray background by their colour,
 follows every shape through space-time, reads direction and speed off its centroids, and names its kind by fitting the
-four outlines of ``shapes.signed_distance`` to it.  ``check`` then compares what was seen with what a caption asks for.
+four outlines of ``shapes.signed_distance`` to it.  ``check`` then compares the observation with a caption.
 
 Generated clips are imperfect, so each property has a tolerance about half-way to the next word of the grammar, and
 whatever lies far from every word is ``None``, which matches no caption.
@@ -33,7 +33,7 @@ MAX_RADIUS = 14.0  # pixels; the largest drawn shape has 9.5
 
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
 _WHITE = list(COLOURS).index("white")
-# A shape over gray is told by chroma (what is left of a colour without its mean over RGB), of which gray has none.
+# A shape over gray is recognised by its chroma (a colour minus its mean over RGB), which is zero for gray.
 _CHROMA = _PALETTE - _PALETTE.mean(axis=1, keepdims=True)
 _CHROMA_GAIN = _CHROMA / np.maximum((_CHROMA**2).sum(axis=1, keepdims=True), 1e-3)
 # The area of each kind of shape of radius 1, and how far around the radius of the measured area (which blur and
@@ -147,7 +147,7 @@ def _name_background(level: np.ndarray, known: np.ndarray) -> str | None:
 def _coverage(frames: np.ndarray, background: np.ndarray) -> np.ndarray:
     """How much of every pixel each palette colour covers, [colours, F, H, W], about 0 to 1.
 
-    Chroma needs no knowledge of the background.  White has none, and is told by how far the darkest channel rises
+    Chroma needs no knowledge of the background.  White has none, and is recognised by how far the darkest channel rises
     from the background's level to white: every other colour has a dark channel.
     """
     cover = np.tensordot(_CHROMA_GAIN, frames, axes=1)
@@ -250,7 +250,7 @@ def _measure(frames: np.ndarray, cover: np.ndarray, colour: int, track: np.ndarr
 
 
 def observe(clip: torch.Tensor | np.ndarray) -> Observation:
-    """What a clip [F, H, W, 3] in [0, 1] shows, from its frames alone."""
+    """The shapes and the background of a clip [F, H, W, 3] in [0, 1], from its frames alone."""
     frames = _frames(clip)
     background, known = _background_image(frames)
     cover = _coverage(frames, background)

@@ -7,8 +7,8 @@ Layout of a family's folder::
     teacache.json        TeaCache coefficients fitted on this family (absent until calibrated), likewise
     lemica.json, mixcache.json, teacache_small.json
     dual_expert/         the experts distilled from the large model (absent until trained): dual_expert.json,
-                         semantic.safetensors, detail.safetensors; and diagnosis.json, what `vaccel distill diagnose`
-                         measured
+                         semantic.safetensors, detail.safetensors; and diagnosis.json, written by `vaccel distill
+                         diagnose`
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from . import vae as _vae  # noqa: F401  diffusers loads a class only from a mod
 
 MAX_TOKENS = 24
 TEXT_DIM = 64
-#: Arguments of every call of the family's pipeline: what it was trained for.
+#: Arguments of every call of the family's pipeline, as it was trained.
 CALL: dict[str, Any] = {
     "height": shapes.HEIGHT,
     "width": shapes.WIDTH,
@@ -41,7 +41,7 @@ CALL: dict[str, Any] = {
     "max_sequence_length": MAX_TOKENS,
 }
 
-#: What `make demo` compares, besides the full model and the small one.
+#: The methods that `make demo` compares, besides the full and the small model.
 METHODS = (
     "Auto(artifact='forecast.json', speedup=2.5)",
     *(f"Forecast(artifact='forecast.json', budget={n})" for n in (27, 22, 17, 13, 9)),
@@ -79,7 +79,7 @@ class Family:
 
 
 def shipped_folder() -> Path:
-    """Where the weights that come with the package live."""
+    """The folder of the weights that ship with the package."""
     return Path(str(importlib.resources.files("vaccel.demo"))) / "weights"
 
 
@@ -100,7 +100,7 @@ def load(folder: str | Path | None = None, *, dtype: torch.dtype = torch.float32
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """A few megabytes need no progress bars, and a VAE of another class than Wan's own is what is meant here."""
+    """Without progress bars, and without the warning that the VAE's class is not Wan's own."""
     libraries = (diffusers_logging, transformers_logging)
     before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
@@ -116,7 +116,7 @@ def _quietly() -> Iterator[None]:
 
 
 def calibration_captions(count: int) -> list[str]:
-    """Captions to calibrate on: from the training side of the split, so never those methods are compared on."""
+    """Captions to calibrate on: from the training split, which methods are never compared on."""
     generator = torch.Generator().manual_seed(77)
     return [shapes.draw_scene(generator, held_out=False).caption for _ in range(count)]
 
@@ -193,7 +193,7 @@ def build_scheduler() -> UniPCMultistepScheduler:
 
 
 def save(folder: str | Path, *, tokenizer, text_encoder, vae, large, small) -> None:
-    """Writes a family, weights in half precision (they load in whatever ``dtype`` is asked for)."""
+    """Writes a family, with weights in half precision (``load`` converts them to its ``dtype``)."""
     folder = Path(folder)
     pipe = WanPipeline(
         tokenizer=tokenizer,

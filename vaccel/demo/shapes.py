@@ -2,7 +2,7 @@
 
 A clip is one or two coloured shapes that move in a straight line over a plain or textured background.  The caption
 states everything a checker can measure (colour, kind, direction, speed, background); size, position and the phase of
-the texture are left free, so that one caption has many clips.
+the texture are random, so that one caption has many clips.
 
 Everything is drawn from a ``torch.Generator``: the same seed gives the same clips on every machine.
 """
@@ -49,7 +49,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a caption says: one or two shapes and a background."""
+    """The content of a caption: one or two shapes and a background."""
 
     shapes: tuple[Shape, ...]
     background: str
@@ -123,7 +123,7 @@ def held_out_captions(count: int, seed: int = 2024) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Path:
-    """Where one shape is: centre in pixels at frame f is start + f * velocity."""
+    """The path of a shape: its centre in pixels at frame f is start + f * velocity."""
 
     start: tuple[float, float]
     velocity: tuple[float, float]

@@ -4,11 +4,11 @@ Flow matching (Lipman et al., 2023): x_s = (1 - s) x_0 + s noise, the transforme
 small transformer see the same batches; the text encoder learns from the large one alone and is shared.  Matrices are
 trained with Muon, everything else with AdamW; the learning rate is flat and falls linearly over the last part.
 
-What ships grew in six runs, about seven hours on two CPU cores: from scratch, with a large transformer of 6 blocks; on
-with more of the hard clips; the small transformer alone once more on the text encoder that came out of it; the large
-one deepened to its 8 blocks (``--start-from`` adds what is missing); and both together, more in the high noise that
-decides the layout (with more than half of the clips of two shapes it begins to draw a lone shape twice).  Shipped is
-the mean of the weights of the last two, E and F::
+The shipped family was trained in six runs, about seven hours on two CPU cores: from scratch, with a large transformer
+of 6 blocks; on with more of the hard clips; the small transformer alone once more on the text encoder that came out of
+it; the large one deepened to its 8 blocks (``--start-from`` adds what is missing); and both together, more in the high
+noise that decides the layout (with more than half of the clips of two shapes it begins to draw a lone shape twice).
+Shipped is the mean of the weights of the last two, E and F::
 
     python -m vaccel.demo.train --out A --steps 4600 --two 0.2
     python -m vaccel.demo.train --out B --steps 2950 --two 0.65 --seed 1 --rate 0.6 --decay 0.85 --start-from A
@@ -18,7 +18,7 @@ the mean of the weights of the last two, E and F::
     python -m vaccel.demo.train --out E --steps 2600 --two 0.4 --seed 6 --rate 0.6 --decay 0.9 --shift 5 --start-from D
     python -m vaccel.demo.train --out F --steps 750 --two 0.5 --seed 7 --rate 0.45 --decay 0.95 --shift 5 --start-from E
 
-Every step draws its batch from a generator seeded by (seed, step), so a resumed run goes on exactly where it stopped.
+Every step draws its batch from a generator seeded by (seed, step), so a resumed run continues exactly where it stopped.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def shapes_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 
 class Trainer:
-    """Everything a step needs; ``save`` and ``resume`` carry all of it through safetensors."""
+    """The state of the training; ``save`` and ``resume`` keep all of it in safetensors."""
 
     def __init__(
         self, out: Path, batch: int, seed: int, device: str, two: float = 0.5, shift: float = 3.0, only: str = ""
@@ -86,15 +86,15 @@ class Trainer:
 
     @functools.cached_property
     def vae(self) -> PatchTransformVAE:
-        """Fitted when first used: a family that is trained on, or resumed, brings its own."""
+        """Fitted on first use; a family that training starts from or resumes has its own."""
         clips = shapes.draw_batch(2048, torch.Generator().manual_seed(self.seed))[1]
         return PatchTransformVAE.fit(clips)
 
     def start_from(self, folder: Path) -> None:
         """Takes the weights of a finished family (averaged, in half precision); the optimisers start anew.
 
-        A transformer with fewer blocks than this version's gets blocks that change nothing to begin with, one of
-        another width starts from scratch; either is said.
+        A transformer with fewer blocks than this version's gets blocks that are the identity at first, one of
+        another width starts from scratch; both are reported.
         """
         loaded = family.load(folder)
         states = {"text": loaded.pipe.text_encoder.state_dict()}
@@ -163,7 +163,7 @@ class Trainer:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What must be the same for a checkpoint to be resumed."""
+        """The settings that a checkpoint must share to be resumed."""
         return {name: str(getattr(self, name)) for name in ("seed", "batch", "two", "shift", "only")}
 
     @property
@@ -171,7 +171,7 @@ class Trainer:
         return self.out / "checkpoint.safetensors"
 
     def save(self) -> None:
-        """Writes a checkpoint; an interrupted write leaves the last one whole."""
+        """Writes a checkpoint; an interrupted write keeps the last one."""
         tensors = {f"model.{k}": v for k, v in self.models.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
         tensors |= {f"vae.{k}": v for k, v in self.vae.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Which samples an iteration sees: fixed by seed and iteration alone, whatever the number of processes."""
+"""The samples of an iteration: determined by seed and iteration alone, for any number of processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Slots:
     """Yields the slots of this process's batches, from an iteration on; a slot is a sample's number in the training.
 
     An iteration has ``batch`` slots, dealt out in ``parts`` batches to each of ``world`` processes.  Slots go through
-    the data again and again, each time in another order.
+    the data repeatedly, each time in another order.
     """
 
     def __init__(self, count: int, batch: int, *, seed: int, rank: int = 0, world: int = 1, parts: int = 1):

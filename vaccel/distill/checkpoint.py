@@ -12,19 +12,19 @@ Tensors = dict[str, torch.Tensor]
 
 
 def read(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """Tensors, on the host: what loads them moves what must move (an optimiser's steps must not); and metadata."""
+    """(tensors on the host, metadata); loading a state dict moves what belongs on a device."""
     with safe_open(path, "pt") as f:
         metadata = f.metadata()
     return load_file(path), metadata
 
 
 def part(tensors: Tensors, prefix: str) -> Tensors:
-    """Those under a prefix, without it."""
+    """The tensors under a prefix, by their names without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def of_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> Tensors:
-    """What an optimiser knows of each parameter; its settings are not in it."""
+    """An optimiser's state of each parameter, without its settings."""
     states = optimizer.state_dict()["state"]
     return {f"{prefix}{i}.{k}": torch.as_tensor(v) for i, state in states.items() for k, v in state.items()}
 

@@ -33,14 +33,14 @@ def prepare(
 ) -> dict[str, Any]:
     """Writes clips as training data into the folder ``out`` and returns the data of its ``index.json``.
 
-    Interrupted (Ctrl-C or an error), it writes what it has as a shorter last shard; called again with the same settings
-    and clips, it goes on from there, and the files are, byte for byte, those of a run that was never interrupted.  A
-    caption's arguments are recorded once, however many clips it has.
+    When interrupted (Ctrl-C or an error), it writes its samples as a shorter last shard; the same call resumes there,
+    and the files are, byte for byte, those of an uninterrupted run.  A caption's arguments are recorded once, however
+    many clips it has.
 
     Args:
         pipe: a pipeline with one transformer of a known family, which takes only noise and text.
         clips: (caption, clip [frames, H, W, 3] in [0, 1]), the same ones in the same order each time.
-        call: the arguments of the pipeline's call, prompts left out; frames, height and width are the clips'.  With
+        call: the arguments of the pipeline's call, without prompts; frames, height and width are the clips'.  With
             guidance (``guidance_scale`` or ``true_cfg_scale`` above 1) the unconditional call is recorded as well.
         negative_prompt: of the unconditional call; Qwen-Image has no guidance without it.
         shard_size: samples a shard.
@@ -83,7 +83,7 @@ def prepare(
 def _header(
     pipe: Any, family: Family, call: dict[str, Any], negative: str | None, size: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """The settings: what all samples of a folder have in common."""
+    """The settings that all samples of a folder share."""
     return {
         "schema": artifacts.SCHEMA,
         "method": METHOD,

@@ -32,14 +32,14 @@ def diagnose(
     """Consistency loss and norm of its gradient at each point of the trajectory, means over ``batches``.
 
     Args:
-        teacher: the model; its ``requires_grad`` flags are left as they were.
+        teacher: the model; its ``requires_grad`` flags are restored.
         settings: of a plain consistency model (stage "single"): all noise, toward the clean end.
-        student: the weights it has by now; the teacher's if left out.
-        points: which points; all of them if left out.
+        student: the weights of a trained student; the teacher's by default.
+        points: indices of points; all by default.
         batches: of ``settings.batch`` samples each; the same samples and noise at every point.
 
-    Returns plain data: "points", their "sigma", "loss" and "gradient", and "boundary", the sigma where the phases
-    part.  Raises ``ValueError`` for another stage.
+    Returns plain data: "points", their "sigma", "loss" and "gradient", and "boundary", the sigma between the
+    phases.  Raises ``ValueError`` for another stage.
     """
     if settings.stage != "single":
         raise ValueError(f"the diagnosis is of a single consistency model, not of the {settings.stage} stage")
@@ -68,7 +68,7 @@ def diagnose(
 def _loss_and_gradient(
     objective: Objective, network: nn.Module, shards: Shards, point: int, number: int
 ) -> tuple[float, float]:
-    """Of batch ``number``, with every sample at one point."""
+    """(loss, gradient norm) of batch ``number``, with every sample at one point."""
     slots = range(number * objective.settings.batch, (number + 1) * objective.settings.batch)
     batch = shards.collate([shards[i % len(shards)] for i in slots]).to(next(network.parameters()).device)
     draws = Draws.of(objective.settings, batch.latents, slots)

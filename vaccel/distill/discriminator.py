@@ -45,7 +45,7 @@ class Discriminator(nn.Module):
 
 @contextmanager
 def tapped(model: nn.Module, family: Family, numbers: tuple[int, ...]) -> Iterator[Callable[[], list[torch.Tensor]]]:
-    """While it lasts, calls of ``model`` leave the hidden states after the blocks ``numbers`` to be taken."""
+    """Within the context, calls of ``model`` record the hidden states after the blocks ``numbers``."""
     taken: list[torch.Tensor] = []
     part = {"hidden_encoder": 0, "encoder_hidden": 1}.get(family.returns)
 

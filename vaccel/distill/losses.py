@@ -37,21 +37,21 @@ def temporal_coherence(ends: torch.Tensor, targets: torch.Tensor, lag: int, axis
 
 
 def discriminator_hinge(real: Sequence[torch.Tensor], fake: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What the heads minimise, a mean over them: relu(1 - real) + relu(1 + fake) (eq. 10, with the hinge)."""
+    """The discriminator's loss, a mean over the heads: relu(1 - real) + relu(1 + fake) (eq. 10, with the hinge)."""
     pairs = zip(real, fake, strict=True)
     return torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs]).mean()
 
 
 def generator_hinge(fake: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What the detail expert minimises, a mean over the heads: relu(1 - fake) (eq. 10, with the release's hinge)."""
+    """The detail expert's loss, a mean over the heads: relu(1 - fake) (eq. 10, with the release's hinge)."""
     return torch.stack([F.relu(1 - f).mean() for f in fake]).mean()
 
 
 def feature_matching(fake: Sequence[torch.Tensor], real: Sequence[torch.Tensor]) -> torch.Tensor:
-    """mean square between the teacher's features of what the expert made and of its target (eq. 10)."""
+    """mean square between the teacher's features of the expert's output and of its target (eq. 10)."""
     return torch.stack([squared(f, r) for f, r in zip(fake, real, strict=True)]).mean()
 
 
 def _exact(t: torch.Tensor) -> torch.dtype:
-    """Losses are summed in single precision at the least."""
+    """At least in single precision, which losses are summed in."""
     return torch.float64 if t.dtype == torch.float64 else torch.float32

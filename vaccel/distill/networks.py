@@ -1,4 +1,4 @@
-"""The networks of a stage: teacher, student, target, discriminator; and what of the student is trained and saved."""
+"""The networks of a stage: teacher, student, target, discriminator; which parameters are trained and saved."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .settings import Distillation
 
 
 class Networks(nn.Module):
-    """What a stage trains; trained weights are in fp32 at the least, whatever the teacher's are.
+    """The networks of a stage; trained weights are in fp32 at least, whatever the teacher's dtype.
 
     Attributes:
         student: computes with the parameters that are trained.
         average: the student's moving average, or None.
         heads: the discriminator, or None.
-        adapter: what a detail expert that shares its weights has of its own, or None.
+        adapter: the LoRA and own layers of a detail expert that shares the semantic one's weights, or None.
     """
 
     def __init__(self, settings: Distillation, family: Family, teacher: nn.Module, semantic: Path | None):
@@ -60,7 +60,7 @@ class Networks(nn.Module):
         if average is not None:
             theirs, ours = self.trained(average), self.trained()
             self._followed = [p.requires_grad_(False) for p in theirs.values()], [ours[name] for name in theirs]
-            self.follow(0.0)
+            self.update_average(0.0)
 
     @property
     def target(self) -> nn.Module:
@@ -74,10 +74,10 @@ class Networks(nn.Module):
 
     @property
     def result(self) -> dict[str, torch.Tensor]:
-        """What is saved: the moving average where there is one."""
+        """The weights to save: the moving average where there is one."""
         return self.target.state_dict() if self.adapter is None else self.trained(self.target)
 
     @torch.no_grad()
-    def follow(self, decay: float) -> None:
-        """Moves the average towards the student: average = decay average + (1 - decay) student."""
+    def update_average(self, decay: float) -> None:
+        """average = decay average + (1 - decay) student."""
         torch._foreach_lerp_(*self._followed, 1 - decay)

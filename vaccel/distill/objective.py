@@ -19,17 +19,20 @@ from .shards import Batch
 
 @dataclasses.dataclass
 class Draws:
-    """The chance of an iteration, a row a sample: the point it starts from, its noise, and, where there is a
-    discriminator, the point at which both ends are noised again for it and with what."""
+    """The random draws of an iteration, one row a sample.
+
+    The point of the trajectory that it starts from and its noise; with a discriminator also the point and the noise
+    that both phase ends are noised with for it, else None.
+    """
 
     index: torch.Tensor
     noise: torch.Tensor
-    again: torch.Tensor | None = None
-    noise_again: torch.Tensor | None = None
+    gan_point: torch.Tensor | None = None
+    gan_noise: torch.Tensor | None = None
 
     @classmethod
     def of(cls, settings: Distillation, latents: torch.Tensor, slots: Sequence[int]) -> Draws:
-        """Row b's are fixed by ``slots[b]``: the same for any number of processes and after any interruption."""
+        """The draws of row b depend on ``slots[b]`` alone: not on the number of processes or on interruptions."""
         first, last = settings.starts
         rows = []
         for slot in slots:
@@ -60,8 +63,8 @@ class Objective:
         return self.family.prediction(self.teacher, inputs, output).to(x.dtype)  # a wrapped model has no config
 
     @torch.no_grad()
-    def teach(self, x: torch.Tensor, at: Level, to: Level, batch: Batch) -> torch.Tensor:
-        """The teacher's solve of one step (eq. 5), with its guidance."""
+    def teacher_step(self, x: torch.Tensor, at: Level, to: Level, batch: Batch) -> torch.Tensor:
+        """One solver step by the teacher's guided prediction (eq. 5)."""
         prediction = self.predict(self.teacher, x, at, batch.cond)
         if batch.uncond is not None:
             uncond = self.predict(self.teacher, x, at, batch.uncond)
@@ -71,17 +74,17 @@ class Objective:
     def pair(
         self, student: nn.Module, target: nn.Module, batch: Batch, draws: Draws
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where student and target say the phase ends, [B, ...] each: from a point, and from the teacher's next one.
+        """The phase ends [B, ...] predicted by the student from a point, and by the target from the teacher's next one.
 
-        The second is the x^ of eq. 9: one step of the teacher, then the target network's jump, without gradient.  It is
-        what the detail stage takes for real.
+        The second is the x^ of eq. 9: one step of the teacher, then the target network's jump, without gradient.  The
+        detail stage's discriminator takes it as real.
 
-        A sample whose next point is the end already has its target there: solving on from it changes nothing.
+        A sample whose next point is the phase end already has its target there: the jump leaves it unchanged.
         """
         here, following = self.level(draws.index), self.level(draws.index - 1)
         end = self.level(torch.full_like(draws.index, self.settings.end))
         x = self.trajectory.noised(batch.latents, draws.noise, here)
-        after = self.teach(x, here, following, batch)
+        after = self.teacher_step(x, here, following, batch)
         with torch.no_grad():
             theirs = self.trajectory.solve(after, self.predict(target, after, following, batch.cond), following, end)
         mine = self.trajectory.solve(x, self.predict(student, x, here, batch.cond), here, end)
@@ -100,7 +103,7 @@ class Objective:
         draws: Draws,
         discriminator: Discriminator | None = None,
     ) -> tuple[dict[str, torch.Tensor], tuple[list[torch.Tensor], list[torch.Tensor]] | None]:
-        """The stage's losses, "total" the one to minimise, and the features (fake, real) for the discriminator's."""
+        """The stage's losses, of which "total" is minimised, and the features (fake, real) for the discriminator."""
         settings = self.settings
         mine, theirs = self.pair(student, target, batch, draws)
         found = {"consistency": self.consistency(mine, theirs)}
@@ -120,19 +123,19 @@ class Objective:
     def features(
         self, mine: torch.Tensor, theirs: torch.Tensor, batch: Batch, draws: Draws, numbers: tuple[int, ...]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """The teacher's features [B, tokens, C] of both clean ends, noised again alike, at the blocks ``numbers``."""
-        at = self.level(draws.again)
+        """The teacher's features [B, tokens, C] of both clean ends, noised alike, after the blocks ``numbers``."""
+        at = self.level(draws.gan_point)
         with tapped(self.teacher, self.family, numbers) as take:
-            self.predict(self.teacher, self.trajectory.noised(mine, draws.noise_again, at), at, batch.cond)
+            self.predict(self.teacher, self.trajectory.noised(mine, draws.gan_noise, at), at, batch.cond)
             fake = take()
             with torch.no_grad():
-                self.predict(self.teacher, self.trajectory.noised(theirs, draws.noise_again, at), at, batch.cond)
+                self.predict(self.teacher, self.trajectory.noised(theirs, draws.gan_noise, at), at, batch.cond)
             return fake, take()
 
     @staticmethod
     def discriminator_loss(
         discriminator: nn.Module, features: tuple[list[torch.Tensor], list[torch.Tensor]]
     ) -> torch.Tensor:
-        """What the heads minimise, on features that pass no gradient on."""
+        """The loss of the heads, on detached features."""
         fake, real = ([f.detach() for f in side] for side in features)
         return losses.discriminator_hinge(discriminator(real), discriminator(fake))

@@ -1,4 +1,4 @@
-"""What a distillation is: one stage's settings, with the authors' as defaults."""
+"""The settings of one stage of a distillation, with the authors' as defaults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Stage = Literal["semantic", "detail", "single"]
 
-#: The authors' release and paper, by family; what both leave open is the class's default.
+#: By family, from the authors' release and paper; where both are silent, the class's default holds.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "wan": {"split": 35, "shift": 17.0, "guidance": 6.0, "matching": 10.0},
     "hunyuanvideo": {"split": 38, "shift": 17.0, "guidance": 6.016, "matching": 1.0},
@@ -27,7 +27,7 @@ class Distillation:
             expert), or "single": one plain consistency model for all noise, the paper's variant (1).
         points: N, of the teacher's trajectory, evenly spaced in unshifted time: point i lies at (i + 1) / N.
         split: the first point of the semantic phase, whose last end point is ``split / points``.
-        shift: of flow matching; None leaves the scheduler's own (and is a must for a diffusion model).
+        shift: of flow matching; None for the scheduler's own, and for diffusion models.
         guidance: scale w that the teacher solves with, where guidance takes two branches (the data must hold both);
             where it is an embedding, the data's own value counts.
         loss: "huber" (the release) or "l2" (eq. 6, 7), with ``huber_c``.
@@ -42,9 +42,9 @@ class Distillation:
         warmup: iterations over which the rates rise to their value.
         batch: samples an iteration, over all processes and accumulated parts.
         head_width, head_stride: of the discriminator's heads, one on every ``head_stride``-th block.
-        seed: of the samples' order and noise, and of what is new in the networks.
+        seed: of the samples' order and noise, and of new layers.
 
-    Raises ``ValueError`` for values that make no sense together.
+    Raises ``ValueError`` for values out of range or inconsistent with each other.
     """
 
     stage: Stage

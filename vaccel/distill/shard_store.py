@@ -61,7 +61,7 @@ class ShardStore:
         return self._files[number]
 
     def check(self, number: int, caption: str) -> None:
-        """Raises ``ValueError`` where a clip that is prepared already has another caption now."""
+        """Raises ``ValueError`` where an already prepared clip now has another caption."""
         if (known := self.captions[number]) != caption:
             raise ValueError(
                 f"{self.folder} holds other clips: clip {number} is {known!r} there, {caption!r} here; choose another "
@@ -79,7 +79,7 @@ class ShardStore:
     def admit(self, caption: str, recording: Recording) -> Tensors:
         """The rows of a new caption.
 
-        Raises ``ValueError`` where what all samples share is not what the others have.
+        Raises ``ValueError`` where an argument that all samples share differs from the other samples'.
         """
         if self.structure is None:
             self.structure, self.tensors, self.latents = recording.structure, recording.tensors, recording.latents
@@ -91,7 +91,7 @@ class ShardStore:
         return recording.rows
 
     def add(self, caption: str, sample: Sample) -> None:
-        """Takes a sample in, and writes the shard that it fills."""
+        """Adds a sample, and writes the shard once it is full."""
         if [*sample["latents"].shape] != self.latents:
             raise ValueError(
                 f"the clip of {caption!r} gives latents {[*sample['latents'].shape]}, the pipeline's call makes "
@@ -99,12 +99,12 @@ class ShardStore:
             )
         self._first.setdefault(caption, len(self))
         self.pending.append(sample)
-        self.captions.append(caption)  # last: an interruption before it leaves the sample out
+        self.captions.append(caption)  # last: if interrupted before this, the sample does not count
         if len(self.pending) == self.size:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the samples that wait, as a shard that is not full if they do not fill one."""
+        """Writes the pending samples, as a shorter shard where they do not fill one."""
         if len(self) == self.saved:
             return
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""Reads what ``vaccel.distill.prepare`` wrote: samples by number, and batches as arguments of the transformer.
+"""Reads the data of ``vaccel.distill.prepare``: samples by number, and batches as arguments of the transformer.
 
 A folder of training data::
 
     index.json               what it was made with, the structure of the transformer's arguments, captions
     shared.safetensors       tensors all samples share: ``cond.<argument>...``, ``uncond.<argument>...``
     shard-00000.safetensors  ``latents`` [n, ...], ``cond.<argument>`` [n, ...]; where rows differ in shape they are
-                             filled up with zeros, and ``size.cond.<argument>`` [n, dimensions] tells their own
+                             padded with zeros, and ``size.cond.<argument>`` [n, dimensions] holds their sizes
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class Batch(NamedTuple):
 class Shards(Dataset):
     """Samples of a prepared folder, by number, in the order they were prepared.
 
-    Nothing is loaded whole: a sample is a slice of its shard, whose file each process opens once, when first needed.
-    With a ``DataLoader`` pass ``collate_fn=shards.collate``.
+    Shards are not loaded into memory: a sample is a slice of its shard, whose file each process opens once, when first
+    needed. With a ``DataLoader`` pass ``collate_fn=shards.collate``.
 
     Args:
-        folder: what ``prepare`` wrote.
+        folder: the folder that ``prepare`` wrote.
         model: the transformer that will be trained; checked against the one the data were made with.
 
     Attributes:
         index: the data of ``index.json``; ``family``: the model's family; ``captions``: one a sample.
 
-    Raises ``FileNotFoundError`` for no such folder or a shard that is gone, ``ValueError`` for another model's data or
+    Raises ``FileNotFoundError`` for no such folder or a missing shard, ``ValueError`` for another model's data or
     an index that was cut short.
     """
 
@@ -91,7 +91,7 @@ class Shards(Dataset):
         return self._shard(self.index["shards"][number]["file"]).sample(row)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # open files do not travel to other processes
+        return {**self.__dict__, "_open": {}}  # open files cannot be pickled
 
     def _shard(self, name: str) -> ShardFile:
         key = os.getpid(), name
@@ -107,7 +107,8 @@ class Shards(Dataset):
         """
         rows = {name: _stacked(name, [s["cond"][name] for s in samples]) for name in samples[0]["cond"]}
         latents = _stacked("latents", [s["latents"] for s in samples])
-        latents = latents.float() if latents.element_size() < 4 else latents  # noise levels lie closer than bf16 tells
+        # In half precision neighbouring noise levels would be equal.
+        latents = latents.float() if latents.element_size() < 4 else latents
         structure, count = self.index["arguments"], len(samples)
         cond = self._arguments(structure["cond"], count) | rows
         uncond = None if structure["uncond"] is None else self._arguments(structure["uncond"], count)
@@ -137,7 +138,7 @@ class ShardFile:
         return {"latents": self._row("latents", row), "cond": self.condition(row)}
 
     def condition(self, row: int) -> Tensors:
-        """The arguments that are this sample's own."""
+        """The arguments of this sample that are not shared."""
         names = [name for name in self._names if name.startswith("cond.")]
         return {name.removeprefix("cond."): self._row(name, row) for name in names}
 
@@ -150,7 +151,7 @@ class ShardFile:
 
 
 def write_shard(path: Path, samples: Sequence[Sample]) -> None:
-    """Writes samples whole or not at all."""
+    """Writes a shard atomically."""
     tensors = {"latents": torch.stack([s["latents"] for s in samples])}
     for argument in samples[0]["cond"]:
         name, rows = f"cond.{argument}", [s["cond"][argument] for s in samples]
@@ -184,7 +185,7 @@ def pack(value: Any, name: str, tensors: Tensors) -> dict[str, Any]:
 
 
 def unpack(tree: dict[str, Any], tensors: Tensors) -> Any:
-    """What ``pack`` packed."""
+    """The inverse of ``pack``."""
     if "tensor" in tree:
         return tensors[tree["tensor"]]
     if "tuple" in tree:
@@ -207,7 +208,7 @@ def _stacked(name: str, rows: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A value with every tensor in it changed."""
+    """A copy of a value with a function applied to every tensor in it."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, (tuple, list)):

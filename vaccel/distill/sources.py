@@ -26,7 +26,7 @@ class VideoFolder:
         self.entries, self.frames, self.height, self.width, self.stride = entries, frames, height, width, stride
 
     def __len__(self) -> int:
-        """Files listed; those that turn out too short yield no clip."""
+        """Number of files; those that are too short yield no clip."""
         return len(self.entries)
 
     def __iter__(self) -> Iterator[Captioned]:
@@ -50,8 +50,8 @@ def video_folder(folder: str | Path, *, frames: int, height: int, width: int, st
     order), or from a .txt beside each file (sorted by path, subfolders among them).  A clip is the frames 0, stride,
     2 stride, ... of its file, scaled until it covers height x width and cut to its centre; a picture is one frame.
 
-    Raises ``FileNotFoundError`` for no such folder or a file the metadata list that is not there, ``ValueError`` for a
-    missing caption, metadata that are none, or nothing to read.  A file with too few frames is left out with a warning.
+    Raises ``FileNotFoundError`` for a missing folder or a missing file of the metadata, ``ValueError`` for a
+    missing caption, malformed metadata, or an empty folder.  A file with too few frames is skipped with a warning.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -106,7 +106,7 @@ def _listed(metadata: Path) -> list[tuple[Path, str]]:
 
 
 def _beside(folder: Path) -> list[tuple[Path, str]]:
-    """The clips of a folder that have a text beside them."""
+    """The files of a folder that have a .txt beside them."""
     entries = []
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in _VIDEOS + _PICTURES):
         text = path.with_suffix(".txt")
@@ -131,4 +131,4 @@ def _frames(path: Path, count: int, stride: int) -> list[np.ndarray]:
     try:
         return list(itertools.islice(frames, 0, (count - 1) * stride + 1, stride))
     finally:
-        frames.close()  # ends the decoder without waiting for the rest
+        frames.close()  # stops the decoder early

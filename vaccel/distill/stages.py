@@ -1,4 +1,4 @@
-"""A stage from a pipeline and its prepared data to a folder of experts: train, look at samples, save."""
+"""One stage, from a pipeline and its prepared data to a folder of experts: training, sampling, saving."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .trainer import Trainer, accelerator_for
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Clips to look at on the way: ``prompts`` sampled in ``steps`` steps every ``every`` iterations and at the end."""
+    """Sampled clips: of ``prompts``, in ``steps`` steps, every ``every`` iterations and at the end."""
 
     prompts: tuple[str, ...] = ()
     every: int = 250
@@ -57,7 +57,7 @@ def train(
     """Trains one stage of a dual expert into the folder ``out``, which ``vaccel.DualExpert`` then runs with.
 
     Checkpoints, the log of losses (``log.jsonl``), their plot and the sampled clips go to ``out/training/<stage>``.
-    Killed or interrupted, the same call goes on from the last checkpoint, to the same loss curve.
+    A killed or interrupted training resumes with the same call from the last checkpoint, with the same loss curve.
 
     Args:
         pipe: the teacher's pipeline, with one transformer, which is moved to the accelerator's device and stays there.
@@ -66,13 +66,13 @@ def train(
         call: arguments of the pipeline's call for the sampled clips.
         accelerator, parts, checkpointing, workers: see ``Trainer``.
         save_every: iterations between checkpoints.
-        samples: what to sample on the way; nothing if left out.
-        dtype: of the saved weights; the teacher's own if left out.
-        base: the name that the saved experts give the model they were made from; the pipeline's own if left out.
-        progress: told (iterations done, in all, the losses in words).
+        samples: which clips to sample; none by default.
+        dtype: of the saved weights; the teacher's by default.
+        base: the name of the model that the experts are made from, for their description; the pipeline's by default.
+        progress: called with (iterations done, their total, the losses as text).
 
-    A stage that is done already is left as it is.  Raises ``ValueError``, before any forward, for a teacher whose
-    weights are not plainly there (offloaded, quantised, with a LoRA, two transformers), data of another model or
+    A stage that is complete is not trained again.  Raises ``ValueError``, before any forward, for a teacher whose
+    weights cannot be copied (offloaded, quantised, with a LoRA, two transformers), data of another model or
     without the branch that guidance needs, settings that do not fit them, a folder whose other experts this stage
     would replace, and a detail stage without its semantic expert.
     """
@@ -90,7 +90,7 @@ def train(
     with _as_it_was(teacher):
         trainer = Trainer(
             settings, teacher, described, trajectory, shards, out / "training" / settings.stage, semantic=semantic,
-            stands_on=before.get("semantic") if semantic is not None else None, parts=parts,
+            semantic_training=before.get("semantic") if semantic is not None else None, parts=parts,
             checkpointing=checkpointing, accelerator=accelerator or accelerator_for(described), workers=workers,
         )  # fmt: skip
         run = _Run(pipe, trainer, trajectory, out, dict(call or {}), samples, dtype, base, before)
@@ -100,7 +100,7 @@ def train(
 
 @contextlib.contextmanager
 def _as_it_was(teacher: nn.Module) -> Iterator[None]:
-    """What is trained and what is computed again of the teacher is, after the context, what it was."""
+    """Restores, after the context, which of the teacher's weights are trained and its gradient checkpointing."""
     flags, checkpointed = [(p, p.requires_grad) for p in teacher.parameters()], teacher.is_gradient_checkpointing
     try:
         yield
@@ -119,7 +119,7 @@ def _check_teacher(pipe: Any) -> None:
 
 
 def _check_data(settings: Distillation, family: Family, shards: Shards) -> None:
-    """Raises ``ValueError`` for data that the stage would only stumble over later."""
+    """Raises ``ValueError`` for data that the stage cannot be trained on, before any forward."""
     first = shards.collate([shards[0]])
     embedded = first.cond.get("guidance") is not None
     if first.uncond is None and not embedded and settings.guidance != 1:
@@ -139,7 +139,7 @@ def _check_data(settings: Distillation, family: Family, shards: Shards) -> None:
 
 
 def _semantic(out: Path, settings: Distillation, trajectory: Trajectory, teacher: nn.Module) -> Path:
-    """Weights of the semantic expert that a detail stage stands on.  Raises ``ValueError`` where it cannot."""
+    """The weights of the semantic expert that a detail stage needs.  Raises ``ValueError`` where there are none."""
     if not (out / DESCRIPTION).is_file():
         raise ValueError(f"{out} has no semantic expert yet: train --stage semantic there first")
     saved = read_experts(out)
@@ -161,7 +161,7 @@ def _semantic(out: Path, settings: Distillation, trajectory: Trajectory, teacher
 
 @dataclasses.dataclass
 class _Run:
-    """What a training does besides: saving, plotting, sampling."""
+    """Saving, plotting and sampling during a training."""
 
     pipe: Any
     trainer: Trainer
@@ -171,7 +171,7 @@ class _Run:
     samples: Samples | None
     dtype: torch.dtype
     base: str
-    before: Mapping[str, Any]  # what the folder's experts said of their training
+    before: Mapping[str, Any]  # the training settings in the folder's description
 
     @property
     def done(self) -> bool:
@@ -187,17 +187,17 @@ class _Run:
                 if trainer.iteration % save_every == 0:
                     trainer.save()
                 if self.samples is not None and trainer.iteration % self.samples.every == 0 < total - trainer.iteration:
-                    self.look()
+                    self.save_and_sample()
         except KeyboardInterrupt:
-            if trainer.whole:  # else the last checkpoint stands
+            if trainer.complete:  # else the last checkpoint is kept
                 trainer.save()
             raise
         if trainer.iteration > start or not self.done:
             trainer.save()
-            self.look()
+            self.save_and_sample()
 
-    def look(self) -> None:
-        """Saves the experts as they are, the plot of the losses, and clips sampled with them."""
+    def save_and_sample(self) -> None:
+        """Saves the current experts, the plot of the losses, and clips sampled with the experts."""
         trainer = self.trainer
         if trainer.accelerator.is_main_process:
             self.save()

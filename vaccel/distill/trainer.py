@@ -28,7 +28,7 @@ from .shards import Shards
 
 
 class Trainer:
-    """One stage: ``run`` goes on to the end from the last checkpoint in ``folder``, if there is one.
+    """One stage: ``run`` trains to the end, from the last checkpoint in ``folder`` where there is one.
 
     Args:
         settings: the stage.
@@ -37,9 +37,10 @@ class Trainer:
         shards: the prepared data.
         folder: for the checkpoint and the log of losses, one JSON line an iteration.
         semantic: weights of the semantic expert, for a detail stage that shares them.
-        stands_on: what is said of the semantic expert's training; a checkpoint goes on with the same one only.
+        semantic_training: the settings that the semantic expert was trained with; a checkpoint resumes with the same
+            ones only.
         accelerator: accelerate's, for devices, processes and precision; see ``accelerator_for``.
-        parts: batches that an iteration's samples are worked off in, one after another (gradient accumulation).
+        parts: batches that an iteration's samples are split into (gradient accumulation).
         checkpointing: compute activations again instead of keeping them (gradient checkpointing).
         workers: processes that read ahead.
 
@@ -57,7 +58,7 @@ class Trainer:
         folder: Path,
         *,
         semantic: Path | None = None,
-        stands_on: Any = None,
+        semantic_training: Any = None,
         accelerator: Accelerator | None = None,
         parts: int = 1,
         checkpointing: bool = False,
@@ -66,7 +67,7 @@ class Trainer:
         self.settings, self.shards, self.folder, self.workers = settings, shards, folder, workers
         self.accelerator = accelerator or accelerator_for(family)
         _check_precision(self.accelerator, next(teacher.parameters()).dtype)
-        self.made_with = {"data": hash_of(json.dumps(shards.index, sort_keys=True)), "semantic": stands_on}
+        self.made_with = {"data": hash_of(json.dumps(shards.index, sort_keys=True)), "semantic": semantic_training}
         world = self.accelerator.num_processes
         self.slots = Slots(
             len(shards), settings.batch, seed=settings.seed, rank=self.accelerator.process_index, world=world,
@@ -81,7 +82,7 @@ class Trainer:
         self.parameters = list(self.networks.trained().values())
         self.heads_parameters = list(self.networks.heads.parameters()) if self.networks.heads is not None else []
         self._prepare()
-        self.iteration, self.whole = 0, True
+        self.iteration, self.complete = 0, True
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.is_file():
             self._load()
@@ -111,23 +112,23 @@ class Trainer:
                     seconds = round(time.perf_counter() - began, 3)
                     log.write(json.dumps({"iteration": self.iteration, **found, "seconds": seconds}) + "\n")
                     log.flush()
-                self.whole = True
+                self.complete = True
                 yield found
 
     def iterate(self, batches: Iterator[Any]) -> dict[str, float]:
-        """One update of the student, and of the discriminator where there is one; ``whole`` is False from then on."""
+        """One update of the student and of the discriminator; ``complete`` is False until it has succeeded."""
         self._warm_up()
         sums: dict[str, torch.Tensor] = {}
         for part in range(self.slots.parts):
             last = part == self.slots.parts - 1
             for name, value in self._part(next(batches), self.slots.of(self.iteration, part), last).items():
                 sums[name] = sums.get(name, 0) + value / self.slots.parts
-        self.whole = False
+        self.complete = False
         sums["gradient"] = self._update(self.optimizer, self.parameters)
         if self.heads is not None:
             self._update(self.heads_optimizer, self.heads_parameters)
         if self.settings.ema:
-            self.networks.follow(self.settings.ema)
+            self.networks.update_average(self.settings.ema)
         self.iteration += 1
         names = sorted(sums)
         reduced = self.accelerator.reduce(torch.stack([sums[n].float() for n in names]), "mean").tolist()
@@ -154,7 +155,7 @@ class Trainer:
         return {name: value.detach() for name, value in found.items()}
 
     def _local(self, network: nn.Module, last: bool) -> Any:
-        """Gradients are exchanged between processes with the last part only."""
+        """Gradients are exchanged between processes after the last part only."""
         return contextlib.nullcontext() if last else self.accelerator.no_sync(network)
 
     def _update(self, optimizer: Any, parameters: list[nn.Parameter]) -> torch.Tensor:
@@ -177,7 +178,7 @@ class Trainer:
         return self.folder / "checkpoint.safetensors"
 
     def _parts(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Everything that is trained, by part."""
+        """The tensors of everything that is trained, by prefix."""
         networks = self.networks
         parts = {"student.": dict(networks.trained())}
         if networks.average is not None:
@@ -191,7 +192,7 @@ class Trainer:
         return {k: getattr(o, "optimizer", o) for k, o in found.items() if o is not None}
 
     def save(self) -> None:
-        """Writes the checkpoint (the main process); also what a run after it goes on from."""
+        """Writes the checkpoint, by the main process."""
         if not self.accelerator.is_main_process:
             return
         tensors = {prefix + k: v for prefix, part in self._parts().items() for k, v in part.items()}
@@ -225,7 +226,7 @@ class Trainer:
         self.iteration = int(metadata["iteration"])
 
     def _forget_later_lines(self) -> None:
-        """The log of iterations after the checkpoint, which are made again."""
+        """Removes the log lines of iterations after the checkpoint, which are computed again."""
         log = self.folder / "log.jsonl"
         if log.is_file() and self.accelerator.is_main_process:
             kept = [s for s in log.read_text().splitlines() if _iteration(s) <= self.iteration]
@@ -234,8 +235,11 @@ class Trainer:
 
 
 def accelerator_for(family: Family, precision: str | None = None) -> Accelerator:
-    """Accelerate's with what a distillation needs: time for one process to save and sample while the others wait, and
-    no exchange awaited for weights that a family's forward leaves out (Qwen-Image's last text branch)."""
+    """An ``Accelerator`` for a distillation.
+
+    Processes wait long enough for one of them to save and sample, and do not wait for gradients of weights that a
+    family's forward does not use (Qwen-Image's last text branch).
+    """
     return Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=1,
@@ -257,7 +261,7 @@ def _check_precision(accelerator: Accelerator, dtype: torch.dtype) -> None:
 
 
 def _iteration(line: str) -> float:
-    """Infinite for a line that was cut short."""
+    """The iteration of a line of the log; infinite for a line that was cut short."""
     try:
         return json.loads(line)["iteration"]
     except (json.JSONDecodeError, KeyError):

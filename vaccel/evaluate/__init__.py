@@ -1,4 +1,4 @@
-"""Compares methods on a pipeline: wall time, forwards, memory and fidelity side by side, and a report to look at."""
+"""Compares methods on a pipeline: wall time, forwards, memory and fidelity side by side, and a report."""
 
 from .compare import Comparison, compare
 from .contenders import Contender, parse_contender

@@ -1,4 +1,4 @@
-"""Clips as bytes for a page, and contact sheets to look at."""
+"""Clips as data URIs and video files, and contact sheets."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def _frames(pipe: Any, prompt: str, seed: int, call: dict[str, Any]) -> tuple[np
 def _run(
     pipe: Any, small: nn.Module | None, contender: Contender, prompt: str, seed: int, call: dict[str, Any]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """One contender's clip, and what it cost."""
+    """One contender's clip, time, forwards and memory."""
     call = {**call, "num_inference_steps": contender.num_steps or call["num_inference_steps"]}
     _peak(reset=True)
     with contender.applied(pipe, small) as handle:
@@ -192,9 +192,9 @@ def compare(
 
     Args:
         call: arguments of the pipeline's call; ``num_inference_steps`` is the full model's.
-        checker: scores a clip against its prompt, where a family has such a thing.
-        progress: told (runs done, runs in all, what runs next).
-        log: a file that gets one JSON line a run, so that nothing is lost when a long comparison is stopped.
+        checker: scores a clip against its prompt; the demo family has one.
+        progress: called with (runs done, their total, the next run).
+        log: a file that each run is appended to as a JSON line, so that an interrupted comparison keeps its results.
 
     Ctrl-C ends it early with what is done (``complete`` is False).  Raises ``ValueError`` for a contender that needs
     a small model when there is none, before anything runs.
@@ -240,7 +240,7 @@ def compare(
 def _small_alone(
     pipe: Any, small: nn.Module, jobs: list, call: dict[str, Any], comparison: Comparison, checker: Checker | None
 ) -> dict[str, Any]:
-    """The small model in the large one's place: how much worse it is, and how much cheaper."""
+    """The small model in the large one's place: its fidelity and speedup."""
     large = pipe.transformer
     seconds, fidelity, checks = [], [], []
     for prompt, seed in jobs:

@@ -28,8 +28,8 @@ _CACHES = ("FirstBlockCache", "MagCache", "TaylorSeer", "SeaCache")
 class Contender:
     """One way to run the pipeline.
 
-    ``label`` is what was written; ``group`` joins the points of one curve; ``num_steps`` is what the pipeline is called
-    with, None for as many as the full model.
+    ``label`` is its text; ``group`` joins the points of one curve; ``num_steps`` is the number of steps that the
+    pipeline is called with, None for the full model's.
     """
 
     label: str
@@ -46,7 +46,7 @@ class Contender:
 
     @contextlib.contextmanager
     def applied(self, pipe: Any, small: nn.Module | None, *, compile: bool = False) -> Iterator[Handle | None]:
-        """The pipeline runs this contender while the context lasts."""
+        """Applies this contender to the pipeline within the context."""
         if self.kind == "vaccel":
             with accelerate(pipe, self.method, small=small if self.needs_small else None, compile=compile) as handle:
                 yield handle
@@ -62,11 +62,12 @@ class Contender:
 
 
 def parse_contender(text: str, folder: str | Path = ".") -> Contender:
-    """Reads a contender; relative artifacts are looked for in ``folder``.
+    """Parses a contender; relative paths of artifacts are relative to ``folder``.
 
     ``TeaCache(artifact="teacache.json", threshold=0.1)`` takes its coefficients from a calibration artifact, and
     ``DualExpert(folder="dual_expert", steps=4)`` its experts from that folder inside ``folder``, or from wherever the
-    method itself finds them.  Raises ``ValueError`` that says what is wrong with the text.
+    method itself finds them.  Raises ``ValueError`` for a malformed text, an unknown method, or arguments that the
+    method refuses.
     """
     try:
         node = ast.parse(text.strip(), mode="eval").body
@@ -92,7 +93,7 @@ def parse_contender(text: str, folder: str | Path = ".") -> Contender:
     group = name if not isinstance(method, methods.SRDiffusion) or not method.rendering else f"{name} + TeaCache"
     named = [ast.literal_eval(k.value) for k in node.keywords if k.arg == "artifact"]
     artifact = Path(folder) / named[0] if named else None
-    steps = method.experts.steps if method.experts is not None else None  # asked for as many as they make
+    steps = method.experts.steps if method.experts is not None else None  # the experts' own number of steps
     return Contender(text, "vaccel", group, method=method, num_steps=steps, artifact=artifact)
 
 

@@ -1,4 +1,4 @@
-"""Fidelity of a clip to the full model's: PSNR, SSIM, and LPIPS where its weights are at hand."""
+"""Fidelity of a clip to the full model's: PSNR, SSIM, and LPIPS where its weights are installed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _lpips_network():
 
 
 def lpips(reference: np.ndarray, clip: np.ndarray) -> float | None:
-    """LPIPS (AlexNet) of [F, H, W, 3] in [0, 1], mean over the frames; None where its weights are not at hand."""
+    """LPIPS (AlexNet) of [F, H, W, 3] in [0, 1], mean over the frames; None where its weights are not installed."""
     if lpips_missing():
         return None
     import torch

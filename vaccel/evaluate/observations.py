@@ -1,8 +1,8 @@
 """The observations of OpenReview egUfF6cesw, section 4.1, measured on a pipeline and its small model.
 
-Along a full run of the large model: how well the direction and the magnitude of its conditional output are matched by
-the small model at the same input, and by the reused residual x_i + r of some steps before; and how far the small
-model's conditional and unconditional magnitudes lie apart.
+Along a full run of the large model: how close direction and magnitude of its conditional output are to those of the
+small model at the same input, and to those of the reused residual, x_i + r with r of an earlier step; and the ratio of
+the small model's conditional and unconditional magnitudes.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from . import clips, plots
 from .compare import Comparison
 from .observations import Observations
 
-#: What is shown of a curve of `vaccel distill diagnose`.
+#: The fields of a curve of `vaccel distill diagnose` that are plotted.
 _CURVE = ("sigma", "loss", "gradient", "boundary")
 
 
@@ -62,7 +62,7 @@ def write_report(
 
 
 def _error_graphs(comparison: Comparison) -> list[str]:
-    """One picture an artifact that LeMiCa's schedules were solved from."""
+    """The error graph of every artifact that LeMiCa's schedules were solved from."""
     found: dict[Path, dict[str, tuple[int, ...]]] = {}
     for contender in comparison.contenders:
         if isinstance(contender.method, LeMiCa) and contender.artifact is not None:
@@ -72,7 +72,7 @@ def _error_graphs(comparison: Comparison) -> list[str]:
 
 
 def _noise_levels(comparison: Comparison) -> list[dict[str, Any]]:
-    """What ``vaccel distill diagnose`` measured, by curve; of every folder of experts that holds such a file."""
+    """The curves of ``vaccel distill diagnose`` in the experts' folders, by name."""
     folders = {Path(c.method.folder): None for c in comparison.contenders if isinstance(c.method, DualExpert)}
     found = []
     for path in (folder / "diagnosis.json" for folder in folders):
@@ -81,13 +81,13 @@ def _noise_levels(comparison: Comparison) -> list[dict[str, Any]]:
         try:
             curves = json.loads(path.read_text())["curves"].items()
             found.append({name: {key: curve[key] for key in _CURVE} for name, curve in curves})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # no reason to lose a comparison
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # the comparison is reported all the same
             warnings.warn(f"{path} is not what `vaccel distill diagnose` writes: {error!r}", stacklevel=2)
     return found
 
 
 def _show(comparison: Comparison, prompt: str, seed: int) -> dict[str, Any]:
-    """The clips of one prompt with what is written under each."""
+    """The clips of one prompt with their captions."""
     rows = {r.contender: r for r in comparison.rows if (r.prompt, r.seed) == (prompt, seed)}
     shown = []
     for (name, p, s), clip in comparison.clips.items():
@@ -104,7 +104,7 @@ def _show(comparison: Comparison, prompt: str, seed: int) -> dict[str, Any]:
 
 
 def _worst(comparison: Comparison) -> list[dict[str, Any]]:
-    """Where methods fail: each one's worst clip, of all its settings, beside the full model's; the worst first."""
+    """Every method's worst clip over all its settings, beside the full model's; the worst first."""
     groups = {contender.label: contender.group for contender in comparison.contenders}
     worst: dict[str, tuple[Any, list[Any]]] = {}
     for row in sorted((r for r in comparison.rows if r.psnr < float("inf")), key=lambda r: r.psnr):

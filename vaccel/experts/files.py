@@ -23,15 +23,15 @@ DESCRIPTION, SEMANTIC, DETAIL = "dual_expert.json", "semantic.safetensors", "det
 
 @dataclasses.dataclass(frozen=True)
 class SavedExperts:
-    """What a folder of experts says.
+    """The description of a folder of experts.
 
     Attributes:
-        folder: where it lies.
+        folder: its path.
         base: the name of the model that the experts were made from.
         model: that model's fingerprint.
         trajectory: the teacher's path.
         boundary: the unshifted time, in (0, 1), where the detail expert takes over.
-        semantic: whether the semantic expert has weights of its own; without, it is the base itself.
+        semantic: whether the semantic expert has its own weights; without, it is the base model.
         kind: the detail expert: "lora" (with ``adapter``), "full", or "none": one model for all steps.
         training: the settings of each stage, plain data.
     """
@@ -60,21 +60,21 @@ def save_experts(
     guidance: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a folder that ``vaccel.DualExpert`` runs with; one that was there before is replaced.
+    """Writes a folder that ``vaccel.DualExpert`` runs with; replaces an earlier one.
 
     Args:
-        folder: made where it is missing.
+        folder: created if it is missing.
         model: the transformer that the experts are for: its class and configuration are what a pipeline must have.
         trajectory, boundary: the teacher's path, and the unshifted time in (0, 1) where the detail expert takes over.
-        semantic: the semantic expert's whole state dict; True for the file that is there already; None where it is the
-            base itself.
-        detail: with ``adapter`` the detail expert's ``own_parameters``, without it its whole state dict, None for none.
-        adapter: what the detail expert has of its own.
+        semantic: the semantic expert's full state dict; True to keep the existing file; None where it is the base
+            model itself.
+        detail: with ``adapter`` the detail expert's ``own_parameters``, without it its full state dict, None for none.
+        adapter: the detail expert's LoRA and own layers.
         base: name or path of the base model.
-        guidance, training: plain data for whoever reads the file.
+        guidance, training: plain data, for information.
 
-    Returns the folder.  An interrupted write of another semantic expert leaves no ``dual_expert.json``, so that nobody
-    takes a half for a whole.  Raises ``ValueError`` for a boundary outside (0, 1), or an adapter without its
+    Returns the folder.  An interrupted write of another semantic expert leaves no ``dual_expert.json``, so that an
+    incomplete folder is never read.  Raises ``ValueError`` for a boundary outside (0, 1), or an adapter without its
     parameters.
     """
     if not 0 < boundary < 1:
@@ -103,9 +103,9 @@ def save_experts(
 
 
 def _replace(folder: Path, weights: Mapping[str, Mapping[str, torch.Tensor] | None], undescribed: bool) -> None:
-    """Puts weight files in place of those that are there, once all are written; None takes one away.
+    """Replaces the weight files once all new ones are written; None removes one.
 
-    Meanwhile nothing describes them where they are ``undescribed``.
+    Where ``undescribed``, the description is removed before.
     """
     partials = {name: folder / (name + ".partial") for name, state in weights.items() if state is not None}
     try:
@@ -124,16 +124,16 @@ def _replace(folder: Path, weights: Mapping[str, Mapping[str, torch.Tensor] | No
 
 
 def read_experts(folder: str | Path) -> SavedExperts:
-    """What the folder of experts, or the one of that name on the hub, says; its weights are not read yet.
+    """The description of a folder of experts, or of one on the hub by its name; does not read the weights.
 
-    Raises ``ValueError`` for a folder that neither is, is incomplete, or was edited, and for a description whose fields
-    are not what they are declared to be (``vaccel.planning.schema``); it names the field.
+    Raises ``ValueError`` for a name that is neither, for a folder that is incomplete or was edited, and for a field of
+    the description that is not as declared (``vaccel.planning.schema``), which it names.
     """
     folder = _found(folder)
     try:
         data = artifacts.read(folder / DESCRIPTION, METHOD)
     except OSError as error:
-        raise ValueError(f"{folder} has no {DESCRIPTION}: no experts were saved there whole") from error
+        raise ValueError(f"{folder} has no {DESCRIPTION}: no complete experts were saved there") from error
     kind = data["detail"]["kind"]
     saved = SavedExperts(
         folder,
@@ -148,12 +148,12 @@ def read_experts(folder: str | Path) -> SavedExperts:
     )
     for name in [SEMANTIC] * saved.semantic + [DETAIL] * (kind != "none"):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}, which its {DESCRIPTION} speaks of")
+            raise ValueError(f"{folder} has no {name}, which its {DESCRIPTION} names")
     return saved
 
 
 def _fields(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the data that are fields of a dataclass: a file may say more than this vaccel knows."""
+    """The data of a dataclass's fields; a file may have further ones."""
     return {field.name: data[field.name] for field in dataclasses.fields(kind)}
 
 
@@ -168,7 +168,7 @@ class WeightFile:
         self.path, self.names = path, list(self._file.keys())
 
     def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copies every tensor into its namesake in place, in that one's dtype; ``fits`` says whether it can."""
+        """Copies every tensor into its namesake in place, in the latter's dtype; ``fits`` checks whether it can."""
         with torch.no_grad():
             for name, tensor in tensors.items():
                 tensor.copy_(self._file.get_tensor(name))
@@ -196,6 +196,6 @@ def _found(folder: str | Path) -> Path:
     name = os.fspath(folder)
     try:
         return Path(snapshot_download(name, allow_patterns=[DESCRIPTION, SEMANTIC, DETAIL]))
-    except Exception as error:  # of the name, the network, the hub: whatever it is, the experts are not here
+    except Exception as error:  # of the name, the network or the hub
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"there is no folder {name}, and the hub has no experts of that name: {reason}") from error

@@ -2,7 +2,7 @@
 
 ``adapted`` makes another tree of modules over a transformer's weights: every module on the way to a changed layer is
 a shallow copy, every other module and every weight is the transformer's own.  The transformer itself stays as it is,
-so both experts are there at once, to call, compile or capture, and changing from one to the other costs nothing.
+so both experts exist at once, to call, compile or capture, and switching between them costs nothing.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ ADAPTER = "detail"
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """What the detail expert has of its own (arXiv 2506.03123, section 3.3).
+    """The detail expert's own parameters (arXiv 2506.03123, section 3.3).
 
     Args:
         rank, alpha: of the LoRA.
-        targets: ends of the names of the linear layers that get one.
-        fresh: modules or parameters that it has a copy of.
+        targets: suffixes of the names of the linear layers that get one.
+        fresh: names of modules or parameters that it has its own copy of.
     """
 
     rank: int = 128
@@ -48,7 +48,7 @@ class Adapter:
 def adapted(model: nn.Module, adapter: Adapter) -> nn.Module:
     """The detail expert over ``model``'s weights; its own parameters, and they alone, are ``own_parameters``.
 
-    It begins as ``model`` computes: LoRA adds nothing yet, copies are equal.  LoRA's first factors are drawn from
+    Its output equals the model's at first: LoRA adds zero, copies are equal.  LoRA's first factors are drawn from
     torch's generator.  Raises ``ValueError`` where nothing matches a target, or where something that the tree would
     copy carries hooks or an adapter already.
     """
@@ -64,7 +64,7 @@ def adapted(model: nn.Module, adapter: Adapter) -> nn.Module:
     trained = [(p, p.requires_grad) for p in model.parameters()]
     config = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=targets)
     inject_adapter_in_model(config, tree, adapter_name=ADAPTER)
-    for p, requires in trained:  # peft has frozen them, and they are the transformer's
+    for p, requires in trained:  # peft has frozen them, but they are the transformer's
         p.requires_grad_(requires)
     for name in adapter.fresh:
         parent, last = _parent(tree, name)
@@ -76,9 +76,9 @@ def adapted(model: nn.Module, adapter: Adapter) -> nn.Module:
 
 
 def separate(model: nn.Module) -> nn.Module:
-    """A second model of the same structure: parameters and saved buffers of its own, undefined until they are filled.
+    """A second model of the same structure with its own parameters and saved buffers, which are uninitialised.
 
-    What no state dict has (buffers made anew, attention processors) is ``model``'s own.  Nothing of it requires grad.
+    Everything that is not in the state dict (other buffers, attention processors) is shared.  Nothing requires grad.
     """
     copies: dict[int, Any] = {}
 
@@ -101,7 +101,7 @@ def separate(model: nn.Module) -> nn.Module:
 
 
 def own_parameters(tree: nn.Module, adapter: Adapter) -> dict[str, nn.Parameter]:
-    """The detail expert's parameters that are not the transformer's, by the names they are saved under."""
+    """The detail expert's parameters that are not the transformer's, by their names in the file."""
     own = {}
     for name, p in tree.named_parameters():
         if f".{ADAPTER}." in name:
@@ -112,7 +112,7 @@ def own_parameters(tree: nn.Module, adapter: Adapter) -> dict[str, nn.Parameter]
 
 
 def load_own(tree: nn.Module, adapter: Adapter, state: dict[str, torch.Tensor]) -> None:
-    """Fills the detail expert's own parameters.  Raises ``ValueError`` for others than it has."""
+    """Fills the detail expert's own parameters.  Raises ``ValueError`` for other names or shapes."""
     own = own_parameters(tree, adapter)
     if set(own) != set(state):
         odd = sorted(set(own) ^ set(state))
@@ -125,7 +125,7 @@ def load_own(tree: nn.Module, adapter: Adapter, state: dict[str, torch.Tensor]) 
 
 
 def merged(tree: nn.Module) -> nn.Module:
-    """The detail expert with its LoRA added into copies of the weights it belongs to, which it then owns."""
+    """The detail expert with its LoRA added into its own copies of the weights."""
     from peft.tuners.lora import LoraLayer
 
     found = [(name, m) for name, m in tree.named_modules() if isinstance(m, LoraLayer)]
@@ -150,7 +150,7 @@ def _parent(root: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _ways(names: Iterable[str]) -> Iterator[str]:
-    """Every module on the way to ``names``, outer ones first, the root ("") and the ends left out."""
+    """The parent modules of ``names``, outer ones first, without the root."""
     seen = set()
     for name in names:
         parts = name.split(".")
@@ -166,15 +166,15 @@ def _copied_along(model: nn.Module, names: Iterable[str]) -> nn.Module:
     for path in _ways(names):
         parent, last = _parent(root, path)
         inner = parent._modules[last]
-        registry = inner.__dict__.get("_diffusers_hook")  # one that is empty is what a cache leaves behind
+        registry = inner.__dict__.get("_diffusers_hook")  # an empty one may remain from one of diffusers' caches
         if "_hf_hook" in inner.__dict__ or (registry is not None and registry.hooks):
-            raise ValueError(f"{path} of the transformer carries hooks (offload by layers?), which a copy would miss")
+            raise ValueError(f"{path} of the transformer carries hooks (offload by layers?), which a copy would bypass")
         parent._modules[last] = _shallow(inner)
     return root
 
 
 def _shallow(module: nn.Module) -> nn.Module:
-    """The same module with registers of its own."""
+    """A shallow copy of a module with its own registers."""
     new = copy.copy(module)
     for register in ("_modules", "_parameters", "_buffers"):
         new.__dict__[register] = dict(getattr(module, register))

@@ -1,4 +1,4 @@
-"""Experts on a transformer in use: one's weights in place of its own, the other's beside them, and all of it undone."""
+"""Experts on a transformer: the semantic expert's weights in place of its own, the detail expert's beside them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Experts:
     """The experts of one transformer, until ``restore``.
 
     Args:
-        model: the transformer, as the engine calls it; ``suitable`` has let it pass.
+        model: the transformer, as the engine calls it; checked by ``suitable``.
         saved: the folder of experts.
         merge: add the detail expert's LoRA into copies of its layers' weights.
 
     Attributes:
-        models: what ``Expert(k)`` calls, two of them.
+        models: the two models that ``Expert(0)`` and ``Expert(1)`` call.
 
-    Raises ``ValueError`` for weight files that are damaged or do not fit; the transformer is then as it was, as it is
-    after any other failure half-way.
+    Raises ``ValueError`` for weight files that are damaged or do not fit.  After this or any other failure the
+    transformer has its original weights.
     """
 
     def __init__(self, model: Transformer, saved: SavedExperts, *, merge: bool = False):
@@ -39,7 +39,7 @@ class Experts:
         weights = WeightFile(saved.folder / SEMANTIC) if saved.semantic else None
         if weights is not None:
             weights.fits(_state(self.model))
-        # Whatever can be wrong with the other file is found before any weight is touched.
+        # Errors of the other file are found before any weight is replaced.
         tree = _detail(self.model, saved)
         try:
             if weights is not None:
@@ -55,26 +55,26 @@ class Experts:
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Bytes on the device for the detail expert alone, and of the original weights where they wait."""
+        """Bytes of the detail expert's own tensors on the device, and of the parked original weights."""
         detail = self.detail.nbytes if isinstance(self.detail, _Detail) else 0
         return {"detail": detail, "parked": self._parked.nbytes if self._parked is not None else 0}
 
     def check(self) -> None:
-        """Raises ``ValueError`` where something has come upon the transformer since that the experts would miss."""
+        """Raises ``ValueError`` where the transformer has since got hooks or adapters that the experts would bypass."""
         if reason := _immovable(self.model):
             raise ValueError(f"the experts cannot run any more: {reason}. Call remove() before that is put on")
-        if isinstance(self.detail, _Detail):  # before addresses are looked at, and not within a capture
-            self.detail.follow()
+        if isinstance(self.detail, _Detail):  # before addresses are compared, and outside of a capture
+            self.detail.synchronize()
 
     def offload(self) -> None:
-        """At the end of a run, where the pipeline takes its models off the device: the detail expert leaves too."""
+        """Moves the detail expert off the device at the end of a run, where the pipeline offloads its models."""
         if isinstance(self.detail, _Detail) and "_hf_hook" in self.model.__dict__:
             self.detail.move(torch.device("cpu"))
 
     def restore(self) -> None:
-        """Puts the original weights back, bit for bit.  Interrupted, it can be called again.
+        """Puts the original weights back, bit for bit.  It can be called again after an interruption.
 
-        Raises ``ValueError`` where the weights have been taken apart since.
+        Raises ``ValueError`` where the weights have been offloaded by layers since.
         """
         if self._parked is None:
             return
@@ -90,11 +90,11 @@ class Experts:
 class Parked:
     """A copy of a model's weights: in host memory where they lie on a device, in a temporary file where on the host.
 
-    The file goes when they are put back, when nobody holds this any more, or when the interpreter ends.
+    The file is deleted when they are put back, when this object is freed, or when the interpreter ends.
     """
 
     def __init__(self, model: nn.Module):
-        # By register: a module keeps its own where a LoRA renames it, or a move makes other tensors.
+        # By register: it stays the module's own where a LoRA renames the module or a move replaces the tensors.
         self._places = _places(model)
         tensors = {name: register[key].detach() for name, (register, key) in self._places.items()}
         self.nbytes = _nbytes(tensors.values())
@@ -112,7 +112,7 @@ class Parked:
             raise
 
     def unreachable(self) -> bool:
-        """Whether the model's weights lie where nothing can be written to."""
+        """Whether some of the model's weights are on the meta device, where nothing can be written."""
         return any(register[key].is_meta for register, key in self._places.values())
 
     def put_back(self) -> None:
@@ -128,7 +128,7 @@ class Parked:
 
 
 class _Detail(Transformer):
-    """The detail expert's tree; its own tensors go to where the shared ones are, which the transformer's moves move."""
+    """The detail expert's modules; their own tensors follow the shared ones to the transformer's device."""
 
     def __init__(self, tree: nn.Module, base: nn.Module, family: Family, compile: bool):
         super().__init__(tree, family, compile=compile)
@@ -136,7 +136,7 @@ class _Detail(Transformer):
         self._own = [p for p in tree.parameters() if id(p) not in theirs]
         for p in self._own:
             p.requires_grad_(False)
-        # What is moved or replaced is another tensor in its module's registers; a copied module has its own.
+        # A move or a replacement puts another tensor into the module's registers; a copied module has its own ones.
         self._copied, self._own_buffers = [], []
         for name, module in tree.named_modules():
             source = _submodule(base, name)
@@ -153,8 +153,8 @@ class _Detail(Transformer):
     def nbytes(self) -> int:
         return _nbytes([*self._own, *(buffers[key] for buffers, key in self._own_buffers)])
 
-    def follow(self) -> None:
-        """Brings its own tensors to the transformer's device, and what it shares up to date."""
+    def synchronize(self) -> None:
+        """Moves its own tensors to the transformer's device and updates the shared ones."""
         device = next(self._base.parameters()).device
         if self._own and self._own[0].device != device:
             self.move(device)
@@ -169,23 +169,23 @@ class _Detail(Transformer):
 
 
 def suitable(model: nn.Module, saved: SavedExperts) -> None:
-    """Raises ``ValueError`` for a transformer that the experts were not made from, or whose weights stay put."""
+    """Raises ``ValueError`` for a transformer that the experts were not made from, or with irreplaceable weights."""
     here = of_model(model)
     if here != saved.model:
-        made, given = (f"{m['class']} (configuration {m['config']})" for m in (saved.model, here))
+        made, found = (f"{m['class']} (configuration {m['config']})" for m in (saved.model, here))
         base = f", {saved.base}" if saved.base else ""
-        raise ValueError(f"these experts were made from a {made}{base}; the pipeline's transformer is a {given}")
+        raise ValueError(f"these experts were made from a {made}{base}; the pipeline's transformer is a {found}")
     if reason := unsuitable(model):
         raise ValueError(f"the experts' weights cannot take this transformer's place: {reason}")
 
 
 def unsuitable(model: nn.Module) -> str | None:
-    """Why a transformer's weights are not plainly there to be copied or replaced; None where they are."""
+    """Why a transformer's weights cannot be copied or replaced; None where they can."""
     return _immovable(model) or _patched(model)
 
 
 def _immovable(model: nn.Module) -> str | None:
-    """Why no other weights can be copied into a transformer, or no tree over them would see what it does."""
+    """Why other weights cannot be copied into a transformer, or a copy of its modules would behave differently."""
     from accelerate.hooks import CpuOffload
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -194,8 +194,8 @@ def _immovable(model: nn.Module) -> str | None:
         if isinstance(module, BaseTunerLayer):
             return f"{where} has a LoRA: fuse it into the weights or unload it first"
         registry = module.__dict__.get("_diffusers_hook")
-        if foreign := list(registry.hooks) if registry is not None else []:
-            return f"{where} carries hooks that one of the experts would miss ({', '.join(foreign)}): take them off"
+        if hooks := list(registry.hooks) if registry is not None else []:
+            return f"{where} carries hooks that one of the experts would bypass ({', '.join(hooks)}): take them off"
         if "_hf_hook" in module.__dict__ and (name or not isinstance(module._hf_hook, CpuOffload)):
             return f"{where} is offloaded by layers: use enable_model_cpu_offload() instead"
     for name, tensor in _state(model).items():
@@ -210,7 +210,7 @@ def _immovable(model: nn.Module) -> str | None:
 
 
 def _patched(model: nn.Module) -> str | None:
-    """Which module's forward somebody has replaced, which the detail expert's copies of modules would not have."""
+    """Which module's forward was replaced, which the detail expert's copies of modules would not have."""
     for name, module in model.named_modules():
         forward = module.__dict__.get("_old_forward", module.__dict__.get("forward"))
         if forward is not None and getattr(forward, "__func__", None) is not type(module).forward:
@@ -219,7 +219,7 @@ def _patched(model: nn.Module) -> str | None:
 
 
 def _detail(model: nn.Module, saved: SavedExperts) -> nn.Module | None:
-    """The detail expert over the transformer, with its own weights; the generators are left as they are."""
+    """The detail expert over the transformer, with its own weights; random generators are not advanced."""
     if saved.kind == "none":
         return None
     weights = WeightFile(saved.folder / DETAIL)
@@ -230,7 +230,7 @@ def _detail(model: nn.Module, saved: SavedExperts) -> nn.Module | None:
         return tree
     with torch.random.fork_rng(devices=[]):
         tree = adapted(model, saved.adapter)
-    for module in tree.modules():  # peft leaves them where torch makes tensors, in its dtype
+    for module in tree.modules():  # peft creates them on torch's default device and in its default dtype
         if hasattr(module, "lora_A"):
             weight = module.get_base_layer().weight
             for factors in (module.lora_A, module.lora_B):
@@ -247,12 +247,12 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def _state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Its state dict, of the very parameters and buffers."""
+    """Its state dict, of the parameters and buffers themselves."""
     return model.state_dict(keep_vars=True)
 
 
 def _places(model: nn.Module) -> dict[str, tuple[dict[str, torch.Tensor], str]]:
-    """The register and the key of every parameter and saved buffer; weights that are tied come once."""
+    """The register and the key of every parameter and saved buffer; tied weights appear once."""
     seen, places = set(), {}
     for name, module in model.named_modules():
         saved = [(module._buffers, k) for k in module._buffers if k not in module._non_persistent_buffers_set]

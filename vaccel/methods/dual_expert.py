@@ -25,14 +25,14 @@ class DualExpert(Method):
 
     Args:
         folder: where the experts were saved, or their name on the hub.  Read when a pipeline is accelerated.
-        steps: how many steps a run has, 2 or more.
-        merged: add the detail expert's LoRA into copies of the layers that it belongs to: faster steps by the cost
-            of those layers' bytes; equal up to rounding.
+        steps: the number of steps of a run, 2 or more.
+        merged: add the detail expert's LoRA into copies of the layers that it belongs to: steps are faster and
+            those layers' bytes are needed twice; equal up to rounding.
 
-    On the device lie the transformer, once, and the detail expert's own parameters: LoRA and copied layers, or a whole
-    second model where it was trained as one (``handle.expert_bytes``).  The transformer's original weights wait in host
-    memory, or, where the pipeline lies on the CPU, in a temporary file of their size (Python's ``tempfile``: TMPDIR).
-    Another pipeline over the same transformer sees the semantic expert's weights meanwhile.
+    The device holds the transformer, once, and the detail expert's own parameters: LoRA and copied layers, or a whole
+    second model where it was trained as one (``handle.expert_bytes``).  The transformer's original weights are kept in
+    host memory, or, where the pipeline is on the CPU, in a temporary file of their size (Python's ``tempfile``:
+    TMPDIR). Another pipeline over the same transformer uses the semantic expert's weights in the meantime.
 
     Raises ``ValueError`` for steps that are no integer of at least 2; ``vaccel.accelerate`` raises it for a folder that
     is missing or damaged, a transformer that the experts were not made from, a second transformer, and weights that
@@ -68,12 +68,12 @@ class DualExpert(Method):
 
     @classmethod
     def load(cls, artifact: str | os.PathLike[str], *args: Any, **overrides: Any) -> Method:
-        """``DualExpert(folder, ...)``: experts are a folder already, read when a pipeline is accelerated."""
+        """The same as ``DualExpert(folder, ...)``."""
         return cls(artifact, *args, **overrides)
 
     @classmethod
     def preset(cls, model: str, **overrides: Any) -> Method:
-        """Raises ``ValueError``: its numbers are weights, which ``vaccel distill`` trains and saves."""
+        """Raises ``ValueError``: experts have to be trained, by ``vaccel distill``."""
         raise ValueError(
             f"no DualExpert preset for {model!r}: experts are trained weights; `vaccel distill` makes a folder of them "
             "for DualExpert(folder)"

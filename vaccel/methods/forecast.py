@@ -14,12 +14,13 @@ from ..actions import Action, Full, Weights
 from ..actions import Forecast as Forecasting
 from ..cache import Store, VelocityHistory
 from ..planning import artifacts, gram
-from ..planning.calibration import OBJECTIVE, Calibration, Response, calibration
+from ..planning.calibration import OBJECTIVE, calibration
 from ..planning.flow import Flow
+from ..planning.forecast_weights import CalibratedWeights, ExtrapolatedWeights
 from ..signals import ForecastError, Signal
 from .base import Method, Observation, Policy, RunInfo, Step, require
-from .lemica import PUBLISHED, LeMiCa, _steps
-from .schedule import DAMPING, straight
+from .lemica import PUBLISHED, LeMiCa, parsed_steps
+from .schedule import DAMPING
 
 #: Noise levels that differ by less are taken as equal.
 SAME_LEVEL = 2e-3
@@ -166,7 +167,8 @@ class Forecast(Method):
             f"this forecast is for {self.num_steps} steps, the run has {run.num_steps}",
         )
         if not self.artifact:
-            return _Policy(self, _Extrapolation(run.flow or Flow.even(run.num_steps), self.damping), run)
+            weights = ExtrapolatedWeights(run.flow or Flow.even(run.num_steps), self.damping)
+            return _Policy(self, weights, run)
         known = calibration(self.artifact)
         if known.seal != self.seal:
             raise ValueError(f"{self.artifact} is not what it was when this method was loaded from it: load it again")
@@ -179,46 +181,11 @@ class Forecast(Method):
                     "forecast`), or pass allow_mismatch=True to the method"
                 )
         response = run.flow.response if run.flow is not None and self.corrects else None
-        return _Policy(self, _Calibrated(known, self, response), run)
-
-
-class _Extrapolation:
-    """Weights without calibration: damped linear extrapolation in the noise level."""
-
-    def __init__(self, flow: Flow, damping: float):
-        self.flow, self.damping = flow, damping
-
-    def set_path(self, path: tuple[int, ...]) -> None:
-        """The weights do not depend on the path."""
-
-    def correction(self, step: int) -> None:
-        """None: corrections need a calibration."""
-
-    def weights(self, known: tuple[int, ...], step: int) -> Weights:
-        return straight(self.flow.levels, known[:2], step, self.damping)
-
-
-class _Calibrated:
-    """A calibration's weights; those of the velocity that the solver receives where its response is known."""
-
-    def __init__(self, known: Calibration, method: Forecast, response: Response | None):
-        self.known, self.per, self.order, self.response = known, method.per, method.order, response
-        self.solver_weights: dict[int, Weights] = {}
-
-    def set_path(self, path: tuple[int, ...]) -> None:
-        """The run follows this path from now on."""
-        if self.response is not None:
-            self.solver_weights = self.known.solver_weights(path, self.response, self.order, self.per)
-
-    def correction(self, step: int) -> Weights | None:
-        return self.solver_weights.get(step)
-
-    def weights(self, known: tuple[int, ...], step: int) -> Weights:
-        return self.solver_weights[step] if self.solver_weights else self.known.weights(known, step, self.per)
+        return _Policy(self, CalibratedWeights(known, self.order, self.per, response), run)
 
 
 class _Policy(Policy):
-    def __init__(self, method: Forecast, weights: _Extrapolation | _Calibrated, run: RunInfo):
+    def __init__(self, method: Forecast, weights: ExtrapolatedWeights | CalibratedWeights, run: RunInfo):
         self.method, self.weights, self.run = method, weights, run
         self.path = list(method.full_steps)
         self.known: tuple[int, ...] = ()
@@ -309,7 +276,7 @@ def _shaped(num_steps: int, budget: int) -> tuple[int, ...]:
     steps, budgets = PUBLISHED["wan2.1-t2v-14b"]
     counts = sorted(budgets)
     shares = np.linspace(0, 1, budget)
-    rows = [np.interp(shares, np.linspace(0, 1, n), np.array(_steps(budgets[n])) / (steps - 1)) for n in counts]
+    rows = [np.interp(shares, np.linspace(0, 1, n), np.array(parsed_steps(budgets[n])) / (steps - 1)) for n in counts]
     share = budget / num_steps
     published = [n / steps for n in counts]
     mixed = [np.interp(share, published, [row[k] for row in rows]) for k in range(budget)]

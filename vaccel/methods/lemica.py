@@ -1,4 +1,4 @@
-"""LeMiCa: which steps to compute, from the error that every skipped stretch leaves at the end (arXiv 2511.00090)."""
+"""LeMiCa (arXiv 2511.00090): a fixed schedule from the final errors of all stretches of skipped steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .base import Method, Policy, RunInfo, require
 from .schedule import Reuse, Schedule
 
 
-def _steps(text: str) -> tuple[int, ...]:
+def parsed_steps(text: str) -> tuple[int, ...]:
     """The steps of a list such as "0-3,5"."""
     spans = [part.partition("-") for part in text.split(",")]
     return tuple(i for first, _, last in spans for i in range(int(first), int(last or first) + 1))
@@ -51,7 +51,7 @@ PUBLISHED: dict[str, tuple[int, dict[int, str]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class LeMiCa(Method):
-    """Lexicographic minimax path caching: a fixed schedule whose worst stretch is as harmless as can be.
+    """Lexicographic minimax path caching: a fixed schedule whose largest error is as small as possible.
 
     Full at ``full_steps``, the residual of the last full step elsewhere.  The steps come from a calibration, as in
     ``LeMiCa.load("lemica.json", budget=20)``, or are published: ``LeMiCa.preset("wan2.1-t2v-14b", budget=20)``.
@@ -59,7 +59,7 @@ class LeMiCa(Method):
     Args:
         full_steps: steps computed in full, the first and the last among them (arXiv 2511.00090, section 3.3).
         num_steps: T of the runs it is for; a run with another number of steps is refused.
-        reuse: what stands in for the other steps: "blocks" (x + the residual of the block stack, head recomputed, as
+        reuse: what replaces the other steps: "blocks" (x + the residual of the block stack, head recomputed, as
             the paper has it), or at output level "residual", "output" or "forecast" (``vaccel.Schedule``).
         fitted: the model and scheduler of the calibration; another pipeline is refused, unless ``allow_mismatch``.
 
@@ -68,7 +68,7 @@ class LeMiCa(Method):
 
     id: ClassVar[str] = "lemica"
     presets: ClassVar = {
-        f"{model}-{budget}": {"full_steps": _steps(text), "num_steps": steps}
+        f"{model}-{budget}": {"full_steps": parsed_steps(text), "num_steps": steps}
         for model, (steps, budgets) in PUBLISHED.items()
         for budget, text in budgets.items()
     }
@@ -90,7 +90,7 @@ class LeMiCa(Method):
     def preset(cls, model: str, *, budget: int | None = None, **overrides: Any) -> LeMiCa:
         """The published full steps for a model and a budget (how many of them), such as "wan2.1-t2v-14b", 20.
 
-        Raises ``ValueError`` for a model or a budget nothing is published for.
+        Raises ``ValueError`` for a model or a budget that nothing is published for.
         """
         if budget is None and model in PUBLISHED:
             known = ", ".join(map(str, PUBLISHED[model][1]))
@@ -106,7 +106,7 @@ class LeMiCa(Method):
         Args:
             objective: "leximax" (the paper's: errors in descending order, compared one by one) or "sum".
 
-        Raises ``ValueError`` for a file that is no whole LeMiCa artifact, or a budget that its edges cannot make.
+        Raises ``ValueError`` for a file that is no LeMiCa artifact, or for a budget that it has no path for.
         """
         data = artifacts.read(artifact, cls.id)
         steps = data["num_steps"]
@@ -119,12 +119,12 @@ class LeMiCa(Method):
             )
         chosen = edges(data)
         full = (0, *(chosen[i].end for i in paths[budget - 1].edges))
-        reuse = "residual" if data["reuse"] == "output" else data["reuse"]  # what earlier calibrations called it
+        reuse = "residual" if data["reuse"] == "output" else data["reuse"]  # its name in earlier calibrations
         return cls(full, steps, **{"reuse": reuse, "fitted": artifacts.fitted(data), **overrides})
 
     @property
     def schedule(self) -> Schedule:
-        """The same as a plain schedule."""
+        """The equivalent ``Schedule``."""
         return Schedule(self.full_steps, num_steps=self.num_steps, reuse=self.reuse)
 
     @property
@@ -140,10 +140,10 @@ class LeMiCa(Method):
 
 
 def edges(artifact: dict[str, Any]) -> list[Edge]:
-    """The graph of an artifact: an edge's error is the mean over the samples; those not measured in all are left out.
+    """The graph of an artifact: an edge's error is the mean over the samples; edges not measured in all are left out.
 
-    Between neighbours nothing is skipped: their edges have error 0.  A sample that is not finished counts only where
-    no other is there.
+    Edges between neighbouring steps skip nothing and have error 0.  Unfinished samples are used only where there are no
+    finished ones.
     """
     every = artifact["samples"].values()
     samples = [s["errors"] for s in [s for s in every if s.get("done")] or every]

@@ -1,7 +1,7 @@
-"""The arithmetic of a step, one file an op: what reductions decide on and what stands in for a forward.
+"""The fused ops of a step, one file an op: reductions that methods decide by, and formulas that replace a forward.
 
-Everything is per sample (the first dimension is the batch, all others are reduced over) and accumulated in fp32;
-NaN passes through.  ``native()`` says whether the compiled CPU kernels were built and loaded; without them every op
+Everything is per sample (the first dimension is the batch, reductions are over all others) and accumulated in fp32;
+NaN propagates.  ``native()`` says whether the compiled CPU kernels were built and loaded; without them every op
 runs on plain torch.
 """
 

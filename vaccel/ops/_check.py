@@ -17,7 +17,7 @@ def same_shape(op: str, **tensors: torch.Tensor | list[torch.Tensor]) -> torch.T
 
 
 def _complain(op: str, tensors: dict[str, torch.Tensor | list[torch.Tensor]]) -> NoReturn:
-    """Names are made only here: what is right is checked at every step."""
+    """Raises the error; names are formatted only here, as valid tensors are checked at every step."""
     named = []
     for name, value in tensors.items():
         named += [(f"{name}[{k}]", t) for k, t in enumerate(value)] if isinstance(value, list) else [(name, value)]
@@ -37,7 +37,7 @@ def output(op: str, out: torch.Tensor | None, **tensors: torch.Tensor | list[tor
 
 
 def rows(x: torch.Tensor) -> torch.Tensor:
-    """[B, ...] -> [B, n] in fp32, what every reduction starts from."""
+    """[B, ...] -> [B, n] in fp32, the form that every reduction takes."""
     return (x.flatten(1) if x.ndim > 1 else x[:, None]).float()
 
 

@@ -1,7 +1,7 @@
-"""Which of an op's implementations runs: C++ on a CPU, plain torch elsewhere; CUDA and Triton where asked for by name.
+"""Which implementation of an op runs: C++ on a CPU, plain torch elsewhere; CUDA and Triton on request by name.
 
-The kernels for GPUs have not been run on one yet, so none of them is a default.  An implementation that is asked for
-runs or raises, never another in its place.
+The kernels for GPUs have not been run on one yet, so none of them is a default.  An implementation that is requested
+runs or raises; it is never replaced by another one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TRITON = importlib.util.find_spec("triton") is not None
 #: Triton's interpreter runs its kernels on CPU tensors; it has to be asked for before Triton is imported.
 INTERPRETED = TRITON and os.environ.get("TRITON_INTERPRET") == "1"
-#: One operation of eager torch each: on a CPU nothing is left to fuse, and its call costs less than ours.
+#: A single operation of eager torch each: on a CPU there is nothing to fuse, and torch's call is cheaper than ours.
 ONE_OPERATION = frozenset({"residual_store", "cfg_delta_store", "block_store", "block_reuse"})
 REDUCTIONS = frozenset({"norm", "cosine", "relative_l1"})
 
@@ -44,11 +44,11 @@ def run(
     Args:
         plain: the formula in torch, called like the kernels: with ``args`` and, if given, ``out``.
         tensors: those of ``args`` that must share dtype and device for a kernel to take them, the main one first.
-        out: what is written to and returned, for an op that writes; it must be contiguous for a kernel.
-        fits: whether the other arguments are as a kernel wants them.
-        options: what every implementation takes by name, past ``out``.
+        out: the tensor that an op writes to and returns; it must be contiguous for a kernel.
+        fits: whether a kernel can take the other arguments.
+        options: keyword arguments of every implementation, after ``out``.
 
-    Raises ``ValueError`` for an ``impl`` that does not exist, or that was asked for and cannot run here.
+    Raises ``ValueError`` for an ``impl`` that does not exist, or that was requested and cannot run here.
     """
     written, options = () if out is None else (out,), options or {}
     chosen = _choose(op, impl, tensors + written, fits and (out is None or out.is_contiguous()))
@@ -76,7 +76,7 @@ def _choose(op: str, impl: str | None, tensors: tuple[torch.Tensor, ...], fits: 
     can = {
         "cpp": LOADED and able and tensors[0].is_cpu,
         "cuda": CUDA_LOADED and able and cuda,
-        # Compiled, it needs its registration, and that the schemas.
+        # Under torch.compile it needs its registration, which needs the schemas.
         "triton": TRITON and able and (cuda or INTERPRETED) and (LOADED or not torch.compiler.is_compiling()),
     }
     if not can.get(impl, True):

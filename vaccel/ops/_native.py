@@ -8,7 +8,7 @@ import torch
 
 
 def _load(pattern: str) -> tuple[bool, str]:
-    """(loaded, where from or why not).  Loading registers the ops under ``torch.ops.vaccel``."""
+    """(loaded, its path or why it is not).  Loading registers the ops under ``torch.ops.vaccel``."""
     found = sorted((Path(__file__).resolve().parent.parent).glob(pattern))
     if not found:
         return False, f"not built (no vaccel/{pattern})"
@@ -19,7 +19,7 @@ def _load(pattern: str) -> tuple[bool, str]:
     return True, str(found[0])
 
 
-#: The schemas and the CPU's kernels; and the GPU's, which are for the device of a torch that has one.
+#: The schemas and the CPU kernels; the CUDA kernels where torch sees a GPU.
 LOADED, DETAIL = _load("_native.*so")
 CUDA_LOADED, CUDA_DETAIL = False, "torch sees no GPU" if LOADED else DETAIL
 if LOADED and torch.cuda.is_available():
@@ -32,12 +32,12 @@ def native() -> bool:
 
 
 def _rows(first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-    """What a reduction returns of [B, ...]: [B] in fp32."""
+    """A reduction's result for [B, ...]: [B] in fp32."""
     return first.new_empty(first.shape[:1], dtype=torch.float32)
 
 
 def _like(first: torch.Tensor, *others: object) -> torch.Tensor:
-    """What a map returns of [B, ...]: the same, contiguous."""
+    """A map's result for [B, ...]: the same shape and dtype, contiguous."""
     return torch.empty_like(first, memory_format=torch.contiguous_format)
 
 
@@ -46,7 +46,7 @@ def _stats(v: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
 
 
 def nothing(*args: object, **options: object) -> None:
-    """What an op returns that writes."""
+    """The result of an op that writes into its arguments."""
 
 
 FAKES = {
@@ -57,7 +57,7 @@ FAKES = {
     "direction_magnitude": _like,
     "direction_magnitude_guided": _like,
 }
-#: Ops that write into what they are given and return nothing.
+#: Ops that write into their arguments and return nothing.
 IN_PLACE = (
     "residual_store",
     "cfg_combine",

@@ -1,4 +1,4 @@
-"""accumulate_and_test(E, c): E <- E + offset + factor c, and whether any sample is past the threshold."""
+"""accumulate_and_test(E, c): E <- E + offset + factor c, and whether any sample is above the threshold."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def accumulate_and_test(
     factor: float = 1.0,
     impl: str | None = None,
 ) -> torch.Tensor:
-    """The running error of an adaptive method, kept where it is computed: no host has to wait for it.
+    """Updates the running error of an adaptive method on its device and tests it, without a host synchronisation.
 
     Args:
-        error: [B] in fp32, contiguous; becomes error + offset + factor * change.
+        error: [B] in fp32, contiguous, in place: becomes error + offset + factor * change.
         change: [B] in fp32.
-        threshold: what the errors are compared with.
-        exceeded: [1], int32; becomes 1 if any sample's error is past the threshold or NaN, else 0.
+        threshold: the largest error that does not exceed it.
+        exceeded: [1], int32; becomes 1 if any sample's error is above the threshold or NaN, else 0.
         impl: one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
 
     Returns ``exceeded``.  Raises ``ValueError`` for different shapes or dtypes, an unknown ``impl``, or one that was
-    asked for and cannot run here.
+    requested and cannot run here.
     """
     same_shape("accumulate_and_test", error=error, change=change)
     if exceeded.shape != (1,) or exceeded.dtype != torch.int32:

@@ -11,13 +11,13 @@ from ._dispatch import run
 def block_reuse(
     x: torch.Tensor, residual: torch.Tensor, out: torch.Tensor | None = None, *, impl: str | None = None
 ) -> torch.Tensor:
-    """What a stack of blocks adds, added again: x + r, [B, ...] twice -> [B, ...].
+    """Adds the cached residual of a block stack: x + r, [B, ...] twice -> [B, ...].
 
     Args:
         out: where to write, of x's dtype; allocated if not given.
         impl: one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
 
-    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
+    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was requested and cannot run here.
     """
     out = output("block_reuse", out, x=x, residual=residual)
     return run("block_reuse", impl, _plain, (x, residual), (x, residual), out)

@@ -15,7 +15,7 @@ def block_store(x: torch.Tensor, out: torch.Tensor | None = None, *, impl: str |
         out: where to write, of x's dtype; allocated if not given.
         impl: one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
 
-    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
+    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was requested and cannot run here.
     """
     out = output("block_store", out, x=x)
     return run("block_store", impl, _plain, (x,), (x,), out)

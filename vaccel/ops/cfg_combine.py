@@ -19,7 +19,7 @@ def cfg_combine(
         out: where to write, of cond's dtype; allocated if not given.
         impl: one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
 
-    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
+    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was requested and cannot run here.
     """
     out = output("cfg_combine", out, cond=cond, uncond=uncond)
     return run("cfg_combine", impl, _plain, (cond, uncond), (cond, uncond, float(scale)), out)

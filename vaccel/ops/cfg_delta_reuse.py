@@ -19,7 +19,7 @@ def cfg_delta_reuse(
         out: where to write, of cond's dtype; allocated if not given.
         impl: one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
 
-    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
+    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was requested and cannot run here.
     """
     out = output("cfg_delta_reuse", out, cond=cond, delta=delta)
     return run("cfg_delta_reuse", impl, _plain, (cond, delta), (cond, delta, float(scale)), out)

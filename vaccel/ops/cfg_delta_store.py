@@ -11,13 +11,13 @@ from ._dispatch import run
 def cfg_delta_store(
     cond: torch.Tensor, uncond: torch.Tensor, out: torch.Tensor | None = None, *, impl: str | None = None
 ) -> torch.Tensor:
-    """What the unconditional branch differs by (arXiv 2508.12691, CFG caching): u - c, [B, ...] twice -> [B, ...].
+    """The guidance delta (arXiv 2508.12691, CFG caching): d = u - c, [B, ...] twice -> [B, ...].
 
     Args:
         out: where to write, of cond's dtype; allocated if not given.
         impl: one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
 
-    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
+    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was requested and cannot run here.
     """
     out = output("cfg_delta_store", out, cond=cond, uncond=uncond)
     return run("cfg_delta_store", impl, _plain, (cond, uncond), (cond, uncond), out)

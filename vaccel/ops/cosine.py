@@ -11,9 +11,9 @@ from ._dispatch import run
 def cosine(a: torch.Tensor, b: torch.Tensor, *, impl: str | None = None) -> torch.Tensor:
     """Per-sample cosine similarity: [B, ...] twice -> [B] in fp32.
 
-    A zero tensor has no direction: the result is NaN, as the formula's.
+    The result is NaN for a zero tensor, which has no direction.
     ``impl`` is one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
-    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
+    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was requested and cannot run here.
     """
     same_shape("cosine", a=a, b=b)
     return run("cosine", impl, _plain, (a, b), (a, b))

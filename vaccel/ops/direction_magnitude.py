@@ -11,15 +11,15 @@ from ._dispatch import run
 def direction_magnitude(
     x: torch.Tensor, residual: torch.Tensor, magnitude: torch.Tensor, *, impl: str | None = None
 ) -> torch.Tensor:
-    """The reused direction at a given length (OpenReview egUfF6cesw, eq. 3): m (x + r) / norm(x + r).
+    """The reused direction with a given norm (OpenReview egUfF6cesw, eq. 3): m (x + r) / norm(x + r).
 
     Args:
         x, residual: [B, ...], one dtype; accumulated in fp32.
-        magnitude: [B], fp32, the length every sample gets.
+        magnitude: [B], fp32, the norm of every sample's result.
         impl: one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
 
     Returns [B, ...] in x's dtype.  Raises ``ValueError`` for shapes that do not fit, an unknown ``impl``, or one that
-    was asked for and cannot run here.
+    was requested and cannot run here.
     """
     same_shape("direction_magnitude", x=x, residual=residual)
     fits = _fits("direction_magnitude", magnitude, x)
@@ -35,10 +35,10 @@ def direction_magnitude_guided(
     *,
     impl: str | None = None,
 ) -> torch.Tensor:
-    """Both branches' reused directions at one length, then guidance: u + w (c - u) (OpenReview egUfF6cesw, eq. 2 to 4).
+    """Both branches' reused directions with one norm, then guidance: u + w (c - u) (OpenReview egUfF6cesw, eq. 2 to 4).
 
     Args:
-        x: [B, ...], what both branches share.
+        x: [B, ...], the input of both branches.
         cond, uncond: the branches' residuals, like x.
         magnitude: [B], fp32.
         scale: the guidance scale w.
@@ -53,7 +53,7 @@ def direction_magnitude_guided(
 
 
 def _fits(op: str, magnitude: torch.Tensor, x: torch.Tensor) -> bool:
-    """Whether a kernel can take the magnitudes.  Raises ``ValueError`` where they are none of x's samples."""
+    """Whether a kernel can take the magnitudes.  Raises ``ValueError`` where there is not one for each sample of x."""
     if magnitude.shape != x.shape[:1]:
         raise ValueError(f"{op}: magnitude must be [{x.shape[0]}], got {tuple(magnitude.shape)}")
     gradients = magnitude.requires_grad and torch.is_grad_enabled()

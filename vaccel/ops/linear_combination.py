@@ -1,4 +1,4 @@
-"""linear_combination(x, a) = sum over k of a[k] x[k], a by sample and channel; guided: of both branches, and theirs."""
+"""linear_combination(x, a) = sum over k of a[k] x[k], a by sample and channel; guided: both branches, combined."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from ._check import output
 from ._dispatch import run
 
-MOST_TENSORS = 6  # that a kernel takes, of each branch
+MOST_TENSORS = 6  # of each branch; the kernels take no more
 
 
 def linear_combination(
@@ -20,17 +20,17 @@ def linear_combination(
     channel_dim: int = 1,
     impl: str | None = None,
 ) -> torch.Tensor:
-    """What a linear multistep formula makes of its terms: sum over k of coefficients[k] tensors[k].
+    """The linear combination of a multistep formula: sum over k of coefficients[k] tensors[k].
 
     Args:
         tensors: 1 to 6, each [B, ...], of one dtype; added in their order, in fp32.
-        coefficients: [n, B or 1, C or 1], fp32: of each tensor, by sample and channel.
+        coefficients: [n, B or 1, C or 1], fp32, for each of the n tensors, by sample and channel.
         out: where to write, of the tensors' dtype; allocated if not given.
-        channel_dim: which dimension C is, any but the first; tensors of one dimension have no channels.
+        channel_dim: the dimension of C, any but the first; tensors of one dimension have no channels.
         impl: one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
 
     Raises ``ValueError`` for too few or too many tensors, shapes or coefficients that do not fit, coefficients on
-    another device, an unknown ``impl``, or one that was asked for and cannot run here.
+    another device, an unknown ``impl``, or one that was requested and cannot run here.
     """
     op = "linear_combination"
     tensors = _listed(op, "tensors", tensors)
@@ -79,9 +79,9 @@ def _listed(op: str, name: str, tensors: Sequence[torch.Tensor]) -> list[torch.T
 def _channels(
     op: str, tensors: list[torch.Tensor], coefficients: torch.Tensor, channel_dim: int
 ) -> tuple[dict[str, int], bool]:
-    """Which dimension the channels are, by its number from the first; and whether a kernel can take the coefficients.
+    """({"channel_dim": non-negative index of the channel dimension}, whether a kernel can take the coefficients).
 
-    Raises ``ValueError`` for a dimension that is none, or coefficients that are not of these tensors.
+    Raises ``ValueError`` for an invalid dimension, or coefficients that do not fit these tensors.
     """
     x, channels = tensors[0], 1
     shape = x.shape
@@ -91,10 +91,10 @@ def _channels(
             raise ValueError(f"{op}: channel_dim {channel_dim} is no dimension of {tuple(shape)} after the first")
         channel_dim %= dimensions
         channels = shape[channel_dim]
-    given = tuple(coefficients.shape)
-    if len(given) != 3 or given[0] != len(tensors) or given[1] not in (1, batch) or given[2] not in (1, channels):
+    actual = tuple(coefficients.shape)
+    if len(actual) != 3 or actual[0] != len(tensors) or actual[1] not in (1, batch) or actual[2] not in (1, channels):
         expected = f"[{len(tensors)}, {batch} or 1, {channels} or 1]"
-        raise ValueError(f"{op}: coefficients must be {expected}, got {given}")
+        raise ValueError(f"{op}: coefficients must be {expected}, got {actual}")
     if coefficients.device != x.device:
         raise ValueError(f"{op}: the coefficients are on {coefficients.device}, the tensors on {x.device}")
     gradients = coefficients.requires_grad and torch.is_grad_enabled()

@@ -12,7 +12,7 @@ def norm(x: torch.Tensor, *, impl: str | None = None) -> torch.Tensor:
     """Per-sample L2 norm: [B, ...] -> [B] in fp32.
 
     ``impl`` is one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
-    Raises ``ValueError`` for a scalar, an unknown ``impl``, or one that was asked for and cannot run here.
+    Raises ``ValueError`` for a scalar, an unknown ``impl``, or one that was requested and cannot run here.
     """
     same_shape("norm", x=x)
     return run("norm", impl, _plain, (x,), (x,))

@@ -12,7 +12,7 @@ def relative_l1(a: torch.Tensor, b: torch.Tensor, *, impl: str | None = None) ->
     """Per-sample relative L1 distance of ``a`` from ``b``: [B, ...] twice -> [B] in fp32.
 
     ``impl`` is one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
-    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
+    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was requested and cannot run here.
     """
     same_shape("relative_l1", a=a, b=b)
     return run("relative_l1", impl, _plain, (a, b), (a, b))

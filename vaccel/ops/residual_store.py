@@ -14,7 +14,7 @@ def residual_store(v: torch.Tensor, x: torch.Tensor, out: torch.Tensor, *, impl:
     """Writes v - x into ``out`` (OpenReview egUfF6cesw, eq. 1) and returns it; all [B, ...], ``out`` in v's dtype.
 
     ``impl`` is one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
-    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
+    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was requested and cannot run here.
     """
     same_shape("residual_store", v=v, x=x, out=out)
     return run("residual_store", impl, _plain, (v, x), (v, x), out)
@@ -26,7 +26,7 @@ def residual_store_stats(
     """``residual_store`` that also returns norm(v) and relative_l1(v, last), [B] in fp32 each; ``last`` is like v.
 
     ``impl`` is one of "cpp", "cuda", "triton", "torch", "reference"; by default the fastest that can run.
-    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was asked for and cannot run here.
+    Raises ``ValueError`` for different shapes, an unknown ``impl``, or one that was requested and cannot run here.
     """
     same_shape("residual_store_stats", v=v, x=x, last=last, out=out)
     if impl == "reference":

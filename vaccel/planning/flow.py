@@ -1,10 +1,10 @@
-"""A sampler's path as a flow: what makes forecasts of noise, of v and of velocities one and the same thing.
+"""A sampler's path as a flow: one velocity for models that predict noise, v, x_0 or the velocity itself.
 
 A noisy latent is x = alpha x_0 + sigma eps.  Divided by alpha + sigma it is (1 - s) x_0 + s eps with the level
 s = sigma / (alpha + sigma): a straight flow, whose velocity u = eps - x_0 hardly changes along a run.  In these
 coordinates one step of DDIM is one step of Euler, x + (s' - s) u, so errors of u add up with the levels' differences
 whatever the model predicts.  The predicted noise itself turns away from u towards the end (it contains less and less
-of x_0), v rotates: both are further from a straight line than u, and that is why all least squares are made in u.
+of x_0), and v rotates.  Both are further from a straight line than u, so all least squares are solved in u.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-#: (of the prediction, of x): u is so much of either.
+#: (a, b) with u = a prediction + b x.
 Scales = tuple[float, float]
 
 
@@ -21,10 +21,10 @@ class Flow:
     """The levels s of a run and how a step's prediction becomes the velocity u.
 
     Args:
-        levels: [T + 1], from noise to none; of step i first, the last that of the finished latents.
-        scales: one a step; None where the model predicts u.
-        response: [T + 1][T], by how much the latents that enter step n (last, the finished ones) follow the velocity
-            of step i, as the run's own solver weighs them; None where nobody asked it.
+        levels: [T + 1], descending: that of the latents that enter step i, and at last that of the finished latents.
+        scales: (a, b) of every step; None where the model predicts u.
+        response: [T + 1][T], the solver's weight of the velocity of step i in the latents that enter step n (at last,
+            in the finished ones); None where it was not measured.
     """
 
     levels: tuple[float, ...]
@@ -37,7 +37,7 @@ class Flow:
 
     @classmethod
     def even(cls, num_steps: int) -> Flow:
-        """Of a loop that says nothing of its levels: evenly spaced, velocities predicted."""
+        """The flow of a loop whose levels are unknown: evenly spaced, with a model that predicts u."""
         return cls(tuple(1 - i / num_steps for i in range(num_steps + 1)))
 
 
@@ -47,30 +47,31 @@ def level(alpha: float, sigma: float) -> float:
 
 
 def scales(kind: str, alpha: float, sigma: float) -> Scales:
-    """What u = eps - x_0 is of a prediction of this ``kind`` and of x.
+    """(a, b) with u = eps - x_0 = a prediction + b x, for a prediction of this ``kind``.
 
     "epsilon": x_0 = (x - sigma eps) / alpha.  "v_prediction": x_0 = alpha x - sigma v, eps = sigma x + alpha v.
-    "sample": eps = (x - alpha x_0) / sigma.  Raises ``ValueError`` for another kind, or where it says nothing of u.
+    "sample": eps = (x - alpha x_0) / sigma.  Raises ``ValueError`` for another kind, or where u does not follow from
+    it.
     """
     if kind == "v_prediction":
         return alpha + sigma, sigma - alpha
     if kind == "epsilon":
         if alpha <= 0:
-            raise ValueError("a prediction of the noise says nothing of x_0 where there is nothing but noise")
+            raise ValueError("x_0 does not follow from a prediction of the noise where alpha is 0")
         return 1 + sigma / alpha, -1 / alpha
     if kind == "sample":
         if sigma <= 0:
-            raise ValueError("a prediction of x_0 says nothing of the noise where there is none")
+            raise ValueError("the noise does not follow from a prediction of x_0 where sigma is 0")
         return -(1 + alpha / sigma), 1 / sigma
     raise ValueError(f"no velocity for predictions of kind {kind!r}")
 
 
 def damped(levels: Sequence[float], known: Sequence[int], step: int, damping: float) -> tuple[float, ...]:
-    """The weights of v_f1 + damping (s_step - s_f1) / (s_f1 - s_f2) (v_f1 - v_f2), known = (f1, f2); of v_f1, (f1,).
+    """The weights of v_f1 + damping (s_step - s_f1) / (s_f1 - s_f2) (v_f1 - v_f2), for known = (f1, f2).
 
-    A straight line in the level through the last two velocities, trusted by half where nothing is calibrated.
+    Linear extrapolation in the level from the last two computed velocities; the last one alone where known = (f1,).
     """
     if len(known) < 2 or levels[known[0]] == levels[known[1]]:
         return (1.0,)
-    along = damping * (levels[step] - levels[known[0]]) / (levels[known[0]] - levels[known[1]])
-    return 1 + along, -along
+    slope = damping * (levels[step] - levels[known[0]]) / (levels[known[0]] - levels[known[1]])
+    return 1 + slope, -slope

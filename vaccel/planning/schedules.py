@@ -1,8 +1,9 @@
 """Schedules from measured errors: which steps to compute, for every number of computed steps at once.
 
-A run's steps are the nodes 0 ... T-1 of a graph.  An edge (i, j) computes step j and stands in for what lies between;
-its error is what that was measured to do to the result, its cost what it takes.  A path from step 0 to step T-1 is a
-schedule.  In LeMiCa (arXiv 2511.00090) every edge costs one computed step and the worst errors count: "leximax".
+A run's steps are the nodes 0 ... T-1 of a graph.  An edge (i, j) computes step j and skips the steps between; it has
+a measured error of the result and a cost.  A path from step 0 to step T-1 is a
+schedule.  In LeMiCa (arXiv 2511.00090) every edge costs one computed step and the largest errors are minimised:
+"leximax".
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ OBJECTIVES = tuple(reference.OBJECTIVES)
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    """(the compiled core or None, where from or why not)."""
+    """(the compiled core or None, its path or why it is missing)."""
     try:
         module = importlib.import_module("vaccel._solver")
     except ModuleNotFoundError:
@@ -34,12 +35,12 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 _SOLVER, DETAIL = _load()
-#: Whether the compiled core is there; ``DETAIL`` says where, or why not.
+#: Whether the compiled core is available; ``DETAIL`` is its path, or why it is not.
 LOADED = _SOLVER is not None
 
 
 class Edge(NamedTuple):
-    """From one step of a run to a later one.
+    """An edge from one step of a run to a later one.
 
     ``cost`` is a whole number >= 0, in any unit; ``error`` is >= 0, infinity allowed.
     """
@@ -51,12 +52,12 @@ class Edge(NamedTuple):
 
 
 class Path(NamedTuple):
-    """A way from step 0 to the last step.
+    """A path from step 0 to the last step.
 
     Attributes:
         edges: indices into the edges that were given, in the order of the steps.
         error: those edges' errors, descending.
-        cost: the sum of those edges' costs; what step 0 costs is not in it.
+        cost: the sum of those edges' costs, without step 0's.
     """
 
     edges: tuple[int, ...]
@@ -104,7 +105,7 @@ def solve(
 
 
 def _compiled(impl: str | None) -> ModuleType | None:
-    """The compiled core if ``impl`` means it."""
+    """The compiled core, or None where ``impl`` asks for Python or it is not built."""
     if impl is not None and impl not in IMPLS:
         raise ValueError(f"solve: unknown impl {impl!r}; known: {', '.join(map(repr, IMPLS))}")
     if impl == "cpp" and _SOLVER is None:
@@ -113,17 +114,17 @@ def _compiled(impl: str | None) -> ModuleType | None:
 
 
 def _checked(index: int, edge: Any, num_nodes: int) -> Edge:
-    """The edge in Python's own numbers."""
+    """The edge with Python's own number types.  Raises ``ValueError`` for an invalid one."""
     try:
         start, end, cost, error = edge
-        whole = (operator.index(start), operator.index(end), operator.index(cost))
-        edge = Edge(*whole, float(error))
+        indices = (operator.index(start), operator.index(end), operator.index(cost))
+        edge = Edge(*indices, float(error))
     except (TypeError, ValueError):
         wanted = "start, end and cost must be whole numbers, error a number"
         raise ValueError(f"solve: edge {index}: {wanted}; got {edge}") from None
     if not 0 <= edge.start < edge.end < num_nodes:
         raise ValueError(f"solve: edge {index}: 0 <= start < end < {num_nodes} must hold, got {edge}")
-    # The costs of no path then add up to more than an int64 holds.
+    # So that the costs of a path cannot overflow an int64.
     if not 0 <= edge.cost * num_nodes < 2**63:
         raise ValueError(f"solve: edge {index}: cost must be >= 0 and below 2^63 / {num_nodes}, got {edge}")
     if math.isnan(edge.error) or edge.error < 0:

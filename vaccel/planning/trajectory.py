@@ -56,7 +56,7 @@ class Trajectory:
 
     @classmethod
     def of(cls, scheduler: Any, shift: float | None = None) -> Trajectory:
-        """The path that a diffusers scheduler samples; ``shift`` in its own shift's place (flow matching only)."""
+        """The path that a diffusers scheduler samples; ``shift`` replaces the scheduler's own (flow matching only)."""
         config = scheduler.config
         steps = config.get("num_train_timesteps", 1000)
         kind = config.get("prediction_type", "flow_prediction")
@@ -81,7 +81,7 @@ class Trajectory:
         return Level(index.clamp(min=0).double(), cumulative.sqrt(), (1 - cumulative).sqrt())
 
     def parts(self, x: torch.Tensor, prediction: torch.Tensor, at: Level) -> tuple[torch.Tensor, torch.Tensor]:
-        """x_0 and the noise that ``prediction`` says x [B, ...] is made of."""
+        """(x_0, noise) of x [B, ...] by a prediction."""
         a, s = at.like(x)
         if self.prediction == "flow":
             return x - s * prediction, x + a * prediction
@@ -91,8 +91,8 @@ class Trajectory:
 
     def solve(self, x: torch.Tensor, prediction: torch.Tensor, start: Level, end: Level) -> torch.Tensor:
         """Phi(x, prediction, start, end): one first-order step [B, ...]; x itself where both levels are one."""
-        if self.prediction == "flow":  # Euler as it is usually written, exact where start is end
-            step = (end.sigma - start.sigma).to(x.device, x.dtype)  # taken apart before it is rounded
+        if self.prediction == "flow":  # Euler, which is exact where start is end
+            step = (end.sigma - start.sigma).to(x.device, x.dtype)  # subtracted in fp64, before rounding
             return x + step.view(-1, *[1] * (x.ndim - 1)) * prediction
         clean, noise = self.parts(x, prediction, start)
         a, s = end.like(x)

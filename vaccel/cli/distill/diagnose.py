@@ -73,7 +73,7 @@ def _single(folder: Path, teacher: Any) -> dict[str, Any]:
     from ...planning import artifacts
 
     if not (folder / DESCRIPTION).is_file():
-        raise ValueError(f"{folder} has no {DESCRIPTION}: no model was saved there whole")
+        raise ValueError(f"{folder} has no {DESCRIPTION}: no complete model was saved there")
     saved = artifacts.read(folder / DESCRIPTION, METHOD)
     if "single" not in saved["training"]:
         raise ValueError(f"{folder} holds no single model, which is what --stage single trains")

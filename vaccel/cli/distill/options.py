@@ -38,13 +38,13 @@ Guidance = Annotated[
 ExpertsFolder = Annotated[Path, typer.Option(help="Folder of the experts; both stages go there.")]
 Stage = Annotated[str, typer.Option(help="'semantic', then 'detail'; 'single': one plain consistency model.")]
 Iterations = Annotated[
-    int | None, typer.Option(min=1, help="Of this stage.", show_default=published_by_stage("iterations"))
+    int | None, typer.Option(min=1, help="Iterations of this stage.", show_default=published_by_stage("iterations"))
 ]
 Batch = Annotated[
     int | None,
     typer.Option(min=1, help="Samples an iteration, over all processes.", show_default=published("batch")),
 ]
-Parts = Annotated[int, typer.Option(min=1, help="Work an iteration off in so many batches (accumulation).")]
+Parts = Annotated[int, typer.Option(min=1, help="Batches that an iteration is split into (accumulation).")]
 Rate = Annotated[
     float | None, typer.Option(help="Learning rate of this stage.", show_default=published_by_stage("rate"))
 ]
@@ -61,13 +61,13 @@ Matching = Annotated[
 ]
 Ema = Annotated[float, typer.Option(help="Decay of the target's moving average; 0: the student itself.")]
 Sharing = Annotated[str, typer.Option(help="Detail expert: 'lora' on the semantic one, or 'full'.")]
-Rank = Annotated[int, typer.Option(min=1, help="Of the LoRA.")]
-Alpha = Annotated[int, typer.Option(min=1, help="Of the LoRA.")]
+Rank = Annotated[int, typer.Option(min=1, help="Rank of the LoRA.")]
+Alpha = Annotated[int, typer.Option(min=1, help="Alpha of the LoRA.")]
 HeadWidth = Annotated[int, typer.Option(help="Channels of the discriminator's heads.")]
 Points = Annotated[int, typer.Option(min=2, help="Points of the teacher's trajectory.")]
-TrainingSeed = Annotated[int, typer.Option(help="Of samples' order, noise and new layers.")]
+TrainingSeed = Annotated[int, typer.Option(help="Seed of samples' order, noise and new layers.")]
 Precision = Annotated[
-    str | None, typer.Option(help="Mixed precision: no or bf16; what `accelerate launch` says if left out.")
+    str | None, typer.Option(help="Mixed precision: no or bf16; that of `accelerate launch` by default.")
 ]
 Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Gradient checkpointing.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read ahead.")]
@@ -75,5 +75,6 @@ SaveEvery = Annotated[int, typer.Option(min=1, help="Iterations between checkpoi
 SampleEvery = Annotated[int, typer.Option(min=1, help="Iterations between sampled clips.")]
 SamplePrompts = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="To sample. Repeat for more.")]
 SaveDtype = Annotated[
-    str | None, typer.Option(help="Of the saved weights: float32, bfloat16 or float16.", show_default="as --dtype")
+    str | None,
+    typer.Option(help="Dtype of the saved weights: float32, bfloat16 or float16.", show_default="as --dtype"),
 ]

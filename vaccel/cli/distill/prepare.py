@@ -18,8 +18,8 @@ def prepare(
     data: Annotated[
         str, typer.Option(help="Folder of clips with metadata.jsonl or a .txt each; 'demo' draws moving shapes.")
     ] = "demo",
-    out: Annotated[Path, typer.Option(help="Folder to write, or to go on with.")] = Path("distill-data"),
-    count: Annotated[int | None, typer.Option(min=1, help="Clips at the most (demo: 1024).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write, or to resume.")] = Path("distill-data"),
+    count: Annotated[int | None, typer.Option(min=1, help="Largest number of clips (demo: 1024).")] = None,
     seed: Annotated[int, typer.Option(help="Of the drawn clips.")] = 0,
     frames: Annotated[int, typer.Option(min=1, help="Frames a clip.")] = 81,
     height: Annotated[int, typer.Option(min=16)] = 480,
@@ -32,7 +32,7 @@ def prepare(
     from ...distill import demo_clips, video_folder
     from ...distill import prepare as run
 
-    with clear_errors(f"{out} keeps what was written; the same command goes on"):
+    with clear_errors(f"{out} keeps what was written; the same command resumes it"):
         loaded = Loaded(pipeline, None, call, dtype)
         if data == "demo":
             count = count or 1024

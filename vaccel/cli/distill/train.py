@@ -84,7 +84,7 @@ def train(
 ) -> None:
     """Train one stage of a dual expert. Resumable: run it again after Ctrl-C or a kill.
 
-    Defaults are what the authors published, for families by name where it differs.
+    Defaults are the authors' published values, by family where they differ.
     """
     one_of("--stage", stage, STAGES)
     if precision is not None:
@@ -101,7 +101,7 @@ def train(
         "rank": rank, "alpha": alpha, "head_width": head_width, "points": points, "seed": seed,
     }  # fmt: skip
     options = {"parts": parts, "checkpointing": checkpointing, "workers": workers, "save_every": save_every}
-    with clear_errors(f"{out} keeps the checkpoint; the same command goes on"):
+    with clear_errors(f"{out} keeps the checkpoint; the same command resumes it"):
         # On the host: each process moves what it needs to its own device.
         loaded = Loaded(pipeline, None, call, dtype, device="cpu")
         _train(loaded, pipeline, data, out, stage, changes, options, precision, prompt, sample_every, save_dtype)

@@ -1,4 +1,4 @@
-"""Where plain data differ from what is declared of them, in words: the innermost place, and what must be there."""
+"""Error messages for data that differ from their declaration: the innermost place, and what is expected there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WORDS = {
 
 
 def problem(value: Any, declared: Any, at: str = "") -> tuple[str, str]:
-    """(where, what is wrong there) of a value that is not as declared; "" is the value itself."""
+    """(place, message) of a value that is not as declared; the place of the value itself is "it"."""
     members = [_bare(member)[0] for member in _members(declared)]
     for kind in members:
         if isinstance(kind, type) and issubclass(kind, Struct) and isinstance(value, dict):
@@ -34,14 +34,14 @@ def problem(value: Any, declared: Any, at: str = "") -> tuple[str, str]:
 
 
 def place(at: str, name: str) -> str:
-    """The place of a field, by its name in the object at ``at``."""
+    """The place of the field ``name`` of the object at ``at``."""
     name = name if name.isprintable() else ascii(name)
     name = name if len(name) <= 40 else name[:37] + "..."
     return f"{at}.{name}" if at else name
 
 
 def shown(value: Any) -> str:
-    """A value as JSON would have it, in a few words."""
+    """A short description of a value, in JSON's terms."""
     if isinstance(value, dict):
         return "an object" if value else "an empty object"
     if isinstance(value, list):
@@ -50,7 +50,7 @@ def shown(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float):
         return "NaN" if value != value else repr(value)
-    if isinstance(value, int) and abs(value) >= 2**63:  # Python writes no integer of many thousand digits
+    if isinstance(value, int) and abs(value) >= 2**63:  # Python refuses to print integers of many thousand digits
         return "a very large whole number"
     text = ascii(value)
     return text if len(text) <= 40 else text[:37] + "..."
@@ -65,14 +65,14 @@ def _fits(value: Any, declared: Any) -> bool:
 
 
 def _members(declared: Any) -> list[Any]:
-    """The types of a union, "may be left out" not among them."""
+    """The types of a union, without ``UnsetType``."""
     if get_origin(declared) in (Union, types.UnionType):
         return [member for member in get_args(declared) if member is not UnsetType]
     return [declared]
 
 
 def _bare(declared: Any) -> tuple[Any, Meta | None]:
-    """A type and what is asked of its values besides."""
+    """A type and its constraints."""
     if get_origin(declared) is Annotated:
         kind, *rest = get_args(declared)
         return kind, next((extra for extra in rest if isinstance(extra, Meta)), None)
@@ -103,7 +103,7 @@ def _unknown_fields(value: Any, kind: Any) -> list[str]:
 
 
 def _described(declared: Any, value: Any) -> str:
-    """What is declared, and of the bounds those of the member that has the value's type."""
+    """The declared types in words, with the bounds of the one that has the value's type."""
     said = []
     for member in _members(declared):
         kind, meta = _bare(member)

@@ -1,0 +1,42 @@
+"""Where the weights of a forecast come from: linear extrapolation, or a calibration."""
+
+from __future__ import annotations
+
+from ..actions import Weights
+from .calibration import Calibration, Response
+from .flow import Flow, damped
+
+
+class ExtrapolatedWeights:
+    """Weights without calibration: damped linear extrapolation in the noise level."""
+
+    def __init__(self, flow: Flow, damping: float):
+        self.flow, self.damping = flow, damping
+
+    def set_path(self, path: tuple[int, ...]) -> None:
+        """The weights do not depend on the path."""
+
+    def correction(self, step: int) -> None:
+        """None: corrections need a calibration."""
+
+    def weights(self, known: tuple[int, ...], step: int) -> Weights:
+        return Weights.plain(*damped(self.flow.levels, known[:2], step, self.damping))
+
+
+class CalibratedWeights:
+    """A calibration's weights; those of the velocity that the solver receives where its response is known."""
+
+    def __init__(self, known: Calibration, order: int, per: str, response: Response | None):
+        self.known, self.order, self.per, self.response = known, order, per, response
+        self.solver_weights: dict[int, Weights] = {}
+
+    def set_path(self, path: tuple[int, ...]) -> None:
+        """The run follows this path from now on."""
+        if self.response is not None:
+            self.solver_weights = self.known.solver_weights(path, self.response, self.order, self.per)
+
+    def correction(self, step: int) -> Weights | None:
+        return self.solver_weights.get(step)
+
+    def weights(self, known: tuple[int, ...], step: int) -> Weights:
+        return self.solver_weights[step] if self.solver_weights else self.known.weights(known, step, self.per)
