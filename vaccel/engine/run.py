@@ -109,7 +109,7 @@ class Run:
         self.shared: dict[str, Any] = {}  # what an action leaves for the other branches of the current step
         self.step = Step(self)
         self.first_call: Call | None = None  # of the current step
-        self._early = Observation(None)
+        self._early = Observation(None)  # of steps that show nothing but their action, or what is known within them
         self._reshaped = False  # whether the latents' shape is another than at the step before
 
     def _watch(self, method: Method) -> None:
@@ -125,6 +125,7 @@ class Run:
         for kind in watched:
             bind(kind)
         self.watched = [self._signals[kind] for kind in watched]
+        self._any_step = any(kind.any_step for kind in watched)
         computing = [s for s in self._signals.values() if type(s).computed is not Signal.computed]
         self.signals_computed = computing
         observes = type(self.policy).observe is not Policy.observe
@@ -177,7 +178,12 @@ class Run:
 
     def _begin(self, index: int, stage: Stage, call: Call) -> None:
         if self._observes_late and self.index >= 0:
-            self.policy.observe(self.step, self._seen(call))
+            if self.action.is_full or self._any_step:
+                seen = self._seen(call)
+            else:
+                seen = self._early
+                seen.action = self.action
+            self.policy.observe(self.step, seen)
         if self._reshaped:
             self._reshaped = False
             self.policy.reshaped()

@@ -82,38 +82,48 @@ class _Policy(Policy):
     """Of one run; measures are per sample, [B]."""
 
     def __init__(self, config: EasyCache, run: RunInfo):
-        self.config, self.run, self.reuse = config, run, Residual("output")
+        self.config, self.run, self.reuse, self.full = config, run, Residual("output"), Full()
+        self.threshold, self.previous = config.threshold, config._previous
+        self.follows_output = config.relative_to == "previous"
         self.reshaped()
 
     def reshaped(self) -> None:
         self.entered: torch.Tensor | None = None  # the latents that entered the step before
         self.points: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # (x, v) of the computed, the previous step
-        self.rate = self.error = None
+        self.rate = self.factor = self.error = None
 
     def decide(self, step: Step) -> Action:
-        x, config, action = step.latents, self.config, Full()
+        x, config, action = step.latents, self.config, self.full
         if self.rate is not None and config.warmup <= step.index < self.run.num_steps - 1:
-            foreseen = self.rate * _size(x, self.entered) / _size(self.points[config.relative_to][1])
-            self.error = foreseen if self.error is None else self.error + foreseen
+            # Renewed with the rate where both are of the last computed step.
+            factor = self.rate / _size(self.points["previous"][1]) if self.follows_output else self.factor
+            foreseen = factor * _size(x - self.entered)
+            self.error = foreseen if self.error is None else self.error.add_(foreseen)
             error = self.run.buffers.read("easycache.error", self.error).tolist()
-            step.record(**cautious(error=error))
-            if all(e < config.threshold for e in error):  # not a number computes
-                action = self.reuse
-        self.entered = self.run.buffers.keep("easycache.latents", x)
+            step.metrics |= {"error": error} if len(error) == 1 else cautious(error=error)
+            action = self.reuse
+            for e in error:
+                if not e < self.threshold:  # not a number computes
+                    action = self.full
+        if self.entered is None:
+            self.entered = self.run.buffers.keep("easycache.latents", x)
+        else:
+            self.entered.copy_(x)
         return action
 
     def observe(self, step: Step, seen: Observation) -> None:
-        if isinstance(seen.action, Full):
+        if seen.action.is_full:
             output = seen.branches[0]
             if self.points:
                 before = self.points[self.config.rate_from]
-                self.rate = _size(output, before[1]) / _size(self.entered, before[0])
+                self.rate = _size(output - before[1]) / _size(self.entered - before[0])
+                self.factor = self.rate / _size(output)
             self.points["computed"] = self._kept("computed", self.entered, output)
             self.error = None
-        elif self.config._previous:  # what stood in for the model
+        elif self.previous:  # what stood in for the model
             computed = self.points["computed"]
             output = self.entered + (computed[1] - computed[0])
-        if self.config._previous:
+        if self.previous:
             self.points["previous"] = self._kept("previous", self.entered, output)
 
     def _kept(self, name: str, x: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,7 +131,6 @@ class _Policy(Policy):
         return keep(f"easycache.{name}.latents", x), keep(f"easycache.{name}.output", output)
 
 
-def _size(a: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
-    """The mean absolute value of every sample of a, or of a - b, accumulated in fp32: [B]."""
-    a = a.float() if b is None else a.float() - b.float()
-    return a.abs().flatten(1).mean(1)
+def _size(a: torch.Tensor) -> torch.Tensor:
+    """The sum of every sample's absolute values, accumulated in fp32: [B].  What it is of cancels out in a quotient."""
+    return a.abs().sum(tuple(range(1, a.ndim)), dtype=torch.float32)

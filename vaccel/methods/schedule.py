@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +21,8 @@ from ..actions import (
     from_json,
 )
 from ..cache import BlockResidual, BlockStates, GuidanceDelta, LastOutput, OutputResidual, Store, VelocityHistory
-from ..planning.flow import Flow, damped
+from ..planning.flow import Flow
+from ..planning.forecast_weights import extrapolated
 from .base import ExpertWeights, Method, Observation, Policy, RunInfo, Step, require
 
 #: What stands in for a step that is not computed: x + the residual of the block stack, head recomputed; x + that of the
@@ -167,12 +167,6 @@ class Schedule(Method):
         return any(w is not None and w.values.shape[1] > 1 for w in self._forecasts)
 
 
-@functools.lru_cache(maxsize=4096)
-def straight(levels: tuple[float, ...], known: tuple[int, ...], step: int, damping: float) -> Weights:
-    """The weights of a forecast without calibration: ``vaccel.flow.damped``."""
-    return Weights.plain(*damped(levels, known, step, damping))
-
-
 def _stand_in(reuse: str) -> Action:
     known = ", ".join(map(repr, _STAND_INS))
     require(reuse in _STAND_INS, f"reuse must be one of {known}, got {reuse!r}")
@@ -210,7 +204,7 @@ class _Forecasting(Policy):
             if isinstance(action, Full):
                 known.insert(0, i)
             elif isinstance(action, Forecast) and action.weights is None:
-                action = Forecast(straight(self.flow.levels, tuple(known[:2]), i, DAMPING))
+                action = Forecast(extrapolated(self.flow.levels, tuple(known[:2]), i, DAMPING))
             planned.append(action)
         return planned
 

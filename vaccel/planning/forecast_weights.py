@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 from ..actions import Weights
 from .calibration import Calibration, Response
 from .flow import Flow, damped
+
+
+@functools.lru_cache(maxsize=4096)
+def extrapolated(levels: tuple[float, ...], known: tuple[int, ...], step: int, damping: float) -> Weights:
+    """The weights of a forecast without calibration (``vaccel.planning.flow.damped``); the same object every run."""
+    return Weights.plain(*damped(levels, known, step, damping))
 
 
 class ExtrapolatedWeights:
@@ -20,7 +28,7 @@ class ExtrapolatedWeights:
         """None: corrections need a calibration."""
 
     def weights(self, known: tuple[int, ...], step: int) -> Weights:
-        return Weights.plain(*damped(self.flow.levels, known[:2], step, self.damping))
+        return extrapolated(self.flow.levels, known[:2], step, self.damping)
 
 
 class CalibratedWeights:
