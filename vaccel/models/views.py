@@ -23,7 +23,10 @@ HOOK_ATTRIBUTES = ("forward", "_diffusers_hook", "_hf_hook", "_old_forward", "_c
 
 
 class _Replacement(nn.Module):
-    """Stands in a block list's place; finds hidden states and text whether a model passes them by name or position."""
+    """Stands in a block list's place; finds hidden states and text whether a model passes them by name or position.
+
+    Nobody hangs hooks on it, so it is called past ``nn.Module.__call__``.
+    """
 
     def __init__(self, returns: str):
         super().__init__()
@@ -46,6 +49,8 @@ class _PassThrough(_Replacement):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.result(self.entering(args, kwargs), args, kwargs)
 
+    __call__ = forward
+
 
 class _AddResidual(_Replacement):
     """Adds the cached residual of the block stack.  ``buffer`` is set before each call; it is the branch's own."""
@@ -57,6 +62,8 @@ class _AddResidual(_Replacement):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         hidden = (args[0] if args else kwargs["hidden_states"]) + self._buffers["buffer"]
         return hidden if self.returns == "hidden" else self.result(hidden, args, kwargs)
+
+    __call__ = forward
 
 
 class _StoreEntry(_Replacement):
@@ -70,6 +77,8 @@ class _StoreEntry(_Replacement):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self._buffers["buffer"].copy_(args[0] if args else kwargs["hidden_states"])
         return self._modules["block"](*args, **kwargs)
+
+    __call__ = forward
 
 
 class _StoreExit(_Replacement):
@@ -85,6 +94,8 @@ class _StoreExit(_Replacement):
         hidden = out if self.returns == "hidden" else out[0 if self.returns == "hidden_encoder" else 1]
         torch.sub(hidden, buffer, out=buffer)
         return out
+
+    __call__ = forward
 
 
 class _KeepState(_Replacement):
@@ -110,6 +121,8 @@ class _KeepState(_Replacement):
             encoder.copy_(out[1 - self.at][start:])
         return out
 
+    __call__ = forward
+
 
 class _Resumption(_Replacement):
     """The kept state in a block's place."""
@@ -129,6 +142,8 @@ def _parts(model: nn.Module, attribute: str) -> list[Any]:
     """What a view has taken over from its model, beside what they share by register (weights, inner modules)."""
     own = [v for k, v in model.__dict__.items() if k not in HOOK_ATTRIBUTES]
     return [*own, *model._modules.values(), *model._modules[attribute]]
+
+    __call__ = forward
 
 
 class View:

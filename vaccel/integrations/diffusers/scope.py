@@ -36,6 +36,7 @@ class Scope:
         self._timesteps: Any = None
         self._begin = 0
         self._two = self._calling = False
+        self._pilot = session.pilot
         self._learning: Any = None  # the file of what is learnt of such a run
         # Where the run's timesteps lie in memory: first byte, bytes a step, bytes up to the current one and in all.
         self._address = self._next = self._span = 0
@@ -127,7 +128,7 @@ class Scope:
         run = self.run
         if run.index < 0 and stage.small is not None:
             _check_small(stage.small.model, x)
-        if self.session.pilot is not None and index != run.index:
+        if self._pilot is not None and index != run.index:
             self._mark(x.device)
         self._calling = True
         try:
