@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from pathlib import Path
 
+import processes
 import pytest
 import tiny
 import torch
@@ -178,43 +180,58 @@ def test_a_stochastic_scheduler_draws_what_it_would_without(scheduler):
         assert torch.equal(after, drawn), "torch's own stream is where it would be"
 
 
-def test_two_hundred_generations():
-    """Prompts, sizes, steps, guidance, LoRA and methods change, every tenth is aborted: memory stays, bits do too."""
-    pipe, small = tiny.wan_pipeline(), tiny.wan_small()
-    lora(pipe, ("to_q", "to_v"))
-
-    def generate(number):
-        steps = (4, 6, 5)[number % 3]
-        kinds = [
-            vaccel.Schedule([0, 1, 3], num_steps=steps), vaccel.Forecast((0, 1, 3), steps),
-            vaccel.MixCache(theta=1.0, d1=0.3, d2=0.6, cfg_impact=0.1), vaccel.EasyCache(0.5, 1),
-        ]  # fmt: skip
-        pipe.transformer.set_adapters(["default"], [(0.0, 0.5, 1.0)[number // 5 % 3]])
-        arguments = {"height": (32, 48)[number // 2 % 2], "guidance": (1.0, 5.0)[number // 3 % 2], "steps": steps}
-
-        def stop(pipe, i, t, kwargs):
-            if number % 10 == 9 and i == 2:
-                raise StoppedError
-            return kwargs
-
-        with vaccel.accelerate(pipe, kinds[number % 4], small=None):
-            try:
-                return tiny.latents(pipe, TWO[number % 2], seed=number, callback_on_step_end=stop, **arguments)
-            except StoppedError:
-                return None
-
-    last, held = 188, []
-    tracemalloc.start()
-    for number in range(200):
-        made = generate(number)
-        if number == last:
-            found = made
-        if number >= 20 and number % 60 == 19:
-            gc.collect()
-            held.append(tracemalloc.get_traced_memory()[0])
-    tracemalloc.stop()
-    assert held[-1] - held[0] < 200_000, held
+def adapted_pipeline():
     pipe = tiny.wan_pipeline()
     lora(pipe, ("to_q", "to_v"))
-    assert torch.equal(generate(last), found)
-    assert small is not None
+    return pipe
+
+
+def generate(pipe, number):
+    """A request of a long-lived server: prompt, size, steps, guidance, LoRA scale and method of its own."""
+    steps = (4, 6, 5)[number % 3]
+    kinds = [
+        vaccel.Schedule([0, 1, 3], num_steps=steps), vaccel.Forecast((0, 1, 3), steps),
+        vaccel.MixCache(theta=1.0, d1=0.3, d2=0.6, cfg_impact=0.1), vaccel.EasyCache(0.5, 1),
+    ]  # fmt: skip
+    pipe.transformer.set_adapters(["default"], [(0.0, 0.5, 1.0)[number // 5 % 3]])
+    arguments = {"height": (32, 48)[number // 2 % 2], "guidance": (1.0, 5.0)[number // 3 % 2], "steps": steps}
+
+    def stop(pipe, i, t, kwargs):
+        if number % 10 == 9 and i == 2:
+            raise StoppedError
+        return kwargs
+
+    with vaccel.accelerate(pipe, kinds[number % 4]):
+        try:
+            return tiny.latents(pipe, TWO[number % 2], seed=number, callback_on_step_end=stop, **arguments)
+        except StoppedError:
+            return None
+
+
+def in_a_fresh_process(number, path):
+    torch.save(generate(adapted_pipeline(), number), path)
+
+
+def resident():
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_two_hundred_generations(tmp_path):
+    """Everything changes from one to the next and every tenth is aborted: memory stays, and the last is what it is in a
+    process of its own."""
+    pipe, held, residents = adapted_pipeline(), [], []
+    tracemalloc.start()
+    for number in range(200):
+        made = generate(pipe, number)
+        if number == 198:
+            found = made
+        if number in (19, 79, 139, 199):
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+            residents.append(resident())
+    tracemalloc.stop()
+    assert held[-1] - held[0] < 200_000, held
+    assert residents[-1] - residents[1] < 16 * 2**20, residents
+    processes.finish(processes.start(in_a_fresh_process, 198, tmp_path / "alone.pt"))
+    assert torch.equal(torch.load(tmp_path / "alone.pt"), found)

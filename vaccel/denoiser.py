@@ -103,7 +103,7 @@ class DenoiserRun:
         for model in (self._stage.large, self._stage.small):
             if isinstance(model, Transformer):
                 model.refresh()
-        # Given back when the context ends, or when nobody holds the run any more.
+        # Given back when the context ends, or when the run is garbage-collected.
         self._given_back = weakref.finalize(self, denoiser._idle.append, taken)
         self._run = Run(
             denoiser.method,
@@ -141,7 +141,7 @@ class DenoiserRun:
         if i != run.index + 1 or not 0 <= i < run.num_steps:
             raise ValueError(f"step {i} of {run.num_steps} after step {run.index}: steps come once each, in order")
         outputs, stage = [], self._stage
-        run.told = 1 if uncond is None else 2
+        run.branches = 1 if uncond is None else 2
         for condition in (cond,) if uncond is None else (cond, uncond):
             inputs = _inputs(stage.large, x, t, condition)
             outputs.append(run.call(i, stage, inputs, stage.large.latents(inputs)))

@@ -37,7 +37,7 @@ class Weights:
     ) -> torch.Tensor:
         """[terms, 1, channels or 1], fp32, as ``ops.linear_combination`` takes them; made once a device.
 
-        Terms are each velocity, followed by its low frequencies where bands are told apart.
+        Terms are each velocity, followed by its low frequencies where there are two bands.
 
         Args:
             scale: how much of the prediction and of the latents a velocity is (``planning.flow.Flow.scales``): the

@@ -8,7 +8,7 @@ import torch
 class Reading:
     """The values of a small tensor as they are now, for the host to read later.
 
-    On a GPU the copy goes to pinned memory behind the work already queued and nobody waits for it; ``tolist`` waits
+    On a GPU the copy goes to pinned memory behind the work already queued without anybody waiting for it; ``tolist`` waits
     for that copy alone, not for what was queued after it.
 
     Args:

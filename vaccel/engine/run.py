@@ -72,8 +72,8 @@ class Run:
             all rows.
         execute: (key, step function, arguments, tensors it reads and overwrites) -> what the function returns; the
             place for captured graphs.
-        depth: how many blocks the large model has, 0 where nobody knows.
-        flow: gives the run's noise levels; evenly spaced, and velocities predicted, where nobody says.
+        depth: how many blocks the large model has, 0 if unknown.
+        flow: the run's noise levels; if not given, evenly spaced ones of a model that predicts velocities.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class Run:
         self.action: Action | None = None
         self.index, self.last = -1, num_steps - 1
         self.calls = 0  # of the current step so far
-        self.expected = 0  # calls a step: as many as the last one had, unless the loop has ``told``
-        self.told = 0
+        self.expected = 0  # calls a step: as many as the last one had, unless the loop has said how many ``branches``
+        self.branches = 0
         self.calls_bound: dict[tuple[int, int], Call] = {}
         self.shared: dict[str, Any] = {}  # what an action leaves for the other branches of the current step
         self.step = Step(self)
@@ -188,7 +188,7 @@ class Run:
             self._reshaped = False
             self.policy.reshaped()
         self._began = _now()
-        self.expected = self.told or self.calls
+        self.expected = self.branches or self.calls
         self.index, self.calls, self.first_call = index, 0, call
         self.shared = {}
         for slot in call.step_begins:

@@ -39,7 +39,7 @@ class ExpertWeights:
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
     """What a policy may know when a run starts: the number of steps, storage for what it wants to keep, how many
-    blocks the large model has (0 where nobody knows), the run's noise levels (None where nobody knows), and where to
+    blocks the large model has (0 if unknown), the run's noise levels (None if unknown), and where to
     write what the trace shall say of the run (``note``) and carry (``deliver``, anything)."""
 
     num_steps: int
@@ -105,7 +105,7 @@ class Policy:
     def observe(self, step: Step, seen: Observation) -> None:
         """Called after every step but the last, before the next is decided.
 
-        A method that watches nothing but "small" is told within the step, as soon as its first branch is done: what it
+        A method that watches only ``early`` signals is called within the step, as soon as its first branch is done: what it
         asks of the device then is ready when the next step is decided.
         """
 

@@ -205,14 +205,13 @@ class Transformer:
         return tuple(p.data_ptr() for p in self.model.parameters()), repr(adapters), *others
 
     def uncapturable(self) -> str | None:
-        """Why no CUDA graph of it can be captured, as far as can be told before trying."""
+        """Why no CUDA graph of it can be captured, as far as can be seen before trying."""
         for module in self.model.modules():
             if "_hf_hook" in module.__dict__:
                 return "accelerate's offload moves its weights"
             registry = module.__dict__.get("_diffusers_hook")
-            foreign = list(registry.hooks) if registry is not None else []
-            if foreign:
-                return f"other hooks sit on {type(module).__name__} ({', '.join(foreign)})"
+            if registry is not None and registry.hooks:
+                return f"other hooks sit on {type(module).__name__} ({', '.join(registry.hooks)})"
         return None
 
     def _bare(self) -> bool:

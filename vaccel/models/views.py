@@ -137,13 +137,13 @@ class _Resumption(_Replacement):
             return self._buffers["hidden"]
         return (self.hidden, self.encoder) if self.returns == "hidden_encoder" else (self.encoder, self.hidden)
 
+    __call__ = forward
+
 
 def _parts(model: nn.Module, attribute: str) -> list[Any]:
     """What a view has taken over from its model, beside what they share by register (weights, inner modules)."""
     own = [v for k, v in model.__dict__.items() if k not in HOOK_ATTRIBUTES]
     return [*own, *model._modules.values(), *model._modules[attribute]]
-
-    __call__ = forward
 
 
 class View:

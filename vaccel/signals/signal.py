@@ -1,4 +1,4 @@
-"""What a method may watch.  A signal is told of every computed call and says at the end of a step what it was."""
+"""What a method may watch.  A signal sees every computed call and gives its value at the end of the step."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Attention:
         name: "auto", a name of ``NAMES``, or one of diffusers' ``AttentionBackendName``.
 
     Attributes:
-        name: the dispatcher's name of what is used; None where "auto" found models that cannot be told.
+        name: the dispatcher's name of what is used; None where "auto" found models without diffusers' dispatcher.
 
     Raises ``ValueError`` for a backend that does not exist, cannot run here, or that a model does not support.
     """

@@ -87,9 +87,9 @@ class Pilot:
             self._file = file = self._place(modules, num_steps, flow, scales, negative)
             learnt = self._learnt(file)
             known = [*self.auto.artifacts, *([str(file)] if learnt else [])]
-            taught = len(learnt["samples"]) if learnt else 0
-            if taught < self.auto.learn:
-                said = f"Auto: learning from this run, computed in full ({taught + 1} of {self.auto.learn})"
+            recorded = len(learnt["samples"]) if learnt else 0
+            if recorded < self.auto.learn:
+                said = f"Auto: learning from this run, computed in full ({recorded + 1} of {self.auto.learn})"
                 return Recording(), [said], file
             candidates = self._candidates_of(pipe, known, num_steps)
             if not candidates:
@@ -182,7 +182,7 @@ class Pilot:
         return folder / f"forecast-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
     def _learnt(self, file: Path) -> dict[str, Any] | None:
-        """What earlier runs taught, if any did; a file that is none any more is learnt anew."""
+        """The calibration that earlier runs left behind, if any; a damaged file is replaced by the next one."""
         try:
             return calibration(file).data if file.is_file() else None
         except (ValueError, OSError) as error:
@@ -221,11 +221,11 @@ class Pilot:
             self._spare = tempfile.TemporaryDirectory(prefix="vaccel-") if self._spare is None else self._spare
             self.auto = dataclasses.replace(self.auto, folder=self._spare.name)
             artifacts.write(Path(self._spare.name) / file.name, data)
-            said = f"vaccel: what this run taught could not be kept ({error}); it serves this process alone"
+            said = f"vaccel: the calibration of this run could not be saved ({error}); it is used in this process alone"
             warnings.warn(said, stacklevel=2)
             trace.notes.append(said)
             return
-        trace.notes.append(f"Auto: what this run taught is kept in {file}")
+        trace.notes.append(f"Auto: the calibration of this run is saved in {file}")
 
 
 def _kept_times(file: Path) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""Which step of its run a call belongs to: told by where its timestep lies, never by counting.
+"""Which step of its run a call belongs to, by where its timestep lies and never by counting.
 
 In this order: the address of the call's own timestep in the scheduler's; that of the pipeline's ``_current_timestep``;
 the value of either; the step that the scheduler says it is at.

@@ -87,8 +87,18 @@ def own(pipe: Any, owner: Any) -> None:
             raise ValueError(f"this {type(pipe).__name__} is accelerated already: call remove() on its handle first")
         base = base_of(pipe)
         if "__call__" in {name for kind in base.__mro__ for name in vars(kind)}:  # else only handle.run() opens runs
-            object.__setattr__(pipe, "__class__", _owned_class(base))
+            _become(pipe, _owned_class(base))
         pipe.__dict__[OWNER] = owner
+
+
+def _become(thing: Any, kind: type) -> None:
+    try:
+        object.__setattr__(thing, "__class__", kind)
+    except TypeError as error:  # a class with slots or of another layout
+        raise ValueError(
+            f"calls of a {base_of(thing).__name__} cannot be taken over ({error}): for a loop of your own there is "
+            "vaccel.Denoiser"
+        ) from None
 
 
 def disown(pipe: Any) -> None:
@@ -126,7 +136,7 @@ def listen(module: nn.Module) -> None:
     with _lock:
         count = _listeners.get(module, 0)
         if not count:
-            module.__class__ = _listening_class(type(module))
+            _become(module, _listening_class(type(module)))
         _listeners[module] = count + 1
 
 

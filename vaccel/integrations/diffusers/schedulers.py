@@ -35,7 +35,7 @@ def denoised(scheduler: Any, prediction: torch.Tensor, x: torch.Tensor, index: i
 
 
 def flow_of(scheduler: Any, begin: int = 0) -> Flow | None:
-    """The run from ``scheduler.timesteps[begin]`` on as a flow; None for a scheduler whose levels nobody knows.
+    """The run from ``scheduler.timesteps[begin]`` on as a flow; None for a scheduler whose noise levels are unknown.
 
     Raises ``ValueError`` for a prediction type that says nothing of a velocity.
     """

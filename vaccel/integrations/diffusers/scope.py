@@ -115,7 +115,7 @@ class Scope:
             index = self._locate(t)
         if index is None:
             raise ValueError(
-                f"a call of the {type(module).__name__} could not be told to be a step of this "
+                f"a call of the {type(module).__name__} could not be located as a step of this "
                 f"{type(self.pipe).__name__}'s run: tried the address and the value of its timestep and of "
                 "_current_timestep, and the scheduler's step_index"
             )
@@ -265,7 +265,7 @@ class Scope:
         return [f"the pipeline was asked for {asked} steps and the experts make {steps}"] if asked != steps else []
 
     def _executor(self) -> Any:
-        """What runs step functions, told of the models and buffers as they now are."""
+        """What captures step functions, or None; it is given the present state of models and buffers."""
         captures = self._workspace.captures
         if captures is None:
             return None

@@ -86,7 +86,11 @@ class Session:
         pipe = self.pipe
         ownership.own(pipe, self)
         self.removed = False
-        self.listen_to(pipe)
+        try:
+            self.listen_to(pipe)
+        except BaseException:
+            self.detach()
+            raise
         if isinstance(self.method, Auto):
             self.pilot = Pilot(self.method, self.family)
 
