@@ -8,8 +8,8 @@ import torch
 class Reading:
     """The values of a small tensor as they are now, for the host to read later.
 
-    On a GPU the copy goes to pinned memory behind the work already queued without anybody waiting for it; ``tolist`` waits
-    for that copy alone, not for what was queued after it.
+    On a GPU the copy goes to pinned memory, queued behind the work that is there already; ``tolist`` waits for that
+    copy alone, not for what was queued after it.
 
     Args:
         tensor: what to read.

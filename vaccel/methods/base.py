@@ -105,8 +105,8 @@ class Policy:
     def observe(self, step: Step, seen: Observation) -> None:
         """Called after every step but the last, before the next is decided.
 
-        A method that watches only ``early`` signals is called within the step, as soon as its first branch is done: what it
-        asks of the device then is ready when the next step is decided.
+        A method that watches only ``early`` signals is called within the step, as soon as its first branch is done:
+        what it asks of the device then is ready when the next step is decided.
         """
 
     def reshaped(self) -> None:
