@@ -231,20 +231,21 @@ def test_the_guidance_scale_is_that_of_the_running_call():
     """Two pipelines, the one called within the other's call: each scope has its own call's arguments."""
     pipe, other, seen = tiny.qwen_pipeline(), tiny.qwen_pipeline(), []
 
-    def at_the_end(_, step, t, tensors):
+    def look(*_):
         seen.append(CURRENT.get()._guidance(0))
-        return {}
 
     def in_between(_, step, t, tensors):
         if step == 0:
-            run(pipe, ONE, 2.5, callback_on_step_end=at_the_end)
-            seen.append(CURRENT.get()._guidance(0))
+            run(pipe, ONE, 2.5)
         return {}
+
+    for one in (pipe, other):
+        one.transformer.img_in.register_forward_hook(look)
 
     method = vaccel.Schedule(range(STEPS), num_steps=STEPS)
     with vaccel.accelerate(pipe, method), vaccel.accelerate(other, method):
         run(other, ONE, 4.0, callback_on_step_end=in_between)
-    assert seen == [*[2.5] * STEPS, 4.0]
+    assert seen == [4.0] * 2 + [2.5] * 2 * STEPS + [4.0] * 2 * (STEPS - 1)
     assert CURRENT.get() is None
     with pytest.raises(ValueError, match="none is running"):
         QwenImage().guidance(pipe, 0, {})

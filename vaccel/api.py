@@ -14,7 +14,7 @@ from .experts.files import read_experts
 from .experts.weights import suitable
 from .integrations.diffusers.attention import Attention
 from .integrations.diffusers.scope import Scope
-from .integrations.diffusers.session import TRANSFORMERS, Session, dtype_of, unwrapped
+from .integrations.diffusers.session import TRANSFORMERS, Session, dtype_of, refuse_other_caches, unwrapped
 from .methods import Method
 from .models import Family, find
 from .models.fingerprints import differences
@@ -85,13 +85,18 @@ class Handle:
             raise RuntimeError("the handle was removed: nothing is held")
         return self._session.memory_plan(height, width, num_frames, batch, guidance)
 
-    def run(self, num_steps: int) -> Scope:
+    def run(self, num_steps: int, guidance: float = 1.0) -> Scope:
         """Opens a run for a loop that calls the transformer itself; a context manager, whose ``trace`` is the run's.
 
             pipe.scheduler.set_timesteps(50)
             with handle.run(50) as run:
                 for t in pipe.scheduler.timesteps:
                     v = pipe.transformer(hidden_states=x, timestep=t.expand(len(x)), ...)[0]
+
+        Args:
+            num_steps: T, as many as the pipeline's scheduler has timesteps.
+            guidance: the loop's guidance scale w, for methods that watch guided outputs; where a model takes both
+                branches in one batch, a scale above 1 says that the calls do.
 
         Raises ``ValueError`` where one is open on this thread already, and at the first call where the scheduler has
         another number of steps; ``RuntimeError`` after ``remove``.
@@ -100,7 +105,7 @@ class Handle:
             raise RuntimeError("the handle was removed: nothing is accelerated")
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-        return self._session.scope(self._session.pipe, (), {}, num_steps)
+        return self._session.scope(self._session.pipe, (), {}, num_steps, guidance)
 
     def remove(self) -> None:
         """Gives the pipeline back bit for bit as it was.  Calling it twice does nothing.
@@ -161,7 +166,8 @@ def accelerate(
     if not transformers or not hasattr(pipe, "scheduler"):
         raise ValueError(f"{type(pipe).__name__} has no transformer and scheduler to accelerate")
     described = find(transformers[0], family)
-    _refuse_other_caches(transformers)
+    for transformer in transformers:
+        refuse_other_caches(transformer)
     wanted, saved = method.experts, None
     if wanted is not None:
         saved = read_experts(wanted.folder)
@@ -181,15 +187,6 @@ def accelerate(
         Handle(session, None).remove()
         raise
     return Handle(session, chosen)
-
-
-def _refuse_other_caches(transformers: list[nn.Module]) -> None:
-    """Two caches on one model would each take the other's outputs for the model's."""
-    for transformer in transformers:
-        if getattr(transformer, "is_cache_enabled", False):
-            raise ValueError(
-                f"diffusers' own cache is enabled on this {type(transformer).__name__}: call its disable_cache() first"
-            )
 
 
 def _mismatches(method: Method, transformer: nn.Module, scheduler: Any) -> list[str]:
@@ -217,7 +214,10 @@ def _smalls(
     if not method.needs_small:
         warnings.warn(f"{type(method).__name__} does not use a small model; small=... is ignored", stacklevel=3)
         return [None] * len(transformers)
-    smalls = [small] * len(transformers) if isinstance(small, nn.Module) else list(small)
+    several = isinstance(small, Sequence)
+    if not all(isinstance(one, nn.Module) for one in (small if several else [small])):
+        raise ValueError(f"small must be a transformer, or a list with one for each of the pipeline's, got {small!r}")
+    smalls = list(small) if several else [small] * len(transformers)
     if len(smalls) != len(transformers):
         raise ValueError(f"the pipeline has {len(transformers)} transformers, small=... gives {len(smalls)}")
     for large, one in zip(transformers, smalls, strict=True):

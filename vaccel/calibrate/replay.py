@@ -188,8 +188,10 @@ class StandIn(Session):
         super().__init__(pipe, never, find(pipe.transformer), [small])
         self.standing_in = run
 
-    def scope(self, pipe: Any, args: tuple, kwargs: dict[str, Any], num_steps: int | None = None) -> Scope:
-        return _Scope(self, pipe, args, kwargs, num_steps)
+    def scope(
+        self, pipe: Any, args: tuple, kwargs: dict[str, Any], num_steps: int | None = None, guidance: float = 1.0
+    ) -> Scope:
+        return _Scope(self, pipe, args, kwargs, num_steps, guidance)
 
     def become(self, run: Any) -> None:
         """Passes the next run's calls to ``run``."""

@@ -176,6 +176,11 @@ class Run:
         self.calls_bound[key] = call = Call(self, stage, branch, x, batched)
         return call
 
+    def forget_branches(self) -> None:
+        """The second and further calls of a step will be of another kind than before: nothing is cached for them."""
+        for key in [key for key in self.calls_bound if key[1] > 0]:
+            del self.calls_bound[key]
+
     def _begin(self, index: int, stage: Stage, call: Call) -> None:
         if self._observes_late and self.index >= 0:
             if self.action.is_full or self._any_step:

@@ -124,7 +124,7 @@ class Transformer:
         if view is not None and self.bare and not self._cuts and not self.is_small:
             if stores:
                 for block in view.buffered:
-                    block._buffers["buffer"] = residual
+                    block.__dict__["buffer"] = residual
             if numbers:
                 view.set_states(states)
             return view.call(**inputs)[0]
@@ -142,7 +142,7 @@ class Transformer:
         if view is None or not self.bare or self.is_small or self._cuts:
             return self._call("reusing", reusing_view, inputs, buffer)
         for block in view.buffered:
-            block._buffers["buffer"] = buffer
+            block.__dict__["buffer"] = buffer
         return view.call(**inputs)[0]
 
     def resuming(self, inputs: Inputs, after: int, states: dict[int, BlockState]) -> torch.Tensor:
@@ -189,13 +189,24 @@ class Transformer:
         if self.is_small:
             inputs = self.family.small_inputs(self.model, inputs)
         if self.bare:
-            output = view.call(**inputs)[0]
+            output = self._compiled(view, inputs)[0] if self.compile else view.call(**inputs)[0]
             return self.family.prediction(self.model, inputs, output) if self._cuts else output
         if self.compile and not self._warned:
             self._warned = True
             warnings.warn("vaccel: other hooks sit on the transformer (offload?): running it uncompiled", stacklevel=3)
         with self._lock, view.swapped_in():
             return self.family.prediction(self.model, inputs, self.original(**inputs)[0])
+
+    def _compiled(self, view: View, inputs: Inputs) -> tuple:
+        """A compiled view's outputs; where the compiler has given up on it, those of the view as it is."""
+        try:
+            return view.call(**inputs)
+        except Exception as error:
+            if type(error).__name__ != "FailOnRecompileLimitHit":
+                raise
+            warnings.warn("vaccel: torch.compile's recompile limit is reached: running uncompiled", stacklevel=3)
+            view.call = view.module.forward
+            return view.call(**inputs)
 
     def state(self) -> Hashable:
         """Equal as long as every weight stands where it stood and every adapter is used and scaled as it was."""

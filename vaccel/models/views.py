@@ -8,6 +8,7 @@ blocks are put into the original for the length of one call instead, so that tho
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,9 @@ HOOK_ATTRIBUTES = ("forward", "_diffusers_hook", "_hf_hook", "_old_forward", "_c
 class _Replacement(nn.Module):
     """Stands in a block list's place; finds hidden states and text whether a model passes them by name or position.
 
-    Nobody hangs hooks on it, so it is called past ``nn.Module.__call__``.
+    Nobody hangs hooks on it, so it is called past ``nn.Module.__call__``.  What it reads and writes are plain
+    attributes and no registered buffers: offload that moves the model while such a block is in it must not put a copy
+    in their place.
     """
 
     def __init__(self, returns: str):
@@ -57,10 +60,10 @@ class _AddResidual(_Replacement):
 
     def __init__(self, returns: str):
         super().__init__(returns)
-        self.register_buffer("buffer", None, persistent=False)
+        self.buffer: torch.Tensor | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = (args[0] if args else kwargs["hidden_states"]) + self._buffers["buffer"]
+        hidden = (args[0] if args else kwargs["hidden_states"]) + self.buffer
         return hidden if self.returns == "hidden" else self.result(hidden, args, kwargs)
 
     __call__ = forward
@@ -72,10 +75,10 @@ class _StoreEntry(_Replacement):
     def __init__(self, block: nn.Module, returns: str):
         super().__init__(returns)
         self.block = block
-        self.register_buffer("buffer", None, persistent=False)
+        self.buffer: torch.Tensor | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self._buffers["buffer"].copy_(args[0] if args else kwargs["hidden_states"])
+        self.buffer.copy_(args[0] if args else kwargs["hidden_states"])
         return self._modules["block"](*args, **kwargs)
 
     __call__ = forward
@@ -87,10 +90,10 @@ class _StoreExit(_Replacement):
     def __init__(self, block: nn.Module, returns: str):
         super().__init__(returns)
         self.block = block
-        self.register_buffer("buffer", None, persistent=False)
+        self.buffer: torch.Tensor | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        out, buffer = self._modules["block"](*args, **kwargs), self._buffers["buffer"]
+        out, buffer = self._modules["block"](*args, **kwargs), self.buffer
         hidden = out if self.returns == "hidden" else out[0 if self.returns == "hidden_encoder" else 1]
         torch.sub(hidden, buffer, out=buffer)
         return out
@@ -106,16 +109,15 @@ class _KeepState(_Replacement):
         self.block, self.start = block, 0
         self.relative_l1: Callable[..., torch.Tensor] = ops.relative_l1
         self.at = 1 if returns == "encoder_hidden" else 0  # where a block's tuple has the hidden states
-        for name in BlockState._fields[:3]:
-            self.register_buffer(name, None, persistent=False)
+        self.__dict__.update(dict.fromkeys(BlockState._fields[:3]))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        out, buffers = self._modules["block"](*args, **kwargs), self._buffers
+        out = self._modules["block"](*args, **kwargs)
         hidden = out if self.returns == "hidden" else out[self.at]
-        start, kept, encoder = self.start, buffers["hidden"], buffers["encoder"]
+        start, kept, encoder = self.start, self.hidden, self.encoder
         if start:
             hidden = hidden[start:]
-        buffers["change"].copy_(self.relative_l1(hidden, kept))
+        self.change.copy_(self.relative_l1(hidden, kept))
         kept.copy_(hidden)
         if encoder is not None:
             encoder.copy_(out[1 - self.at][start:])
@@ -129,12 +131,11 @@ class _Resumption(_Replacement):
 
     def __init__(self, returns: str):
         super().__init__(returns)
-        for name in BlockState._fields[:3]:
-            self.register_buffer(name, None, persistent=False)
+        self.__dict__.update(dict.fromkeys(BlockState._fields[:3]))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.returns == "hidden":
-            return self._buffers["hidden"]
+            return self.hidden
         return (self.hidden, self.encoder) if self.returns == "hidden_encoder" else (self.encoder, self.hidden)
 
     __call__ = forward
@@ -171,7 +172,15 @@ class View:
 
     def compile(self, **options: Any) -> None:
         """Compiles the view as one full graph; raises at the first call where the model's forward breaks it."""
-        self.call = torch.compile(self.module, fullgraph=True, **options)
+        forward = type(self.module).forward
+        if not isinstance(forward, types.FunctionType):
+            self.call = torch.compile(self.module, fullgraph=True, **options)
+            return
+        # The compiler counts recompilations by code object, so that every view has one of its own.
+        code = forward.__code__.replace()
+        own = types.FunctionType(code, forward.__globals__, forward.__name__, forward.__defaults__, forward.__closure__)
+        own.__kwdefaults__ = forward.__kwdefaults__
+        self.call = torch.compile(types.MethodType(own, self.module), fullgraph=True, **options)
 
     def set_states(self, states: dict[int, BlockState]) -> None:
         """Names where the next call keeps the states after blocks, and which one it resumes from."""
@@ -180,14 +189,14 @@ class View:
         self._states = states
         for number, block in self._kept.items():
             state = states[number]
-            block._buffers.update(zip(BlockState._fields[:3], state[:3], strict=True))
+            block.__dict__.update(zip(BlockState._fields[:3], state[:3], strict=True))
             if isinstance(block, _KeepState):
                 block.start = state.start
                 block.relative_l1 = ops.inner(state.hidden.device, state.hidden.dtype).relative_l1
 
     def set_buffer(self, buffer: torch.Tensor) -> None:
         for block in self.buffered:
-            block._buffers["buffer"] = buffer
+            block.__dict__["buffer"] = buffer
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

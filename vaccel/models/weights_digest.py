@@ -192,15 +192,22 @@ def _plain(tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
 
 
 def _adapters(modules: list[tuple[str, nn.Module]]) -> Iterator[str]:
-    """In words, what peft's layers do with their adapters."""
+    """In words, what peft's layers do with their adapters.
+
+    Scales are rounded: a pipeline that multiplies them for a call and divides them after it leaves 0.4 a little off.
+    """
+
+    def scale(of: Mapping[str, Any], adapter: str) -> Any:
+        return format(of[adapter], ".9g") if isinstance(of.get(adapter), float) else of.get(adapter)
+
     for name, module in modules:
         # a property of peft's layers; diffusers' models have a method of that name
         if not isinstance(getattr(type(module), "disable_adapters", None), property):
             continue
         scaling, variants = getattr(module, "scaling", {}), getattr(module, "lora_variant", {})
         said = {
-            "active": [(a, scaling.get(a), type(variants.get(a)).__name__) for a in sorted(module.active_adapters)],
-            "merged": [(a, scaling.get(a)) for a in getattr(module, "merged_adapters", ())],
+            "active": [(a, scale(scaling, a), type(variants.get(a)).__name__) for a in sorted(module.active_adapters)],
+            "merged": [(a, scale(scaling, a)) for a in getattr(module, "merged_adapters", ())],
             "disabled": module.disable_adapters,
         }
         yield f"{_plain_name(name)} {type(module).__qualname__} {_words(said)}"

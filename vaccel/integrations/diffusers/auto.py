@@ -71,20 +71,20 @@ class Pilot:
 
     def choose(
         self, pipe: Any, modules: list[torch.nn.Module], num_steps: int, flow: Flow | None, scales: list[float],
-        negative: bool,
+        bound: list[Any],
     ) -> tuple[Method, list[str], Path]:  # fmt: skip
         """The method of the run that begins, what its trace is to say, and the file of what is learnt of such runs.
 
         Args:
             modules: the pipeline's transformers.
             scales: the guidance scale of each.
-            negative: whether the call has a negative prompt.
+            bound: what else of the call it is bound to (``guidance.bound``).
 
         Raises ``ValueError`` where nothing is known of this pipeline and nothing is to be learnt.
         """
         with self._lock:
             self._modules = modules
-            self._file = file = self._place(modules, num_steps, flow, scales, negative)
+            self._file = file = self._place(modules, num_steps, flow, scales, bound)
             learnt = self._learnt(file)
             known = [*self.auto.artifacts, *([str(file)] if learnt else [])]
             recorded = len(learnt["samples"]) if learnt else 0
@@ -171,13 +171,13 @@ class Pilot:
     # -- what is learnt ----------------------------------------------------------------------------------------------
 
     def _place(
-        self, modules: list[torch.nn.Module], num_steps: int, flow: Flow | None, scales: list[float], negative: bool
+        self, modules: list[torch.nn.Module], num_steps: int, flow: Flow | None, scales: list[float], bound: list[Any]
     ) -> Path:
         """Where what is learnt of these weights at these levels and this guidance is kept."""
         models = [fingerprints.of_model(module) for module in modules]
         weights = digest_of({str(number): module for number, module in enumerate(modules)})
         levels = [round(level, 4) for level in flow.levels] if flow is not None else num_steps
-        text = json.dumps([models, weights, levels, [round(w, 3) for w in scales], negative])
+        text = json.dumps([models, weights, levels, [round(w, 3) for w in scales], bound])
         folder = Path(self.auto.folder) if self.auto.folder is not None else _cache()
         return folder / f"forecast-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 

@@ -25,6 +25,22 @@ def guider_of(pipe: Any) -> Any:
     return getattr(pipe, "guider", None)
 
 
+def conditions(pipe: Any) -> tuple[Any, ...]:
+    """What tells apart the predictions that a modular pipeline's guiders ask for at the current step.
+
+    A guider switches parts of itself on and off along the run (classifier-free guidance, skipped layers), and then its
+    second prediction of a step is another one than before.
+    """
+    said: list[Any] = []
+    for name in ("guider", "guider_2"):
+        guider = getattr(pipe, name, None)
+        if guider is not None:
+            switches = [n for n in dir(type(guider)) if n.startswith("_is_") and n.endswith("_enabled")]
+            said += [getattr(guider, n)() for n in switches]
+            said.append(getattr(guider, "num_conditions", None))
+    return tuple(said)
+
+
 def scale(pipe: Any, family: Family, stage: int, arguments: Mapping[str, Any]) -> float:
     """w of the pipeline's current step."""
     guider = guider_of(pipe)
@@ -34,6 +50,9 @@ def scale(pipe: Any, family: Family, stage: int, arguments: Mapping[str, Any]) -
     return w + 1 if getattr(guider, "use_original_formulation", False) else w
 
 
-def has_negative(arguments: Mapping[str, Any]) -> bool:
-    """Whether the call was given a negative prompt."""
-    return any(v is not None for k, v in arguments.items() if k.startswith("negative_prompt"))
+def bound(arguments: Mapping[str, Any]) -> list[Any]:
+    """What else of a call a calibration is bound to: whether it has a negative prompt, and its LoRA scale."""
+    negative = any(v is not None for k, v in arguments.items() if k.startswith("negative_prompt"))
+    names = ("attention_kwargs", "joint_attention_kwargs", "cross_attention_kwargs")
+    scales = [(arguments.get(name) or {}).get("scale") for name in names]
+    return [negative, *(None if s is None else round(float(s), 6) for s in scales)]

@@ -64,8 +64,8 @@ def _owned_class(base: type) -> type:
             owner = self.__dict__.get(OWNER)
             if owner is None or owner.removed:
                 return base.__call__(self, *args, **kwargs)
-            with owner.scope(self, args, kwargs):
-                return base.__call__(self, *args, **kwargs)
+            with owner.scope(self, args, kwargs) as scope:
+                return base.__call__(self, *args, **scope.given(kwargs))
 
         def shallow(self: Any) -> Any:
             new = object.__new__(type(self))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from . import guidance, ownership
 from .locating import by_address, by_scheduler, by_value
 from .schedulers import denoised, flow_of, with_response
 
+#: The arguments by which diffusers' pipelines take a function that they call after each step.
+CALLBACKS = ("callback_on_step_end", "callback")
+
 _now = time.perf_counter
 
 
@@ -28,8 +32,10 @@ class Scope:
     where the scheduler's timesteps are others, or where the steps begin anew.
     """
 
-    def __init__(self, session: Any, pipe: Any, args: tuple, kwargs: dict[str, Any], num_steps: int | None):
-        self.session, self.pipe, self.num_steps = session, pipe, num_steps
+    def __init__(
+        self, session: Any, pipe: Any, args: tuple, kwargs: dict[str, Any], num_steps: int | None, scale: float = 1.0
+    ):
+        self.session, self.pipe, self.num_steps, self._scale = session, pipe, num_steps, scale
         self._args = args, kwargs
         self.run: Run | None = None
         self.marks: list[Any] = []  # when each step began, for whoever wants times
@@ -38,6 +44,7 @@ class Scope:
         self._two = self._calling = False
         self._pilot = session.pilot
         self._learning: Any = None  # the file of what is learnt of such a run
+        self._guider, self._conditions = guidance.guider_of(pipe) if num_steps is None else None, ()
         # Where the run's timesteps lie in memory: first byte, bytes a step, bytes up to the current one and in all.
         self._address = self._next = self._span = 0
         self._size = 1
@@ -80,7 +87,16 @@ class Scope:
         return outer is not None and outer.session is self.session and outer.num_steps is not None
 
     def __exit__(self, kind: Any, *exception: object) -> None:
-        ownership.CURRENT.reset(self._token)
+        try:
+            ownership.CURRENT.reset(self._token)
+        except ValueError:  # closed in another context than it was opened in, as by a generator
+            if ownership.CURRENT.get() is self:
+                ownership.CURRENT.set(None)
+            warnings.warn(
+                "vaccel: a run was closed in another context than it was opened in (a generator that a server steps?); "
+                "calls of the transformer outside the context that opened it were plain",
+                stacklevel=2,
+            )
         session = self.session
         try:
             if kind is None and self.run is not None:
@@ -92,12 +108,42 @@ class Scope:
         if session.pilot is not None and kind is None and self.run is not None:
             session.pilot.took(self.run.trace, self.marks, _now() - self._entered)
 
+    # -- what the caller does between steps --------------------------------------------------------------------------
+
+    def given(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The call's arguments by name, with callbacks that are no part of the run."""
+        callbacks = [name for name in CALLBACKS if callable(kwargs.get(name))]
+        if not callbacks:
+            return kwargs
+        inputs = getattr(kwargs.get(CALLBACKS[0]), "tensor_inputs", None)
+        kwargs = {**kwargs, **{name: self._outside(kwargs[name]) for name in callbacks}}
+        if inputs is not None:  # diffusers' PipelineCallback objects name what they want to see
+            kwargs[f"{CALLBACKS[0]}_tensor_inputs"] = inputs
+        return kwargs
+
+    def _outside(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+        """The callback, whose own calls of the transformer are plain; what it changed of the model is seen after it."""
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with outside():
+                result = callback(*args, **kwargs)
+            for stage in self.stages.values():
+                stage.large.refresh()
+                if stage.small is not None:
+                    stage.small.refresh()
+            if self._workspace.captures is not None:
+                self._executor()
+            return result
+
+        return called
+
     # -- calls -------------------------------------------------------------------------------------------------------
 
     def call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """A transformer was called while this scope is open."""
         stage = self.stages.get(id(module))
-        if stage is None:  # of some other pipeline that is called within this one's call
+        # of some other pipeline that is called within this one's call; or the handle was removed in the middle of it
+        if stage is None or self.session.removed:
             return ownership.plain_call(module)(*args, **kwargs)
         if self._calling:
             raise ValueError(
@@ -128,8 +174,11 @@ class Scope:
         run = self.run
         if run.index < 0 and stage.small is not None:
             _check_small(stage.small.model, x)
-        if self._pilot is not None and index != run.index:
-            self._mark(x.device)
+        if index != run.index:
+            if self._pilot is not None:
+                self._mark(x.device)
+            if self._guider is not None:
+                self._follow(run)
         self._calling = True
         try:
             output = run.call(index, stage, inputs, x, self._two)
@@ -138,6 +187,13 @@ class Scope:
         if run.trace.finished:
             self._finished(run, x.device)
         return (output,) if as_tuple else _output(output)
+
+    def _follow(self, run: Run) -> None:
+        """Branches that a guider makes of other conditions than at the step before start without anything cached."""
+        conditions = guidance.conditions(self.pipe)
+        if run.index >= 0 and conditions != self._conditions:
+            run.forget_branches()
+        self._conditions = conditions
 
     def _refuse_gradients(self, module: nn.Module, x: torch.Tensor) -> None:
         if x.requires_grad or any(p.requires_grad for p in module.parameters()):
@@ -204,6 +260,8 @@ class Scope:
             self._address, self._size, self._next, self._span = 0, 1, 0, 0
 
     def _guidance(self, stage: int) -> float:
+        if self.num_steps is not None:  # a loop by hand: the pipeline knows nothing of it
+            return self._scale
         return guidance.scale(self.pipe, self.session.family, stage, self.arguments)
 
     def _new_run(self, timesteps: Any, begin: int, own: bool) -> Any:
@@ -216,9 +274,9 @@ class Scope:
         flow = self._flow(begin, method)
         if session.pilot is not None:
             scales = [self._guidance(stage.index) for stage in self.stages.values()]
-            negative = guidance.has_negative(self.arguments)
+            bound = guidance.bound(self.arguments)
             modules = [stage.large.model for stage in self.stages.values()]
-            method, chosen, self._learning = session.pilot.choose(pipe, modules, steps, flow, scales, negative)
+            method, chosen, self._learning = session.pilot.choose(pipe, modules, steps, flow, scales, bound)
             notes += chosen
         run = Run(
             method,

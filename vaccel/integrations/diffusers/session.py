@@ -52,12 +52,16 @@ class Session:
         keep_traces: int = 16,
     ):
         self._pipe, self.method, self.family = weakref.ref(pipe), method, family
-        self.smalls, self.compile, self.notes = list(smalls), compile, tuple(notes)
+        self.compile, self.notes = compile, tuple(notes)
+        numbers = [n for n, name in enumerate(TRANSFORMERS) if getattr(pipe, name, None) is not None]
+        # The small models by the number of the transformer that each stands beside.
+        self.smalls = {n: s for n, s in zip(numbers, smalls, strict=False) if s is not None}
         self.refused: list[str] = []
         self._backend = captures
         self.pool = Pool(self._workspace)
         self.traces: deque[Trace] = deque(maxlen=keep_traces)
         self.removed = True
+        # By registered module; given back too where the pipeline is garbage-collected without remove().
         self._modules: list[tuple[nn.Module, bool]] = []  # those that listen; whether they had a registry of hooks
         self.pilot: Pilot | None = None
         self.experts: Experts | None = None
@@ -85,6 +89,7 @@ class Session:
         """Takes over the pipeline's calls.  Raises ``ValueError`` where it is accelerated already."""
         pipe = self.pipe
         ownership.own(pipe, self)
+        self._collected = weakref.finalize(pipe, _let_go, self._modules)
         self.removed = False
         try:
             self.listen_to(pipe)
@@ -102,6 +107,7 @@ class Session:
             if module is None:
                 continue
             unwrapped(module)
+            refuse_other_caches(module)
             if not any(module is known for known, _ in self._modules):
                 self._check(module)
                 ownership.listen(module)
@@ -118,16 +124,23 @@ class Session:
                 f"{' and '.join(sorted(kinds))}: remove() the handle and accelerate it anew"
             )
 
-    def scope(self, pipe: Any, args: tuple, kwargs: dict[str, Any], num_steps: int | None = None) -> Scope:
-        """A scope for one call of the pipeline or of a shallow copy."""
-        return Scope(self, pipe, args, kwargs, num_steps)
+    def scope(
+        self, pipe: Any, args: tuple, kwargs: dict[str, Any], num_steps: int | None = None, guidance: float = 1.0
+    ) -> Scope:
+        """A scope for one call of the pipeline or of a shallow copy, or for a loop of ``num_steps`` by hand."""
+        return Scope(self, pipe, args, kwargs, num_steps, guidance)
 
     def stages(self, pipe: Any, workspace: Workspace) -> dict[int, Stage]:
         """The parts of a run with their models as they are now, by the id of the module that is called."""
         found, models = {}, []
         modules = self.listen_to(pipe)
-        smalls = self.smalls or [None] * len(modules)
-        for (number, module), small in zip(modules, smalls, strict=True):
+        for number, module in modules:
+            small = self.smalls.get(number)
+            if small is None and self.smalls:
+                raise ValueError(
+                    f"the pipeline has a {TRANSFORMERS[number]} now, and no small model was given for it: remove() the "
+                    "handle and accelerate it anew with small=[...]"
+                )
             compiled = self.compile or getattr(module, "_compiled_call_impl", None) is not None
             large = workspace.model(module, self.family, small=False, compile=compiled)
             helper = workspace.model(small, self.family, small=True, compile=compiled) if small is not None else None
@@ -173,13 +186,9 @@ class Session:
         self.removed = True
         if self.pipe is not None:
             ownership.disown(self.pipe)
-        for module, had_registry in self._modules:
-            ownership.unlisten(module)
-            registry = module.__dict__.get(REGISTRY)
-            if registry is not None and not had_registry and not registry.hooks:
-                del module.__dict__[REGISTRY]  # an empty one, which a call of the pipeline has left behind
-        self._modules = []
-        self.pool.clear()
+        self._collected.detach()
+        _let_go(self._modules)
+        self.pool.close()
 
     def memory_plan(self, height: int, width: int, num_frames: int, batch: int, guidance: bool) -> dict[str, int]:
         """Bytes of the buffers that a run of this size holds; see ``vaccel.engine.memory.plan``."""
@@ -195,6 +204,16 @@ class Session:
         return plan(self.method, stages, latents, branches, batched=batched)
 
 
+def _let_go(modules: list[tuple[nn.Module, bool]]) -> None:
+    """The modules ask for no scopes any more."""
+    while modules:
+        module, had_registry = modules.pop()
+        ownership.unlisten(module)
+        registry = module.__dict__.get(REGISTRY)
+        if registry is not None and not had_registry and not registry.hooks:
+            del module.__dict__[REGISTRY]  # an empty one, which a call of the pipeline has left behind
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """Raises ``ValueError`` for a module that is wrapped by torch.compile."""
     if hasattr(module, "_orig_mod"):
@@ -203,6 +222,14 @@ def unwrapped(module: nn.Module) -> nn.Module:
             "compile=True to accelerate instead (or compile in place with transformer.compile())"
         )
     return module
+
+
+def refuse_other_caches(module: nn.Module) -> None:
+    """Raises ``ValueError`` where diffusers caches: each would take the other's outputs for the model's."""
+    if getattr(module, "is_cache_enabled", False):
+        raise ValueError(
+            f"diffusers' own cache is enabled on this {type(module).__name__}: call its disable_cache() first"
+        )
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:

@@ -50,7 +50,7 @@ class Pool:
     """The workspaces of one accelerated pipeline and its shallow copies."""
 
     def __init__(self, make: Callable[[], Workspace]):
-        self._make, self._lock = make, threading.Lock()
+        self._make, self._lock, self._closed = make, threading.Lock(), False
         self.idle: list[Workspace] = []
         self.used: list[Workspace] = []
 
@@ -64,8 +64,10 @@ class Pool:
         """After a run; one that was aborted (not ``whole``) leaves nothing, and so does all but one that wait."""
         with self._lock:
             self.used.remove(workspace)
-            if not whole or self.idle:
+            if not whole or self.idle or self._closed:
                 workspace.clear()
+            if self._closed:
+                return
             self.idle.append(workspace)
             self.idle.sort(key=lambda w: w.buffers.nbytes)
 
@@ -74,8 +76,10 @@ class Pool:
         with self._lock:
             return sum(w.buffers.nbytes for w in (*self.idle, *self.used))
 
-    def clear(self) -> None:
+    def close(self) -> None:
+        """Nothing waits any more; what a run is still using goes when it is given back."""
         with self._lock:
+            self._closed = True
             for workspace in self.idle:
                 workspace.clear()
             self.idle = []
