@@ -17,15 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vaccel
-from vaccel.calibrate.mixcache import fields as mixcache_fields
 from vaccel.calibrate.samples import Samples
-from vaccel.calibrate.teacache import _fit
 from vaccel.experts.files import read_experts
 from vaccel.integrations.diffusers.auto import Times
 from vaccel.methods.auto import calibrated
 from vaccel.methods.lemica import edges
 from vaccel.planning import artifacts, schema
 from vaccel.planning.calibration import added, calibration, packed
+from vaccel.planning.joining import mixcache_fields, teacache_fields
 from vaccel.planning.schema.errors import shown
 
 STEPS, CHANNELS = 6, 2
@@ -144,7 +143,7 @@ def use_teacache(path: Path) -> None:
     if "model" in data:
         resumed(data)
         if data["samples"]:
-            _fit(data["samples"], False)
+            teacache_fields(data["samples"], False)
 
 
 def use_experts(path: Path) -> None:
@@ -175,7 +174,7 @@ _NUMBER = itertools.count()
 
 def written(folder: Path, data: dict) -> Path:
     path = folder / f"{next(_NUMBER)}.json"
-    artifacts.write(path, data)
+    artifacts.replace(path, data)
     return path
 
 
@@ -415,7 +414,7 @@ def test_files_with_the_old_names_are_read_under_the_new_ones(kind, tmp_path):
     assert artifacts.read_sealed(path, kind)[1] == json.loads(path.read_text())["digest"], "sealed as it was written"
     if kind == "lemica":  # a calibration goes on with it
         header = {k: v for k, v in data.items() if k not in ("samples", "prompts")}
-        assert Samples(path, header).data == data["samples"]
+        assert Samples(path, header, ["x"], [0]).data == data["samples"]
     for odd in ODD:  # whatever an old field holds
         where = ("samples", "run-0", "gains") if kind == "forecast" else ("samples",)
         tried(tmp_path, kind, changed(old, where, odd))

@@ -179,14 +179,14 @@ def test_what_a_psnr_is_told_from(tmp_path):
     data = calibrated(tmp_path / "f.json")
     (sample,) = data["samples"].values()
     sample["trials"] = [[0.1, 21.0], [0.01, 39.0], [0.001, 60.0]]
-    artifacts.write(tmp_path / "f.json", data)
+    artifacts.replace(tmp_path / "f.json", data)
     expected, reached = calibration(tmp_path / "f.json").psnr(0.01)
     assert expected == pytest.approx(40)  # the line through (20, 21), (40, 39), (60, 60): 0.5 + 0.975 x
     assert reached == pytest.approx(40 - 1), "the worst of few"
     off = [-9.0, -7.0, -3.0, -1.0, *np.linspace(0, 3, 19)]  # of 23 runs four may stay below
     off = np.array(off) - np.mean(off)
     sample["trials"] = [[0.01 * 10 ** (-(k % 2) / 10), 40 + 2 * (k % 2) + o] for k, o in enumerate(off)]
-    artifacts.write(tmp_path / "f.json", data)
+    artifacts.replace(tmp_path / "f.json", data)
     expected, reached = calibration(tmp_path / "f.json").psnr(0.01)
     x = 2 * (np.arange(23) % 2)
     line = np.polyfit(x, 40 + x + off, 1)
@@ -272,7 +272,7 @@ def test_what_is_refused(tmp_path):
     path = tmp_path / "f.json"
     calibrated(path, tails=0)
     text = path.read_text()
-    with pytest.raises(ValueError, match="another bands; choose another file"):
+    with pytest.raises(ValueError, match=r"another bands \(1 there, 2 here\); choose another file"):
         calibrated(path, bands=2)
     with pytest.raises(ValueError, match="another scheduler"):
         calibrated(path, solver="dpm")

@@ -11,8 +11,8 @@ import torch
 
 import vaccel
 from vaccel.calibrate import calibrate_mixcache
-from vaccel.calibrate.mixcache import fields
 from vaccel.calibrate.replay import StandIn
+from vaccel.planning.joining import mixcache_fields as fields
 
 STEPS = 10
 PROMPTS = ["a red cat runs", "a blue dog sleeps"]

@@ -217,7 +217,7 @@ def test_an_artifact_that_changes_is_refused(forwards, tmp_path):
     method = vaccel.Forecast.load(path, budget=5)
     accelerated("unipc", method)
     data = artifacts.read(path, "forecast")
-    artifacts.write(path, {**data, "prompts": "others"})
+    artifacts.replace(path, {**data, "prompts": "others"})
     with pytest.raises(ValueError, match="is not what it was when this method was loaded from it"):
         accelerated("unipc", method, pipe=pipe)
     accelerated("unipc", vaccel.Forecast.load(path, budget=5))
@@ -277,7 +277,7 @@ def test_load_takes_the_best_path(growth, objective, tmp_path):
     data = artifacts.read(artifact("unipc"), "forecast")
     (sample,) = data["samples"].values()
     sample["error_growth"] = {"2": 6.0, "4": 1.5, "7": 0.2}
-    artifacts.write(path, data)
+    artifacts.replace(path, data)
     error_growth = between(sample["error_growth"], STEPS)
     weighed, elements = error_growth if growth else [1.0] * STEPS, made.trajectory[0, 0].size ** 0.5
     best = best_paths(made.trajectory, made.levels, weighed, 2, 10, "channel", objective)

@@ -62,7 +62,7 @@ _LAZY = dict.fromkeys(__all__, "methods") | {
     "Denoiser": "denoiser", "Handle": "api", "Trace": "engine.trace", "accelerate": "api",
 }  # fmt: skip
 #: name -> the module that it is
-_MODULES = {"graphs": "engine.graphs"} | {
+_MODULES = {"graphs": "engine.graphs", "artifacts": "planning.artifacts"} | {
     name: name
     for name in ("actions", "cache", "engine", "methods", "models", "ops", "planning", "reference", "signals")
 }

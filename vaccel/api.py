@@ -13,11 +13,11 @@ from .engine.trace import Trace
 from .experts.files import read_experts
 from .experts.weights import suitable
 from .integrations.diffusers.attention import Attention
+from .integrations.diffusers.fitting import mismatches
 from .integrations.diffusers.scope import Scope
 from .integrations.diffusers.session import TRANSFORMERS, Session, dtype_of, refuse_other_caches, unwrapped
 from .methods import Method
 from .models import Family, find
-from .models.fingerprints import differences
 
 
 class Handle:
@@ -175,8 +175,8 @@ def accelerate(
             raise ValueError(f"experts are for one transformer; this {type(pipe).__name__} has {' and '.join(names)}")
         suitable(transformers[0], saved)
     smalls = _smalls(method, small, transformers, described)
-    notes = _mismatches(method, transformers[0], pipe.scheduler)
-    session = Session(pipe, method, described, smalls, compile=compile, captures=captures, notes=notes)
+    mismatches(method, pipe)
+    session = Session(pipe, method, described, smalls, compile=compile, captures=captures)
     session.attach()
     try:
         if saved is not None:
@@ -187,20 +187,6 @@ def accelerate(
         Handle(session, None).remove()
         raise
     return Handle(session, chosen)
-
-
-def _mismatches(method: Method, transformer: nn.Module, scheduler: Any) -> list[str]:
-    """What the traces are to say where a calibrated method runs on what it was not calibrated with."""
-    different, solver = differences(method.fitted, transformer, scheduler) if method.fitted else ([], [])
-    if not method.any_solver:
-        different, solver = different + solver, []
-    if different and not method.allow_mismatch:
-        raise ValueError(
-            f"this {type(method).__name__} was calibrated with another pipeline: {'; '.join(different)}. Calibrate it "
-            f"for this one (`vaccel calibrate {method.id}`), or pass allow_mismatch=True to the method"
-        )
-    notes = [f"calibrated with another pipeline: {phrase}" for phrase in different]
-    return notes + [f"calibrated with another solver on these noise levels: {phrase}" for phrase in solver]
 
 
 def _smalls(

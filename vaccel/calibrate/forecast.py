@@ -23,12 +23,11 @@ from ..integrations.diffusers.auto import durations
 from ..methods import Forecast, Method, Recording, Schedule
 from ..methods.recording import Recorded
 from ..models import find, fingerprints
-from ..planning import artifacts
-from ..planning.calibration import Calibration, added, interpolated_error_growth, sample_of
+from ..planning.calibration import Calibration, interpolated_error_growth, sample_of
 from ..planning.flow import Flow
 from ..planning.gram import Plan
 from .replay import Invocation, StandIn, StandInRun
-from .samples import Progress, Samples, prompts_encoded_once, sample, silent
+from .samples import Progress, Samples, prompts_encoded_once, sample, silent, steps_of
 
 #: Shares of the run at which error growth is measured: dense where errors grow most.
 POSITIONS = (0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.26, 0.36, 0.52, 0.76)
@@ -69,11 +68,11 @@ def calibrate_forecast(
 
     Raises ``ValueError`` when ``path`` holds a calibration of something else, or a setting is out of range.
     """
-    _check(pipe, bands, tails)
-    steps = int(call["num_inference_steps"])
-    samples = Samples(Path(path), fingerprints.header(Forecast.id, pipe, call, num_steps=steps, bands=bands))
-    before, timed = _summed_earlier(samples), {}
-    jobs, chosen = samples.jobs(prompts, list(seeds)), _positions(steps, tails)
+    _check(pipe, bands, tails, tail_samples, trials)
+    steps = steps_of(call)
+    header = fingerprints.header(Forecast.id, pipe, call, num_steps=steps, bands=bands)
+    samples, timed = Samples(Path(path), header, prompts, list(seeds)), {}
+    jobs, chosen = samples.jobs, _positions(steps, tails)
     work = len(jobs) * (steps + sum(steps - j for j in chosen))
     total = work + len(jobs) * (steps + sum(round(share * steps) for share in trials) if trials else 0)
 
@@ -89,23 +88,30 @@ def calibrate_forecast(
             if key not in samples.data:
                 positions = chosen if tail_samples is None or number < tail_samples else []
                 samples.data[key] = sample_of_job(number, 0, work).measure(positions)
-                samples.save(**before)
-        for number, (key, *_) in enumerate(jobs if trials else ()):
-            data = samples.data[key]
-            if "trials" not in data:
-                known = _calibration_without(samples, key, before)
+                samples.save()
+        for number, (key, *_) in enumerate(jobs):
+            data = dict(samples.data[key])
+            if trials and "trials" not in data:
+                known = _calibration_without(samples, key)
                 data |= sample_of_job(number, work, total).run_trials(known, trials, data)
-                samples.save(**before)
-        if trials and "times" not in before:
+            elif "products" not in data:
+                continue
+            samples.data[key] = {**data, "done": True}
+            samples.save()
+        if trials and "times" not in samples.others:
             timed = _timed(pipe, prompts[0], seeds[0], call, steps)
-    return samples.merge(lambda every: {**before, **_sum(every, before), **timed})
+    return samples.merge(**timed)
 
 
-def _check(pipe: Any, bands: int, tails: int) -> None:
+def _check(pipe: Any, bands: int, tails: int, tail_samples: int | None, trials: Sequence[float]) -> None:
     if bands not in (1, 2) or not 0 <= tails <= len(POSITIONS):
         raise ValueError(f"bands must be 1 or 2 and tails 0 to {len(POSITIONS)}, got {bands} and {tails}")
     if bands == 2 and not find(pipe.transformer).spatial:
         raise ValueError("bands=2 needs latents with rows and columns; this model's are packed into tokens")
+    if tail_samples is not None and tail_samples < 0:
+        raise ValueError(f"tail_samples must be 0 or more, got {tail_samples}")
+    if not all(0 < share <= 1 for share in trials):
+        raise ValueError(f"trials are shares of all steps, above 0 and at most 1: got {list(trials)}")
 
 
 def _report(progress: Progress, prompt: str, begin: float, part: float, total: int, share: float) -> None:
@@ -150,17 +156,9 @@ class _Watch:
         """Nothing is kept."""
 
 
-def _summed_earlier(samples: Samples) -> dict[str, Any]:
-    """The fields of an earlier calibration that come from all of its samples, by their names in the artifact."""
-    if not samples.path.exists():
-        return {}
-    data = artifacts.read(samples.path, Forecast.id)
-    return {name: data[name] for name in ("products", "times") if name in data}
-
-
-def _calibration_without(samples: Samples, key: str, before: dict[str, Any]) -> Calibration:
+def _calibration_without(samples: Samples, key: str) -> Calibration:
     """The calibration by all samples but one; by that one too where it is the only one or is in the sum already."""
-    data = samples.artifact(**before)
+    data = {**samples.header, **samples.others, "samples": samples.data}
     others = {name: s for name, s in data["samples"].items() if name != key}
     if not others or "products" not in data["samples"][key]:
         return Calibration(data)
@@ -169,12 +167,6 @@ def _calibration_without(samples: Samples, key: str, before: dict[str, Any]) -> 
     growth = [s["error_growth"] for s in data["samples"].values()]
     known.error_growth = interpolated_error_growth(growth, known.gram.num_steps)
     return known
-
-
-def _sum(every: dict[str, dict[str, Any]], before: dict[str, Any]) -> dict[str, str]:
-    """The sum of all samples' products, in the order of their keys; removes them from the samples."""
-    own = [data.pop("products") for _, data in sorted(every.items()) if "products" in data]
-    return {"products": added([*([before["products"]] if "products" in before else []), *own])} if own else {}
 
 
 class _Sample:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..methods.lemica import LeMiCa
 from ..models import fingerprints
-from ..planning import artifacts
+from ..planning import artifacts, files
+from ..planning.joining import hash_of
 from .replay import Record, Replayer, Reuse, Stretch, Tails
-from .samples import Progress, Samples, silent
+from .samples import Progress, Samples, silent, steps_of
 
 
 def calibrate_lemica(
@@ -60,25 +62,33 @@ def calibrate_lemica(
     if hopeless is not None:
         warnings.warn("hopeless is deprecated: it is called min_budget", DeprecationWarning, stacklevel=2)
         min_budget = hopeless
-    if max_gap < 2 or batch < 1:
-        raise ValueError(f"max_gap must be >= 2 and batch >= 1, got {max_gap} and {batch}")
+    if max_gap < 2 or batch < 1 or stride < 1:
+        raise ValueError(f"max_gap must be >= 2, batch and stride >= 1: got {max_gap}, {batch} and {stride}")
+    if compare not in ("latents", "pixels"):
+        raise ValueError(f"compare must be 'latents' or 'pixels', got {compare!r}")
+    steps = steps_of(call, 3)
+    _evenly_spaced(steps - 1, min_budget, max_gap)  # refuses what cannot be
     settings = {"reuse": reuse, "max_gap": max_gap, "compare": compare, "tails": tails, "stride": stride,
-                "min_budget": min_budget, "num_steps": int(call["num_inference_steps"])}  # fmt: skip
-    samples = Samples(Path(path), fingerprints.header(LeMiCa.id, pipe, call, **settings))
-    jobs = samples.jobs(prompts, list(seeds))
+                "min_budget": min_budget, "num_steps": steps}  # fmt: skip
+    if tails == "small" and small is not None:
+        settings["small"] = fingerprints.identity({"small": small})["weights"]
+    samples = Samples(Path(path), fingerprints.header(LeMiCa.id, pipe, call, **settings), prompts, list(seeds))
+    jobs = samples.jobs
     with Replayer(pipe, call, small=small, reuse=reuse, tails=tails, stride=stride, max_gap=max_gap,
                   output="latent" if compare == "latents" else "pt") as replayer:  # fmt: skip
         for number, (key, prompt, seed) in enumerate(jobs):
-            sample = samples.data.setdefault(key, {"errors": {}, "forwards": 0, "small_forwards": 0})
-            if sample.get("done"):
-                continue
-            kept = samples.own.with_name(f"{samples.own.name}.{key}.safetensors")
-            for done, total in _measure(replayer, sample, kept, prompt, seed, max_gap, batch, min_budget):
+            sample = samples.data.get(key) or {"errors": {}, "forwards": 0, "small_forwards": 0}
+            kept = Path(path).with_name(f"{Path(path).name}.{key}.record.safetensors")
+            if not sample.get("done"):
+                recorded = {"header": hash_of(json.dumps([samples.header, prompt, seed], sort_keys=True))}
+                for done, total in _measure(replayer, sample, kept, recorded, prompt, seed, max_gap, batch, min_budget):
+                    samples.data[key] = sample
+                    samples.save()
+                    progress(number * total + done, len(jobs) * total, prompt)
+                samples.data[key] = {**sample, "done": True}
                 samples.save()
-                progress(number * total + done, len(jobs) * total, prompt)
-            sample["done"] = True
-            samples.save()
             kept.unlink(missing_ok=True)
+            files.sweep(kept)
     return samples.merge()
 
 
@@ -86,6 +96,7 @@ def _measure(
     replayer: Replayer,
     sample: dict[str, Any],
     kept: Path,
+    recorded: dict[str, str],
     prompt: str,
     seed: int,
     max_gap: int,
@@ -93,7 +104,7 @@ def _measure(
     min_budget: int | None,
 ) -> Iterator[tuple[int, int]]:
     """Measures the missing edges of one sample; yields (replayed steps done, their total) after every batch."""
-    record = _recorded(replayer, kept, prompt, seed)
+    record = _recorded(replayer, kept, recorded, prompt, seed)
     errors, last = sample["errors"], len(record.outputs) - 1
     even = _evenly_spaced(last, min_budget, max_gap)
     groups = [[s] for s in even] + list(_groups(last, max_gap, batch))
@@ -142,10 +153,13 @@ def _name(stretch: Stretch) -> str:
     return f"{stretch.start}-{stretch.end}"
 
 
-def _recorded(replayer: Replayer, kept: Path, prompt: str, seed: int) -> Record:
-    """The full run, read from the file of an interrupted calibration where there is one."""
-    if kept.exists():
-        tensors = load_file(kept)
+def _recorded(replayer: Replayer, kept: Path, header: dict[str, str], prompt: str, seed: int) -> Record:
+    """The full run, read from the file of an interrupted calibration where there is one of exactly this.
+
+    Args:
+        header: what the file must say of itself.
+    """
+    if (tensors := _kept(kept, header)) is not None:
         final = tensors.pop("final")
         outputs: list[list[torch.Tensor]] = []
         for name in sorted(tensors):
@@ -157,5 +171,16 @@ def _recorded(replayer: Replayer, kept: Path, prompt: str, seed: int) -> Record:
     record = replayer.record(prompt, seed)
     named = {f"{i:05d}.{b}": v for i, step in enumerate(record.outputs) for b, v in enumerate(step)}
     kept.parent.mkdir(parents=True, exist_ok=True)
-    artifacts.save_tensors(kept, {**named, "final": record.final})
+    artifacts.save_tensors(kept, {**named, "final": record.final}, header)
     return record
+
+
+def _kept(kept: Path, header: dict[str, str]) -> dict[str, torch.Tensor] | None:
+    """The tensors of a file with this header; None where it is missing, damaged, or of something else."""
+    try:
+        with safe_open(kept, "pt") as file:
+            if file.metadata() != header:
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None

@@ -14,10 +14,8 @@ from ..cache import BlockState
 from ..methods.mixcache import MixCache
 from ..models import fingerprints
 from .replay import Invocation, StandIn, StandInRun
-from .samples import Progress, Samples, prompts_encoded_once, sample, silent
+from .samples import Progress, Samples, prompts_encoded_once, sample, silent, steps_of
 
-#: The output's change is settled once it is within this share of its mean over the five steps before.
-SETTLED = 0.2
 #: Distance, in steps, of the changes that d1 and d2 are fitted to: the middle one of the cycle lengths.
 WIDE = 3
 
@@ -48,40 +46,13 @@ def calibrate_mixcache(
 
     Raises ``ValueError`` when ``path`` holds a calibration of something else, or a candidate does not exist.
     """
+    steps_of(call)
     depth = len(StandIn(pipe, None).blocks)
     chosen = MixCache(candidates=candidates).keeps_states(depth)
-    samples = Samples(Path(path), fingerprints.header(MixCache.id, pipe, call, candidates=list(chosen)))
+    header = fingerprints.header(MixCache.id, pipe, call, candidates=list(chosen))
+    samples = Samples(Path(path), header, prompts, list(seeds))
     with prompts_encoded_once(pipe):
-        return samples.fill(
-            prompts, list(seeds), lambda prompt, seed: _profile(pipe, prompt, seed, call, chosen),
-            lambda every: fields(every, chosen), progress,
-        )  # fmt: skip
-
-
-def fields(samples: dict[str, dict[str, Any]], candidates: tuple[int, ...]) -> dict[str, Any]:
-    """The method's settings from all samples."""
-    impacts = [s["impacts"] for s in samples.values()]
-    fitted = [_thresholds(s["changes"], s["wide_changes"]) for s in samples.values()]
-    theta, d1, d2 = (statistics.fmean(values) for values in zip(*fitted, strict=True))
-    found = {"candidates": list(candidates), "theta": theta, "d1": d1, "d2": d2}
-    found["step_impact"] = statistics.fmean(statistics.fmean(i["step"]) for i in impacts)
-    if "cfg" in impacts[0]:
-        found["cfg_impact"] = statistics.fmean(statistics.fmean(i["cfg"]) for i in impacts)
-    rows = ([i[str(c)] for i in impacts] for c in candidates)
-    found["block_impacts"] = [[statistics.fmean(v) for v in zip(*row, strict=True)] for row in rows]
-    return found
-
-
-def _thresholds(changes: list[float], wide: list[float]) -> tuple[float, float, float]:
-    """theta, d1 and d2 from one run's changes over one and three steps; by its second half where it never settles."""
-    settled = len(changes) // 2
-    for t in range(5, len(changes)):
-        before = statistics.fmean(changes[t - 5 : t])
-        if abs(changes[t] - before) <= SETTLED * before:
-            settled = t
-            break
-    d1, d2 = statistics.quantiles(wide[settled:], n=3) if len(wide) > settled + 1 else (0.0, 0.0)
-    return statistics.fmean(changes[settled:]), d1, d2
+        return samples.fill(lambda prompt, seed: _profile(pipe, prompt, seed, call, chosen), progress)
 
 
 @torch.no_grad()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..planning import artifacts
+from ..planning import artifacts, files, joining
+from ..planning.joining import hash_of
+from ..planning.schema import MOST_STEPS
 
 #: (units of work done, their total, what is being done)
 Progress = Callable[[int, int, str], None]
@@ -23,79 +23,93 @@ def silent(done: int, total: int, what: str) -> None:
 
 
 class Samples:
-    """The samples of an artifact, including those of an earlier calibration with the same header.
+    """The samples of an artifact, including those of other calibrations with the same header.
 
-    Under ``torchrun`` every process measures its share and writes its own part; ``merge`` joins them.
+    The file is the truth: what this process measures is joined to it (``artifacts.write``), and what others have added
+    meanwhile is taken over.  Under ``torchrun`` every process measures its share and writes a part of its own;
+    ``merge`` joins them.  Parts that a run of several processes has left behind are joined by whoever comes next.
 
-    Raises ``ValueError`` when ``path`` holds a calibration of something else.
+    Attributes:
+        data: the samples by key.
+        others: what else the file holds that is made of all samples, such as Forecast's "products".
+
+    Raises ``ValueError`` when ``path`` holds a calibration of something else, or there are no prompts; ``OSError``
+    where it cannot be written.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any]):
+    def __init__(self, path: Path, header: dict[str, Any], prompts: list[str], seeds: Iterable[int]):
         self.path, self.header = path, header
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.own = path if self.world == 1 else self._part(self.rank)
+        self.own = path if self.world == 1 else artifacts.part_of(path, self.rank)
+        every = {f"{hash_of(p)[:12]}-{s}": (p, s) for p in prompts for s in seeds}
+        if not every:
+            raise ValueError("a calibration needs a prompt and a seed at least")
+        #: (key, prompt, seed) of this process's samples.
+        self.jobs = [(key, *job) for key, job in every.items()][self.rank :: self.world]
+        files.check(path)
         self.data: dict[str, dict[str, Any]] = {}
-        for file in {path, self.own}:
+        self.others: dict[str, Any] = {}
+        for file in (path, self.own):
             if file.exists():
-                self.data |= self._checked(file)
+                self._adopt(file)
+        if self.world == 1:
+            self._absorb()
 
-    def jobs(self, prompts: list[str], seeds: list[int]) -> list[tuple[str, str, int]]:
-        """(key, prompt, seed) of this process's samples."""
-        jobs = [(f"{hash_of(p)[:12]}-{s}", p, s) for p in prompts for s in seeds]
-        return jobs[self.rank :: self.world]
-
-    def fill(
-        self,
-        prompts: list[str],
-        seeds: list[int],
-        measure: Callable[[str, int], dict[str, Any]],
-        fields: Callable[[dict[str, Any]], dict[str, Any]],
-        progress: Progress,
-    ) -> dict[str, Any]:
-        """The artifact with ``measure(prompt, seed)`` of every sample, and ``fields(samples)`` of all of them."""
-        jobs = self.jobs(prompts, seeds)
-        for done, (key, prompt, seed) in enumerate(jobs):
-            progress(done, len(jobs), prompt)
+    def fill(self, measure: Callable[[str, int], dict[str, Any]], progress: Progress) -> dict[str, Any]:
+        """The artifact with ``measure(prompt, seed)`` of every sample."""
+        for done, (key, prompt, seed) in enumerate(self.jobs):
+            progress(done, len(self.jobs), prompt)
             if key not in self.data:
                 self.data[key] = measure(prompt, seed)
-                self.save(fields=fields(self.data))
-        progress(len(jobs), len(jobs), "done")
-        return self.merge(lambda every: {"fields": fields(every)})
+                self.save()
+        progress(len(self.jobs), len(self.jobs), "done")
+        return self.merge()
 
     def save(self, **fields: Any) -> None:
-        """Writes all samples so far and the given fields."""
+        """Joins all samples so far and the given fields to the file."""
         artifacts.write(self.own, self.artifact(**fields))
+        self._adopt(self.own)
 
     def artifact(self, **fields: Any) -> dict[str, Any]:
         """The artifact of all samples so far and the given fields."""
-        ordered = {key: self.data[key] for key in sorted(self.data)}
-        return {**self.header, "prompts": hash_of("\n".join(ordered)), "samples": ordered, **fields}
+        if self.own == self.path:
+            return {**self.header, "prompts": "", "samples": dict(self.data), **self.others, **fields}
+        measured = {key: self.data[key] for key, *_ in self.jobs if key in self.data}
+        return {**self.header, "prompts": "", "samples": measured, "part": True}
 
-    def merge(self, make: Callable[[dict[str, Any]], dict[str, Any]] = lambda samples: {}) -> dict[str, Any]:
-        """The complete artifact, once every process is done; ``make`` returns the fields that depend on all samples."""
+    def merge(self, **fields: Any) -> dict[str, Any]:
+        """The complete artifact, once every process is done."""
         if self.world > 1:
             self._barrier()
-            parts = [self._part(r) for r in range(self.world)]
             if self.rank == 0:
-                for part in parts:
-                    self.data |= self._checked(part) if part.exists() else {}
-                artifacts.write(self.path, self.artifact(**make(self.data)))
-                for part in parts:
-                    part.unlink(missing_ok=True)
+                self.own = self.path
+                self._absorb()
+                self._adopt(self.path)
+                self.save(**fields)
             self._barrier()
-        else:
-            self.save(**make(self.data))
+        elif fields or not self.path.exists():
+            self.save(**fields)
         return artifacts.read(self.path, self.header["method"])
 
-    def _checked(self, file: Path) -> dict[str, Any]:
-        old = artifacts.read(file, self.header["method"])
-        plain = json.loads(json.dumps(self.header))
-        if different := [k for k, v in plain.items() if old.get(k) != v]:
-            raise ValueError(f"{file} is a calibration with another {', '.join(different)}; choose another file")
-        return old["samples"]
+    def _absorb(self) -> None:
+        """Joins the parts that there are."""
+        for part in artifacts.parts_of(self.path):
+            self._checked(part)
+            artifacts.absorb(self.path, part)
+            self._adopt(self.path)
 
-    def _part(self, rank: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.part{rank}")
+    def _adopt(self, file: Path) -> None:
+        """Takes over what a file holds."""
+        held = self._checked(file)
+        self.data |= held["samples"]
+        if file == self.path:
+            self.others = {name: held[name] for name in ("products", "times") if name in held}
+
+    def _checked(self, file: Path) -> dict[str, Any]:
+        held = artifacts.read(file, self.header["method"])
+        if different := joining.differences(held, self.header):
+            raise ValueError(f"{file} is a calibration with another {', '.join(different)}; choose another file")
+        return held
 
     @staticmethod
     def _barrier() -> None:
@@ -106,8 +120,15 @@ class Samples:
         dist.barrier()
 
 
-def hash_of(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def steps_of(call: dict[str, Any], least: int = 2) -> int:
+    """The number of steps of a pipeline's call.  Raises ``ValueError`` for one that nothing can be measured with."""
+    steps = call.get("num_inference_steps")
+    if type(steps) is not int or not least <= steps <= MOST_STEPS:
+        raise ValueError(
+            f"call needs num_inference_steps, a whole number from {least} to {MOST_STEPS} for this calibration: "
+            f"got {steps!r}"
+        )
+    return steps
 
 
 def sample(pipe: Any, prompt: str, seed: int, call: dict[str, Any], copies: int = 1, output: str = "latent") -> Any:

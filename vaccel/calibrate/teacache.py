@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .. import ops
 from ..models import find, fingerprints
-from .samples import Progress, Samples, silent
-
-DEGREE = 4
+from .samples import Progress, Samples, silent, steps_of
 
 
 def calibrate_teacache(
@@ -37,11 +34,11 @@ def calibrate_teacache(
 
     Raises ``ValueError`` when ``path`` holds a calibration of something else.
     """
-    samples = Samples(Path(path), fingerprints.header("teacache", pipe, call, retention=retention))
-    return samples.fill(
-        prompts, list(seeds), lambda prompt, seed: _sample(pipe, prompt, seed, call, retention),
-        lambda every: _fit(every, retention), progress,
-    )  # fmt: skip
+    steps_of(call)
+    samples = Samples(
+        Path(path), fingerprints.header("teacache", pipe, call, retention=retention), prompts, list(seeds)
+    )
+    return samples.fill(lambda prompt, seed: _sample(pipe, prompt, seed, call, retention), progress)
 
 
 @torch.no_grad()
@@ -67,11 +64,3 @@ def _sample(pipe: Any, prompt: str, seed: int, call: dict[str, Any], retention: 
         "embedding": [float(ops.relative_l1(now[0], before[0])[0]) for now, before in pairs],
         "output": [float(ops.relative_l1(now[1], before[1])[0]) for now, before in pairs],
     }
-
-
-def _fit(samples: dict[str, dict[str, list[float]]], retention: bool) -> dict[str, Any]:
-    """The method's fields from all samples; fitted on a scaled domain, where the problem is well conditioned."""
-    x = np.concatenate([s["embedding"] for s in samples.values()])
-    y = np.concatenate([s["output"] for s in samples.values()])
-    polynomial = np.polynomial.Polynomial.fit(x, y, min(DEGREE, len(set(x.tolist())) - 1)).convert()
-    return {"coefficients": [float(c) for c in polynomial.coef[::-1]], "retention": retention}

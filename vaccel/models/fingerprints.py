@@ -1,4 +1,4 @@
-"""What a calibration is bound to: the model and the scheduler it was made with, and how they differ from others."""
+"""What a calibration is bound to: the models, their weights and the scheduler, and how they differ from others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from typing import Any
 from torch import nn
 
 from ..planning.artifacts import SCHEMA, Fitted, fitted
+from .weights_digest import identity
+
+#: The attributes of a pipeline that hold what a calibration measures.
+TRANSFORMERS = ("transformer", "transformer_2")
+
+
+def transformers_of(pipe: Any) -> dict[str, nn.Module]:
+    """The transformers of a pipeline by name."""
+    found = {name: getattr(pipe, name, None) for name in TRANSFORMERS}
+    return {name: module for name, module in found.items() if module is not None}
 
 
 def of_model(model: nn.Module) -> dict[str, str]:
@@ -24,21 +34,29 @@ def of_scheduler(scheduler: Any) -> dict[str, Any]:
 
 
 def header(method: str, pipe: Any, call: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
-    """What all samples of an artifact of ``method`` share: the model, the scheduler, the call's plain arguments."""
+    """What all samples of an artifact of ``method`` share: models, weights, scheduler, the call's plain arguments."""
+    models = transformers_of(pipe)
     return {
         "schema": SCHEMA,
         "method": method,
         **settings,
-        "model": of_model(pipe.transformer),
+        "model": of_model(next(iter(models.values()))),
+        "weights": identity(models),
         "scheduler": of_scheduler(pipe.scheduler),
         "call": {k: v for k, v in call.items() if isinstance(v, (int, float, str, bool))},
     }
 
 
-def differences(made_with: Fitted, transformer: nn.Module, scheduler: Any) -> tuple[list[str], list[str]]:
-    """How a pipeline's model and its scheduler differ from what a calibration was made with, a phrase each."""
-    here = dict(fitted({"model": of_model(transformer), "scheduler": of_scheduler(scheduler)}))
+def differences(made_with: Fitted, models: Mapping[str, nn.Module], scheduler: Any) -> tuple[list[str], list[str]]:
+    """How a pipeline's models and its scheduler differ from what a calibration was made with, a phrase each.
+
+    Weights count where the calibration says which it was made on.
+    """
     there = dict(made_with)
+    made = {"model": of_model(next(iter(models.values()))), "scheduler": of_scheduler(scheduler)}
+    if "model's weights" in there:
+        made["weights"] = identity(models)
+    here = dict(fitted(made))
     names = (
         list(there)
         if here["scheduler"] == there.get("scheduler")

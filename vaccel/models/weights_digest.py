@@ -49,19 +49,62 @@ def digest(model: nn.Module, *, cached: bool = True) -> str:
     A weight on the meta device counts with its contents where accelerate's offloading has them, else by name and
     shape alone.
     """
+    lines, contents, _ = _described(model, cached)
+    return _hash("\n".join(sorted(f"{name} {line}" for name, line in [*lines, *contents])).encode())
+
+
+def digest_of(models: Mapping[str, nn.Module]) -> str:
+    """One digest of several models by name, such as a pipeline's ``transformer`` and ``transformer_2``."""
+    return _hash("\n".join(f"{name} {digest(models[name])}" for name in sorted(models)).encode())
+
+
+def identity(models: Mapping[str, nn.Module]) -> dict[str, str]:
+    """What tells models' weights in force from others', apart by what may differ.
+
+    Returns digests: "weights", of the contents but for adapters'; "adapters", "none" where there are none; and
+    "storage", how the weights are stored: their dtypes and kinds in words.
+    """
+    base, adapted, storage = [], [], set()
+    for model_name in sorted(models):
+        lines, contents, tuners = _described(models[model_name], cached=True)
+        for name, line in [*lines, *contents]:
+            inner = next((name[len(t) + 1 :] for t in tuners if name.startswith(f"{t}.") or name == t), "base_layer.")
+            if inner.startswith("base_layer."):
+                base.append(f"{model_name} {name.replace('.base_layer.', '.')} {line}")
+            else:
+                adapted.append(f"{model_name} {name} {line}")
+        storage |= _storage(models[model_name])
+    return {
+        "weights": _hash("\n".join(sorted(base)).encode()),
+        "adapters": _hash("\n".join(sorted(adapted)).encode()) if adapted else "none",
+        "storage": ", ".join(sorted(storage)),
+    }
+
+
+def _storage(model: nn.Module) -> set[str]:
+    found = set()
+    for _, tensor, _ in _tensors(list(model.named_modules())):
+        plain = type(tensor) in (torch.Tensor, nn.Parameter) or nn.parameter.is_lazy(tensor)
+        found.add(str(tensor.dtype).removeprefix("torch.") if plain else type(tensor).__qualname__)
+    return found
+
+
+def _described(model: nn.Module, cached: bool) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[str]]:
+    """(name, words) and (name, digest of the contents) of everything that counts, and the names of peft's layers."""
     found = _Found()
     modules = list(model.named_modules())
     for name, tensor, file in _tensors(modules):
         found.add(name, tensor, file)
     found.lines += _adapters(modules)
     contents = _contents(found.leaves, cached)
-    lines = [f"{leaf.name} {content}" for leaf, content in zip(found.leaves, contents, strict=True)]
-    return _hash("\n".join(sorted(found.lines + lines)).encode())
+    tuners = [_plain_name(name) for name, module in modules if _is_tuner(module)]
+    named = [(leaf.name, content) for leaf, content in zip(found.leaves, contents, strict=True)]
+    return [tuple(line.split(" ", 1)) for line in found.lines], named, tuners
 
 
-def digest_of(models: Mapping[str, nn.Module]) -> str:
-    """One digest of several models by name, such as a pipeline's ``transformer`` and ``transformer_2``."""
-    return _hash("\n".join(f"{name} {digest(models[name])}" for name in sorted(models)).encode())
+def _is_tuner(module: nn.Module) -> bool:
+    """Whether it is a layer of peft's: a property of those; diffusers' models have a method of that name."""
+    return isinstance(getattr(type(module), "disable_adapters", None), property)
 
 
 def _hash(data: bytes) -> str:
@@ -201,8 +244,7 @@ def _adapters(modules: list[tuple[str, nn.Module]]) -> Iterator[str]:
         return format(of[adapter], ".9g") if isinstance(of.get(adapter), float) else of.get(adapter)
 
     for name, module in modules:
-        # a property of peft's layers; diffusers' models have a method of that name
-        if not isinstance(getattr(type(module), "disable_adapters", None), property):
+        if not _is_tuner(module):
             continue
         scaling, variants = getattr(module, "scaling", {}), getattr(module, "lora_variant", {})
         said = {

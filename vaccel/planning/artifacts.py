@@ -6,19 +6,35 @@ An artifact records what was measured, on which model, and how.  It is read thro
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from . import schema
+from . import files, joining, schema
+from .packing import pack, unpack
 from .schema.errors import shown
+
+__all__ = [
+    "SCHEMA",
+    "Fitted",
+    "absorb",
+    "fitted",
+    "pack",
+    "part_of",
+    "parts_of",
+    "read",
+    "read_sealed",
+    "replace",
+    "save_tensors",
+    "unpack",
+    "write",
+]
 
 SCHEMA = 2
 #: (name, value) pairs, plain data: the model and scheduler of a calibration, as a calibrated method carries them.
@@ -78,12 +94,67 @@ def _is_name(value: Any) -> bool:
 
 
 def write(path: str | Path, data: dict[str, Any]) -> None:
-    """Seals the artifact and replaces the file in one move: an interrupted write leaves the last one whole."""
+    """Seals an artifact and adds it to the file, whole or not at all.
+
+    A file that holds a calibration of the same thing keeps its samples: those of ``data`` are joined to them
+    (``joining``), so that several writers of a file lose nothing and count nothing twice.  Anything else is replaced.
+
+    Raises ``ValueError`` where the file holds a calibration of something else or a damaged one, ``OSError`` where it
+    cannot be written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps({**data, "digest": _digest(data)}, indent=1))
-    partial.replace(path)
+    with files.locked(_whole(path)):
+        _write(path, data)
+
+
+def replace(path: str | Path, data: dict[str, Any]) -> None:
+    """Seals an artifact and puts it in the place of whatever is there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.locked(_whole(path)):
+        _replace(path, data)
+
+
+def absorb(path: Path, part: Path) -> None:
+    """Moves the samples of a part (``part_of``) into the artifact.  Raises as ``write`` does."""
+    with files.locked(_whole(path)):
+        if part.exists():
+            _write(path, read(part, json.loads(part.read_text())["method"]))
+            part.unlink(missing_ok=True)
+
+
+def part_of(path: Path, rank: int) -> Path:
+    """Where one of several processes keeps its own samples until they are joined."""
+    return path.with_name(f"{path.name}.part{rank}")
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The parts that there are."""
+    named = re.compile(re.escape(path.name) + r"\.part\d+")
+    if not path.parent.is_dir():
+        return []
+    return sorted(p for p in path.parent.iterdir() if named.fullmatch(p.name))
+
+
+def _whole(path: Path) -> Path:
+    """The artifact that a part is one of: they share a lock."""
+    return path.with_name(re.sub(r"\.part\d+$", "", path.name))
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    if joining.joins(data):
+        try:
+            old = read(path, data["method"]) if path.exists() else None
+            data = joining.joined(old, data, part=_whole(path) != path)
+        except ValueError as error:
+            raise ValueError(error if str(path) in str(error) else f"{path} is {error}; choose another file") from None
+    _replace(path, data)
+
+
+def _replace(path: Path, data: dict[str, Any]) -> None:
+    data = {name: value for name, value in data.items() if name != "digest"}
+    files.write_text(path, json.dumps({**data, "digest": _digest(data)}, indent=1))
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -91,27 +162,10 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata
 
     Tensors may be strided and share memory, which the format itself does not allow.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        partial.touch()
+    with files.replacing(path) as partial:
         mode = partial.stat().st_mode  # as the umask has it; safetensors' own files are for their owner alone
         save_file(_savable(tensors), partial, metadata=metadata)
         partial.chmod(mode)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def pack(values: np.ndarray) -> str:
-    """fp64 numbers as text: their bytes, exactly."""
-    return base64.b64encode(np.ascontiguousarray(values, dtype="<f8").tobytes()).decode()
-
-
-def unpack(text: str) -> np.ndarray:
-    """The numbers that ``pack`` was called with, flat."""
-    return np.frombuffer(base64.b64decode(text), dtype="<f8").astype(np.float64)
 
 
 def fitted(artifact: dict[str, Any]) -> Fitted:
@@ -119,6 +173,7 @@ def fitted(artifact: dict[str, Any]) -> Fitted:
     scheduler = artifact["scheduler"]
     settings = ((f"scheduler's {k}", json.dumps(v)) for k, v in sorted(scheduler["config"].items()))
     model = (("model", artifact["model"]["class"]), ("model's configuration", artifact["model"]["config"]))
+    model += tuple((f"model's {name}", value) for name, value in artifact.get("weights", {}).items())
     return (*model, ("scheduler", scheduler["class"]), *settings)
 
 

@@ -15,6 +15,7 @@ from ..actions import Weights
 from . import artifacts, gram
 from .flow import Flow
 from .gram import MAX_GAP, Gram, Plan
+from .packing import added
 
 #: [T + 1][T] (``vaccel.planning.flow.Flow.response``).
 Response = tuple[tuple[float, ...], ...]
@@ -144,11 +145,6 @@ def packed(products: np.ndarray) -> str:
     """Symmetric matrices [..., T, T] as text: their upper triangles, in fp64."""
     rows, columns = np.triu_indices(products.shape[-1])
     return artifacts.pack(products[..., rows, columns])
-
-
-def added(texts: Iterable[str]) -> str:
-    """The sum of several texts of ``packed``, added in this order."""
-    return artifacts.pack(sum(artifacts.unpack(text) for text in texts))
 
 
 def unpacked(text: str, shape: Sequence[int]) -> np.ndarray:

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import secrets
 import statistics
 import tempfile
 import threading
@@ -25,9 +26,10 @@ from ...methods.auto import Candidate
 from ...methods.recording import Recorded
 from ...models import Family, fingerprints
 from ...models.weights_digest import digest_of
-from ...planning import artifacts
-from ...planning.calibration import added, calibration, sample_of
+from ...planning import artifacts, files
+from ...planning.calibration import calibration, sample_of
 from ...planning.flow import Flow
+from ...planning.joining import joined
 
 #: Runs whose times count: the latest.
 RECENT = 5
@@ -101,7 +103,7 @@ class Pilot:
 
     def _candidates_of(self, pipe: Any, paths: list[str], num_steps: int) -> list[Candidate]:
         """Those that fit this pipeline; worked out once for every state of the files."""
-        files = [(path, Path(path).stat().st_mtime_ns) for path in paths], num_steps
+        files = [(path, Path(path).stat().st_mtime_ns) for path in paths], num_steps, str(self._file)
         kept = self._candidates
         if kept is None or kept[0] is not pipe.scheduler or kept[1] != files:
             found = self.auto.candidates(paths, num_steps)
@@ -124,7 +126,7 @@ class Pilot:
         return chosen.method, [note]
 
     def _fits(self, pipe: Any, method: Method) -> bool:
-        model, solver = fingerprints.differences(method.fitted, self._modules[0], pipe.scheduler)
+        model, solver = fingerprints.differences(method.fitted, fingerprints.transformers_of(pipe), pipe.scheduler)
         return not model and (method.any_solver or not solver)
 
     # -- times -------------------------------------------------------------------------------------------------------
@@ -150,7 +152,7 @@ class Pilot:
         if self._file is not None and self._times["skipped"]:
             with contextlib.suppress(OSError):  # a cache that cannot be written to costs only what it would save
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-                self._times_file.write_text(json.dumps(self._times))
+                files.write_text(self._times_file, json.dumps(self._times))
 
     @property
     def _times_file(self) -> Path:
@@ -181,12 +183,13 @@ class Pilot:
         folder = Path(self.auto.folder) if self.auto.folder is not None else _cache()
         return folder / f"forecast-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
-    def _learnt(self, file: Path) -> dict[str, Any] | None:
+    def _learnt(self, file: Path, *, silently: bool = False) -> dict[str, Any] | None:
         """The calibration that earlier runs left behind, if any; a damaged file is replaced by the next one."""
         try:
             return calibration(file).data if file.is_file() else None
-        except (ValueError, OSError) as error:
-            warnings.warn(f"vaccel: {error}; it counts for nothing", stacklevel=2)
+        except Exception as error:  # whatever a file may hold, the run goes on without it
+            if not silently:
+                warnings.warn(f"vaccel: {error}; it counts for nothing", stacklevel=2)
             return None
 
     def learn(self, pipe: Any, trace: Trace, file: Path) -> None:
@@ -207,25 +210,33 @@ class Pilot:
             trace.notes.append(said)
 
     def _learn(self, pipe: Any, trace: Trace, recorded: Recorded, file: Path) -> None:
-        _, data = sample_of(*recorded, self.family.channel_axis, bands=1)
-        products = [data.pop("products")]
-        samples: dict[str, Any] = {}
-        if before := self._learnt(file):
-            samples, products = dict(before["samples"]), [before["products"], *products]
-        samples[f"run-{len(samples)}"] = {**data, "forwards": trace.calls["large"]}
+        _, sample = sample_of(*recorded, self.family.channel_axis, bands=1)
+        sample |= {"forwards": trace.calls["large"], "done": True}
         header = fingerprints.header(Forecast.id, pipe, {}, num_steps=recorded.flow.num_steps, bands=1)
-        data = {**header, "samples": samples, "products": added(products)}
+        # A name of its own: another process may be learning the same.
+        data = {**header, "prompts": "", "samples": {f"run-{secrets.token_hex(6)}": sample}}
+        before = self._learnt(file)
         try:
-            artifacts.write(file, data)
-        except OSError as error:  # this process need not learn again all the same
+            self._keep(file, data)
+        except Exception as error:  # this process need not learn again all the same
             self._spare = tempfile.TemporaryDirectory(prefix="vaccel-") if self._spare is None else self._spare
             self.auto = dataclasses.replace(self.auto, folder=self._spare.name)
-            artifacts.write(Path(self._spare.name) / file.name, data)
+            spare = Path(self._spare.name) / file.name
+            if before is not None:
+                artifacts.replace(spare, before)
+            self._keep(spare, data)
             said = f"vaccel: the calibration of this run could not be saved ({error}); it is used in this process alone"
             warnings.warn(said, stacklevel=2)
             trace.notes.append(said)
             return
         trace.notes.append(f"Auto: the calibration of this run is saved in {file}")
+
+    def _keep(self, file: Path, data: dict[str, Any]) -> None:
+        """Joins a sample to what is known; takes the place of a damaged file."""
+        if file.exists() and self._learnt(file, silently=True) is None:
+            artifacts.replace(file, joined(None, data))
+        else:
+            artifacts.write(file, data)
 
 
 def _kept_times(file: Path) -> dict[str, list[float]]:

@@ -16,6 +16,7 @@ from ...engine.trace import Trace
 from ...methods import Method, Recording
 from ...planning.flow import Flow
 from . import guidance, ownership
+from .fitting import mismatches
 from .locating import by_address, by_scheduler, by_value
 from .schedulers import denoised, flow_of, with_response
 
@@ -269,8 +270,8 @@ class Scope:
         steps = len(timesteps) - begin
         if self.num_steps is not None and steps != self.num_steps:
             raise ValueError(f"the run was opened for {self.num_steps} steps, the scheduler has {steps}")
-        notes = [*session.notes, *self._check_experts()]
         method = session.method
+        notes = [*mismatches(method, pipe), *self._check_experts()]
         flow = self._flow(begin, method)
         if session.pilot is not None:
             scales = [self._guidance(stage.index) for stage in self.stages.values()]

@@ -19,6 +19,7 @@ from ...experts.weights import Experts
 from ...methods import Auto, ExpertWeights, Method
 from ...models import Family
 from ...models.call import Stage
+from ...models.fingerprints import TRANSFORMERS
 from . import ownership
 from .auto import Pilot
 from .sampler import ExpertScheduler
@@ -26,7 +27,6 @@ from .scope import Scope
 from .workspace import Pool, Workspace
 
 #: The attributes of a pipeline that are accelerated, in the order of the run.
-TRANSFORMERS = ("transformer", "transformer_2")
 #: Where diffusers keeps the hooks of a module.
 REGISTRY = "_diffusers_hook"
 
@@ -48,11 +48,10 @@ class Session:
         *,
         compile: bool = False,
         captures: Any = None,
-        notes: Sequence[str] = (),
         keep_traces: int = 16,
     ):
         self._pipe, self.method, self.family = weakref.ref(pipe), method, family
-        self.compile, self.notes = compile, tuple(notes)
+        self.compile = compile
         numbers = [n for n, name in enumerate(TRANSFORMERS) if getattr(pipe, name, None) is not None]
         # The small models by the number of the transformer that each stands beside.
         self.smalls = {n: s for n, s in zip(numbers, smalls, strict=False) if s is not None}

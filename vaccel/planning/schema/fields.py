@@ -47,12 +47,21 @@ class Scheduler(Declared, kw_only=True):
     config: dict[str, Any]
 
 
+class Weights(Declared, kw_only=True):
+    """What a calibration was made on, of both transformers (``models.weights_digest.identity``)."""
+
+    weights: str
+    adapters: str
+    storage: str
+
+
 class Calibrated(Declared, kw_only=True):
     """What every calibration records about how it was made."""
 
     model: Model
     scheduler: Scheduler
     call: dict[str, Any] = {}
+    weights: Weights | UnsetType = UNSET  # files of earlier versions do not say
     prompts: str | UnsetType = UNSET
 
 

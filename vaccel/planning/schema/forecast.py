@@ -52,6 +52,7 @@ class Forecast(Calibrated, kw_only=True):
     samples: Annotated[dict[str, ForecastSample], Meta(min_length=1)]
     products: str | UnsetType = UNSET
     times: Times | UnsetType = UNSET
+    part: bool = False
 
     def faults(self) -> Iterator[Fault]:
         first = next(iter(self.samples.values()))
@@ -69,7 +70,7 @@ class Forecast(Calibrated, kw_only=True):
                 yield f"{at}.seconds", "is missing"
         kept = {"products": self.products}
         kept |= {f"{place('samples', name)}.products": sample.products for name, sample in self.samples.items()}
-        if all(text is UNSET for text in kept.values()):
+        if not self.part and all(text is UNSET for text in kept.values()):
             yield "products", "is missing, and no sample has any"
         for at, text in kept.items():
             if text is not UNSET and (fault := _not_products(text, self.bands, first.channels, steps)):
