@@ -24,7 +24,10 @@ def _calibrated(
     """Loads the pipeline and returns ``measure(loaded, prompts, path, call=..., progress=...)``, showing progress."""
     from ..demo import family
 
+    from ..planning import files
+
     with clear_errors(f"{out} keeps what was measured, the same command resumes it"):
+        files.check(out)
         loaded = Loaded(pipeline, small, call, dtype)
         if of_small:
             if loaded.small is None:

@@ -1,6 +1,7 @@
 """Files written whole or not at all: calibration artifacts (JSON with a digest) and tensors.
 
-An artifact records what was measured, on which model, and how.  It is read through a declared schema (``schema``): what
+An artifact records what was measured, on which model, and how.  Its digest guards against accidents and careless edits:
+anybody can compute one, so it is no signature.  It is read through a declared schema (``schema``): what
 ``read`` returns has every field that its readers index, of the type and length they need, under its current name.
 """
 
