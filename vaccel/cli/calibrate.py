@@ -23,7 +23,6 @@ def _calibrated(
 ) -> dict[str, Any]:  # fmt: skip
     """Loads the pipeline and returns ``measure(loaded, prompts, path, call=..., progress=...)``, showing progress."""
     from ..demo import family
-
     from ..planning import files
 
     with clear_errors(f"{out} keeps what was measured, the same command resumes it"):
