@@ -16,8 +16,9 @@ from peft import LoraConfig
 from torch import nn
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
-from vaccel.models import weights_digest
-from vaccel.models.weights_digest import BLOCK, digest, digest_of
+from vaccel.models import contents
+from vaccel.models.contents import BLOCK
+from vaccel.models.weights_digest import digest, digest_of
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = [
@@ -46,7 +47,7 @@ def numbers(size: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
 
 def fresh(model: nn.Module) -> str:
     """Read anew, by a process that has seen nothing of it."""
-    weights_digest._KNOWN.clear()
+    contents._KNOWN.clear()
     return digest(model)
 
 
@@ -57,13 +58,13 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def reads(monkeypatch) -> list[torch.Tensor]:
     """Every tensor whose contents are read from now on."""
-    read, content = [], weights_digest._Reader.content
+    read, content = [], contents._Reader.content
 
     def counting(self, tensor):
         read.append(tensor)
         return content(self, tensor)
 
-    monkeypatch.setattr(weights_digest._Reader, "content", counting)
+    monkeypatch.setattr(contents._Reader, "content", counting)
     return read
 
 
@@ -104,7 +105,7 @@ def test_no_two_places_may_be_exchanged(data):
 
 
 def test_factors_tell_words_apart():
-    factors = weights_digest._FACTORS
+    factors = contents._FACTORS
     assert (factors % 2 == 1).all()
     assert len({int(f) % 2**33 for f in factors}) == BLOCK
 
@@ -133,7 +134,7 @@ def test_rows_columns_names_shapes_and_dtypes_count():
 def test_neither_strides_nor_chunks_matter(shape, chunk, monkeypatch):
     tensor = torch.randn(shape)
     whole = fresh(holding(tensor))
-    monkeypatch.setitem(weights_digest.CHUNK, "cpu", chunk)
+    monkeypatch.setitem(contents.CHUNK, "cpu", chunk)
     turned = tensor.permute(*reversed(range(tensor.ndim))).contiguous().permute(*reversed(range(tensor.ndim)))
     padded = torch.randn(*shape[:-1], 2 * shape[-1] + 3)[..., 1 : 2 * shape[-1] + 1 : 2].copy_(tensor)
     for same in (tensor, turned, padded, tensor.expand(1, *shape)[0]):
@@ -147,19 +148,19 @@ def test_neither_strides_nor_chunks_matter(shape, chunk, monkeypatch):
 
 
 def test_no_copy_of_the_weights_is_made(monkeypatch):
-    sizes, as_words = [], weights_digest._as_words
-    monkeypatch.setattr(weights_digest, "_as_words", lambda e: (sizes.append(e.numel()), as_words(e))[1])
+    sizes, as_words = [], contents._as_words
+    monkeypatch.setattr(contents, "_as_words", lambda e: (sizes.append(e.numel()), as_words(e))[1])
     digest(holding(torch.randn(1000, 1500).T, torch.randn(3, 700_000).half()), cached=False)
-    assert max(sizes) * 4 <= 2 * 4 * weights_digest.CHUNK["cpu"]
+    assert max(sizes) * 4 <= 2 * 4 * contents.CHUNK["cpu"]
 
 
 def test_it_is_the_same_wherever_it_is_summed():
     """As an accelerator sums: by products and reductions in int64, which wrap."""
     words = torch.randint(-(2**31), 2**31, (5, BLOCK), dtype=torch.int32)
-    factors = torch.from_numpy(weights_digest._FACTORS)
+    factors = torch.from_numpy(contents._FACTORS)
     by_hand = [sum(w * f for w, f in zip(row, factors.tolist(), strict=True)) for row in words.tolist()]
     wrapped = [(s + 2**63) % 2**64 - 2**63 for s in by_hand]
-    assert (words * factors).sum(1).tolist() == weights_digest._Reader()._sums(words, factors).tolist() == wrapped
+    assert (words * factors).sum(1).tolist() == contents._Reader()._sums(words, factors).tolist() == wrapped
 
 
 @pytest.mark.gpu
@@ -382,13 +383,13 @@ def test_tensors_of_inference_are_read_every_time():
 
 def test_nothing_is_kept_of_what_is_gone():
     gc.collect()
-    before = len(weights_digest._KNOWN)
+    before = len(contents._KNOWN)
     model = holding(*torch.randn(5, 10))
     digest(model)
-    assert len(weights_digest._KNOWN) == before + 5
+    assert len(contents._KNOWN) == before + 5
     del model
     gc.collect()
-    assert len(weights_digest._KNOWN) == before
+    assert len(contents._KNOWN) == before
 
 
 def test_nothing_global_is_touched():
