@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import vaccel
 from vaccel.calibrate import calibrate_forecast, calibrate_lemica, calibrate_mixcache, calibrate_teacache
 from vaccel.calibrate import samples as samples_module
+from vaccel.models import fingerprints
 from vaccel.models.weights_digest import digest, identity
 from vaccel.planning import artifacts, files, joining
 
@@ -192,6 +193,27 @@ def test_a_record_of_a_sample_that_is_done_goes(tmp_path):
     left.write_bytes(b"left by a process that was killed before it could delete it")
     lemica(path, [A])
     assert not left.exists()
+
+
+def test_a_call_is_told_apart_by_all_of_its_arguments():
+    pipe, image = tiny.wan_pipeline(), np.zeros((4, 4), np.uint8)
+    calls = [{}, {"image": image}, {"image": image + 1}, {"image": torch.zeros(2)}, {"image": torch.ones(2)},
+             {"skip": [1, 2]}, {"skip": [1]}, {"kw": {"scale": 0.5}}, {"kw": {"scale": 1.0}}]  # fmt: skip
+    headers = [fingerprints.header("forecast", pipe, call)["call"] for call in calls]
+    assert len({json.dumps(header) for header in headers}) == len(calls)
+    assert headers == [fingerprints.header("forecast", pipe, call)["call"] for call in calls]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_what_a_killed_process_left_goes_even_where_nothing_is_left_to_do(kind, tmp_path):
+    path = tmp_path / "made.json"
+    ALL[kind](path, [A])
+    before = path.read_bytes()
+    (tmp_path / "made.json.lock").touch()
+    (tmp_path / f"made.json.{files._host()}-999999999-00.partial").touch()
+    ALL[kind](path, [A])
+    assert [p.name for p in tmp_path.iterdir()] == ["made.json"]
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -74,11 +74,14 @@ def calibrate_lemica(
         settings["small"] = fingerprints.identity({"small": small})["weights"]
     samples = Samples(Path(path), fingerprints.header(LeMiCa.id, pipe, call, **settings), prompts, list(seeds))
     jobs = samples.jobs
+    for key, sample in samples.data.items():
+        if sample.get("done"):  # and the process was killed before it could delete the record
+            _record_of(Path(path), key).unlink(missing_ok=True)
     with Replayer(pipe, call, small=small, reuse=reuse, tails=tails, stride=stride, max_gap=max_gap,
                   output="latent" if compare == "latents" else "pt") as replayer:  # fmt: skip
         for number, (key, prompt, seed) in enumerate(jobs):
             sample = samples.data.get(key) or {"errors": {}, "forwards": 0, "small_forwards": 0}
-            kept = Path(path).with_name(f"{Path(path).name}.{key}.record.safetensors")
+            kept = _record_of(Path(path), key)
             if not sample.get("done"):
                 recorded = {"header": hash_of(json.dumps([samples.header, prompt, seed], sort_keys=True))}
                 for done, total in _measure(replayer, sample, kept, recorded, prompt, seed, max_gap, batch, min_budget):
@@ -90,6 +93,11 @@ def calibrate_lemica(
             kept.unlink(missing_ok=True)
             files.sweep(kept)
     return samples.merge()
+
+
+def _record_of(path: Path, key: str) -> Path:
+    """Where the full run of a sample is kept until all of its edges are measured."""
+    return path.with_name(f"{path.name}.{key}.record.safetensors")
 
 
 def _measure(

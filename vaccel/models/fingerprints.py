@@ -7,9 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..planning.artifacts import SCHEMA, Fitted, fitted
+from .contents import hash_of
 from .weights_digest import identity
 
 #: The attributes of a pipeline that hold what a calibration measures.
@@ -43,8 +45,23 @@ def header(method: str, pipe: Any, call: Mapping[str, Any], **settings: Any) -> 
         "model": of_model(next(iter(models.values()))),
         "weights": identity(models),
         "scheduler": of_scheduler(pipe.scheduler),
-        "call": {k: v for k, v in call.items() if isinstance(v, (int, float, str, bool))},
+        "call": {name: _said(value) for name, value in call.items() if value is not None},
     }
+
+
+def _said(value: Any) -> Any:
+    """A call's argument as a header holds it: plain values as they are, others by their kind and a hash."""
+    if isinstance(value, (int, float, str, bool)):
+        return value
+    if isinstance(value, torch.Tensor):
+        return f"{tuple(value.shape)} {hash_of(value.detach().float().cpu().numpy().tobytes())[:16]}"
+    if isinstance(value, (list, tuple)):
+        return [_said(inner) for inner in value]
+    if isinstance(value, Mapping):
+        return {str(name): _said(inner) for name, inner in value.items()}
+    contents = getattr(value, "tobytes", None)  # an image or an array
+    size = getattr(value, "size", getattr(value, "shape", ""))
+    return f"{type(value).__name__} {size} {hash_of(contents())[:16]}" if callable(contents) else type(value).__name__
 
 
 def differences(made_with: Fitted, models: Mapping[str, nn.Module], scheduler: Any) -> tuple[list[str], list[str]]:

@@ -123,6 +123,7 @@ def absorb(path: Path, part: Path) -> None:
         if part.exists():
             _write(path, read(part, json.loads(part.read_text())["method"]))
             part.unlink(missing_ok=True)
+        files.sweep(part)
 
 
 def part_of(path: Path, rank: int) -> Path:
