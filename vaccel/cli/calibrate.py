@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import clear_errors, console, progress_bar
+from .console import Bar, clear_errors, say
 from .loading import Loaded
 from .options import Call, Dtype, Pipeline, PromptFile, Prompts, Seeds, Small, Steps, one_of, prompts_of
 
@@ -33,12 +33,9 @@ def _calibrated(
                 raise typer.BadParameter("there is no small model: pass --small", param_hint="--of-small")
             loaded.pipe.transformer = loaded.small
         chosen = prompts_of(prompt, prompts, family.calibration_captions(8) if pipeline == "demo" else None)
-        with progress_bar() as bar:
-            task = bar.add_task("starting", total=1)
-            return measure(
-                loaded, chosen, out, call={"num_inference_steps": steps, **loaded.call},
-                progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what[:70]),
-            )  # fmt: skip
+        with Bar() as bar:
+            call = {"num_inference_steps": steps, **loaded.call}
+            return measure(loaded, chosen, out, call=call, progress=bar.update)
 
 
 @app.command("teacache")
@@ -62,7 +59,7 @@ def calibrate_teacache(
         return run(loaded.pipe, chosen, path, seeds=seed, retention=retention, **options)
 
     data = _calibrated(pipeline, small, call, dtype, steps, out, prompt, prompts, measure, of_small=of_small)
-    console.print(f"{out}: {len(data['samples'])} samples, coefficients {data['fields']['coefficients']}")
+    say(f"{out}: {len(data['samples'])} samples, coefficients {data['fields']['coefficients']}")
 
 
 @app.command("lemica")
@@ -92,7 +89,7 @@ def calibrate_lemica(
     from ..calibrate import calibrate_lemica as run
 
     if hopeless is not None:
-        console.print("--hopeless is deprecated: it is called --min-budget")
+        say("--hopeless is deprecated: it is called --min-budget")
         min_budget = hopeless
 
     def measure(loaded: Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
@@ -107,7 +104,7 @@ def calibrate_lemica(
     data = _calibrated(pipeline, small, call, dtype, steps, out, prompt, prompts, measure)
     measured = next(iter(data["samples"].values()))["errors"]
     forwards = sum(s["forwards"] for s in data["samples"].values())
-    console.print(f"{out}: {len(data['samples'])} samples, {len(measured)} edges each, {forwards} forwards")
+    say(f"{out}: {len(data['samples'])} samples, {len(measured)} edges each, {forwards} forwards")
 
 
 @app.command("forecast")
@@ -139,7 +136,7 @@ def calibrate_forecast(
     one_of("--keep", keep, ("device", "host"))
     data = _calibrated(pipeline, None, call, dtype, steps, out, prompt, prompts, measure)
     forwards = sum(s["forwards"] for s in data["samples"].values())
-    console.print(f"{out}: {len(data['samples'])} samples, {forwards} forwards")
+    say(f"{out}: {len(data['samples'])} samples, {forwards} forwards")
 
 
 @app.command("mixcache")
@@ -164,6 +161,6 @@ def calibrate_mixcache(
         return run(loaded.pipe, chosen, path, seeds=seed, candidates=tuple(candidate) if candidate else None, **options)
 
     found = _calibrated(pipeline, None, call, dtype, steps, out, prompt, prompts, measure)["fields"]
-    console.print(f"{out}: theta {found['theta']:.3g}, d1 {found['d1']:.3g}, d2 {found['d2']:.3g}, blocks "
+    say(f"{out}: theta {found['theta']:.3g}, d1 {found['d1']:.3g}, d2 {found['d2']:.3g}, blocks "
                   f"{found['candidates']}, impacts of step {found['step_impact']:.3g}, cfg "
                   f"{found.get('cfg_impact', 0):.3g}")  # fmt: skip

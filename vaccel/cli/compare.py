@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .console import console, progress_bar, refuse
+from .console import Bar, clear_errors, console, interrupted, leave, say
 from .loading import Loaded
 from .options import Call, Dtype, Pipeline, PromptFile, Prompts, Seeds, Small, Steps, prompts_of
 
@@ -33,46 +33,67 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("out/compare"),
     count: Annotated[int, typer.Option(help="Held-out captions of the demo family, where no prompt is given.")] = 2,
     observe: Annotated[bool, typer.Option(help="Also measure the observations behind DirectionMagnitude.")] = True,
+    restart: Annotated[bool, typer.Option("--restart", help="Measure anew what the folder holds already.")] = False,
     dtype: Dtype = "float32",
 ) -> None:
-    """Compare methods with the full model: wall time, forwards, memory, fidelity; an HTML report and JSON."""
+    """Compare methods with the full model: wall time, forwards, memory, fidelity; an HTML report and JSON.
+
+    The same command goes on where one was stopped. Exit status: 1 where a contender failed or the end was not reached,
+    2 for input that cannot be used.
+    """
     from ..demo.shapes import held_out_captions
     from ..evaluate import compare as run_comparison
     from ..evaluate import parse_contender, write_report
-    from ..evaluate.observations import observe as run_observations
+    from ..planning import files
 
-    try:
+    kept = f"{out} keeps what was measured, the same command goes on"
+    with clear_errors(kept):
+        files.check(out / "report.html")
         loaded = Loaded(pipeline, small, call, dtype)
         chosen = prompts_of(prompt, prompts, held_out_captions(count) if pipeline == "demo" else None)
         specs = method or (default_methods(loaded.folder) if pipeline == "demo" else None)
         if not specs:
             raise typer.BadParameter("give at least one method", param_hint="--method")
         contenders = [parse_contender(text, loaded.folder) for text in specs]
-        out.mkdir(parents=True, exist_ok=True)
         arguments = {"num_inference_steps": steps, **loaded.call}
         if loaded.checker is not None and not all(map(_in_grammar, chosen)):
             loaded.checker = None  # it understands captions of the demo's grammar only
-        with progress_bar() as bar:
-            task = bar.add_task("starting", total=1)
-
-            def progress(done: int, total: int, what: str) -> None:
-                bar.update(task, completed=done, total=total, description=what[:70])
-
+        with Bar() as bar:
             result = run_comparison(
                 loaded.pipe, contenders, chosen, small=loaded.small, seeds=seed, call=arguments,
-                checker=loaded.checker, progress=progress, log=out / "rows.jsonl",
+                checker=loaded.checker, progress=bar.update, log=out / "rows.jsonl", restart=restart,
             )  # fmt: skip
-            seen = None
-            if observe and loaded.small is not None and result.complete:
-                bar.update(task, description="observing direction and magnitude")
-                seen = run_observations(loaded.pipe, loaded.small, chosen[:4], arguments)
-    except (ValueError, OSError) as error:
-        refuse(error)
-    page = write_report(result, out, title=f"vaccel compare: {pipeline}", facts=_facts(), seen=seen)
+            observing = observe and loaded.small is not None and result.complete
+            seen = _observed(loaded, chosen[:4], arguments, result, bar) if observing else None
+        page = write_report(result, out, title=f"vaccel compare: {pipeline}", facts=_facts(), seen=seen)
     console.print(_summary_table(result))
-    if not result.complete:
-        console.print("[yellow]stopped before the end; the report holds what was done[/yellow]")
-    console.print(f"report: {page}")
+    for failure in result.failures:
+        where = f" on {failure.prompt!r}, seed {failure.seed}" if failure.prompt is not None else ""
+        say(f"{failure.contender} failed{where}: {failure.error}", "red")
+    for note in result.notes:
+        say(note, "yellow")
+    say(f"report: {page}")
+    if result.interrupted is not None:
+        interrupted(result.interrupted, kept)
+    if result.failures and not result.rows:
+        leave(2)
+    if not result.complete or result.notes:
+        say("the comparison is not complete; the report holds what was done", "yellow")
+        leave(1)
+
+
+def _observed(loaded: Loaded, prompts: list[str], call: dict[str, Any], result: Any, bar: Bar) -> Any:
+    """The observations, or None where they cannot be made: the comparison is reported all the same."""
+    from ..evaluate.observations import observe
+
+    bar.update(1, 1, "observing direction and magnitude")
+    try:
+        return observe(loaded.pipe, loaded.small, prompts, call)
+    except KeyboardInterrupt as error:
+        result.complete, result.interrupted = False, error
+    except Exception as error:
+        result.notes.append(f"direction and magnitude were not observed: {error}")
+    return None
 
 
 def default_methods(folder: Path) -> list[str]:

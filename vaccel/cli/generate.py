@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .console import console, refuse
+from .console import clear_errors, leave, refuse, say
 from .loading import Loaded
 from .options import Call, Dtype, Small, Steps
 
@@ -29,32 +30,69 @@ def generate(
     dtype: Dtype = "float32",
 ) -> None:
     """Write one clip and print the timeline of what was computed (without --method, by the full model)."""
-    import numpy as np
     import torch
 
     from ..evaluate import parse_contender
-    from ..evaluate.clips import write_video
 
-    if out.suffix not in FORMATS:
-        raise typer.BadParameter("write to .mp4, .gif, .png or .webp", param_hint="--out")
-    try:
+    check_place(out)
+    with clear_errors("nothing was written"):
         loaded = Loaded(pipeline, small, call, dtype)
         contender = parse_contender(method, loaded.folder) if method else None
         arguments = {"num_inference_steps": steps, **loaded.call, "generator": torch.Generator().manual_seed(seed)}
         if contender is not None and contender.num_steps:
             arguments["num_inference_steps"] = contender.num_steps
         start = time.perf_counter()
-        with console.status("sampling"):
-            if contender is None:
-                frames, handle = loaded.pipe(prompt, **arguments).frames, None
-            else:
-                with contender.applied(loaded.pipe, loaded.small, compile=compile) as handle:
-                    frames = loaded.pipe(prompt, **arguments).frames
-    except (ValueError, OSError) as error:
-        refuse(error)
-    seconds = time.perf_counter() - start
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_video(out, np.asarray(frames[0], dtype=np.float32), fps)
-    console.print(f"{out}  {seconds:.2f} s")
+        say("sampling")
+        if contender is None:
+            frames, handle = loaded.pipe(prompt, **arguments).frames, None
+        else:
+            with contender.applied(loaded.pipe, loaded.small, compile=compile) as handle:
+                frames = loaded.pipe(prompt, **arguments).frames
+        seconds = time.perf_counter() - start
+        written = write_somewhere(out, np_frames(frames[0]), fps)
+    say(f"{written}  {seconds:.2f} s")
     if handle is not None:
-        console.print(str(handle.trace), highlight=False)
+        say(str(handle.trace))
+    if written != out:
+        leave(1)
+
+
+def check_place(out: Path) -> None:
+    """Ends the command where a clip could not be written, before one is made."""
+    from ..planning import files
+
+    if out.suffix.lower() not in FORMATS:
+        raise typer.BadParameter("write to .mp4, .gif, .png or .webp", param_hint="--out")
+    try:
+        if not out.exists() or out.is_file() or out.is_dir():
+            files.check(out.resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # a symlink to itself; a name with a null byte
+        refuse(error)
+
+
+def np_frames(frames: Any) -> Any:
+    """A clip as [F, H, W, 3], fp32."""
+    import numpy as np
+
+    return np.asarray(frames, dtype=np.float32)
+
+
+def write_somewhere(out: Path, clip: Any, fps: int) -> Path:
+    """Writes the clip where it was asked for, or else in the folder for temporary files: it took long to make.
+
+    Returns the path.  Raises ``OSError`` where neither can be written.
+    """
+    from ..evaluate.clips import write_video
+
+    try:
+        write_video(out, clip, fps)
+        return out
+    except Exception as error:
+        said = f"{out} could not be written: {error}"
+    spare = Path(tempfile.mkdtemp(prefix="vaccel-clip-")) / f"{out.stem}{out.suffix}"
+    try:
+        write_video(spare, clip, fps)
+    except Exception as error:
+        raise OSError(f"{said}; nor could {spare}: {error}") from None
+    say(f"{said}; the clip is in", "red")
+    return spare

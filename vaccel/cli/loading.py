@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .options import DTYPES, assignment, one_of
+from .options import DTYPES, assignment, check_call, one_of
 
 
 class Loaded:
@@ -54,7 +54,9 @@ class Loaded:
         self.pipe.to(device)
         if self.small is not None:
             self.small.to(device)
-        self.call |= dict(assignment(text) for text in call or ())
+        given = dict(assignment(text) for text in call or ())
+        check_call(self.pipe, given)
+        self.call |= given
 
 
 def _caption_score(clip: Any, prompt: str) -> dict[str, float]:

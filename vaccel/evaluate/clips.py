@@ -9,6 +9,8 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 
+from ..planning import files
+
 _SMALL = 128  # pixels; up to here lossless animation, above it video
 
 
@@ -30,14 +32,37 @@ def data_uri(clip: np.ndarray, fps: int = 12) -> tuple[str, bool]:
 
 
 def write_video(path: Path, clip: np.ndarray, fps: int = 12) -> None:
-    """Writes [F, H, W, 3] in [0, 1] in the format of the path's suffix (.mp4, .gif, .png); small clips enlarged."""
+    """Writes [F, H, W, 3] in [0, 1] in the format of the path's suffix (.mp4, .gif, .png, .webp); small clips enlarged.
+
+    Whole or not at all, through links to what they point to.  Raises ``OSError`` where it cannot be written.
+    """
     frames = as_uint8(clip)
     scale = max(1, 240 // max(frames.shape[1:3]))
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    if path.suffix in (".gif", ".png", ".webp"):
+    suffix, path = Path(path).suffix, Path(path).resolve()
+    if path.exists() and not path.is_file():  # a device or a pipe
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / f"clip{suffix}"
+            _encode(made, frames, fps)
+            with path.open("wb") as out:
+                out.write(made.read_bytes())
+        return
+    with files.replacing(path, suffix) as partial:
+        _encode(partial, frames, fps)
+
+
+def _encode(path: Path, frames: np.ndarray, fps: int) -> None:
+    """Raises ``OSError`` where fewer frames were written than there are: an encoder may end well on a full disk."""
+    if path.suffix.lower() in (".gif", ".png", ".webp"):
         iio.imwrite(path, frames, plugin="pillow", duration=1000 / fps, loop=0)
-    else:
-        iio.imwrite(path, frames, fps=fps, codec="libx264", macro_block_size=2, plugin="FFMPEG")
+        return
+    iio.imwrite(path, frames, fps=fps, codec="libx264", macro_block_size=2, plugin="FFMPEG")
+    try:
+        count = sum(1 for _ in iio.imiter(path, plugin="FFMPEG"))
+    except Exception as error:
+        raise OSError(f"what was written is no video ({error}); is the disk full?") from None
+    if count < len(frames):
+        raise OSError(f"only {count} of {len(frames)} frames were written; is the disk full?")
 
 
 def contact_sheet(clips: list[np.ndarray], columns: int = 6, scale: int = 2) -> np.ndarray:

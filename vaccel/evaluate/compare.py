@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
+import inspect
 import statistics
 import time
 from collections.abc import Callable
@@ -15,104 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..models.fingerprints import header, identity
 from . import metrics
+from .comparison import Comparison, Failure, Row, finite, mean, row_of
 from .contenders import Contender, calibrated
+from .log import Key, Log
 
 #: Measures a clip against its prompt: (clip, prompt) -> {name: 0 or 1}; the demo family has one.
 Checker = Callable[[np.ndarray, str], dict[str, float]]
-
-
-@dataclasses.dataclass
-class Row:
-    """One run of one contender, and the full run made just before it."""
-
-    prompt: str
-    seed: int
-    contender: str
-    seconds: float
-    full_seconds: float
-    forwards: dict[str, float]
-    timeline: str
-    psnr: float
-    ssim: float
-    lpips: float | None
-    peak_bytes: int
-    checks: dict[str, float]
-
-    @property
-    def speedup(self) -> float:
-        return self.full_seconds / self.seconds
-
-
-@dataclasses.dataclass
-class Comparison:
-    """All rows, and the clips [F, H, W, 3] in [0, 1] by (contender, prompt, seed); "full" is the full model."""
-
-    contenders: list[Contender]
-    rows: list[Row]
-    clips: dict[tuple[str, str, int], np.ndarray]
-    full_checks: dict[str, float]
-    small: dict[str, Any] | None
-    call: dict[str, Any]
-    complete: bool = True
-
-    def summary(self) -> list[dict[str, Any]]:
-        """One entry a contender: medians and spreads over its rows, in the contenders' order."""
-        out = []
-        for contender in self.contenders:
-            rows = [r for r in self.rows if r.contender == contender.label]
-            if rows:
-                out.append(_summarise(contender, rows))
-        return out
-
-    def to_json(self) -> dict[str, Any]:
-        rows = [dataclasses.asdict(r) | {"speedup": r.speedup} for r in self.rows]
-        return {
-            "call": {k: v for k, v in self.call.items() if isinstance(v, (int, float, str, bool))},
-            "complete": self.complete,
-            "lpips": metrics.lpips_missing() or "measured",
-            "full": {"checks": self.full_checks},
-            "small_alone": self.small,
-            "summary": self.summary(),
-            "rows": _finite(rows),
-        }
-
-
-def _summarise(contender: Contender, rows: list[Row]) -> dict[str, Any]:
-    def quartiles(values: list[float]) -> list[float]:
-        return [float(q) for q in np.quantile(values, [0.25, 0.5, 0.75])]
-
-    finite = [min(r.psnr, 100.0) for r in rows]  # equal clips count as 100 dB
-    low, middle, high = quartiles([r.speedup for r in rows])
-    checks = {k: statistics.fmean(r.checks[k] for r in rows) for k in rows[0].checks}
-    return {
-        "contender": contender.label,
-        "group": contender.group,
-        "kind": contender.kind,
-        "method": contender.method.to_json() if contender.method is not None else None,
-        "runs": len(rows),
-        "speedup": middle,
-        "speedup_quartiles": [low, high],
-        "seconds": statistics.median(r.seconds for r in rows),
-        "forwards": {k: statistics.fmean(r.forwards[k] for r in rows) for k in rows[0].forwards},
-        "psnr": statistics.fmean(finite),
-        "psnr_std": statistics.pstdev(finite),
-        "psnr_worst": min(finite),
-        "ssim": statistics.fmean(r.ssim for r in rows),
-        "lpips": statistics.fmean(r.lpips for r in rows) if rows[0].lpips is not None else None,
-        "peak_bytes": max(r.peak_bytes for r in rows),
-        "checks": checks,
-        "timeline": rows[0].timeline,
-    }
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: equal clips have PSNR "inf"."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return "inf" if isinstance(value, float) and math.isinf(value) else value
 
 
 class _Counter:
@@ -187,14 +96,20 @@ def compare(
     checker: Checker | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
     log: Path | None = None,
+    restart: bool = False,
 ) -> Comparison:
     """Runs every contender on every prompt and seed.
+
+    Every contender is tried for one step first: where one cannot run, nothing is measured, and ``failures`` says why.
+    One whose run fails later is noted there, and the others go on.
 
     Args:
         call: arguments of the pipeline's call; ``num_inference_steps`` is the full model's.
         checker: scores a clip against its prompt; the demo family has one.
         progress: called with (runs done, their total, the next run).
-        log: a file that each run is appended to as a JSON line, so that an interrupted comparison keeps its results.
+        log: a file that each run is appended to as a JSON line, clips in a folder "clips" beside it.  The same
+            comparison goes on from it; those of other weights, schedulers or calls are set aside.
+        restart: measure everything anew.
 
     Ctrl-C ends it early with what is done (``complete`` is False).  Raises ``ValueError`` for a contender that needs
     a small model when there is none, before anything runs.
@@ -202,60 +117,203 @@ def compare(
     call = {"num_inference_steps": 50, **call}
     if small is None and (needy := [c.label for c in contenders if c.needs_small]):
         raise ValueError(f"{needy[0]} needs a small model: pass small=...")
-    comparison = Comparison(contenders, [], {}, {}, None, call)
-    jobs = [(p, s) for p in prompts for s in seeds]
-    total, done, checks = len(jobs) * (len(contenders) + 1), 0, []
+    jobs = list(dict.fromkeys((p, s) for p in prompts for s in seeds))
+    contenders = list({c.label: c for c in contenders}.values())
+    work = _Work(pipe, small, Comparison(contenders, [], {}, {}, None, call), jobs, checker, progress, log, restart)
     try:
-        progress(0, total, "warm-up")
-        _frames(pipe, prompts[0], seeds[0], {**call, "num_inference_steps": 2})
-        contenders = comparison.contenders = calibrated(contenders, pipe, prompts[0], call)
-        for prompt, seed in jobs:
-            progress(done, total, f"full model: {prompt}")
-            reference, _ = _frames(pipe, prompt, seed, call)
-            comparison.clips["full", prompt, seed] = reference
-            checks.append(checker(reference, prompt) if checker else {})
-            done += 1
-            for contender in contenders:
-                progress(done, total, f"{contender.label}: {prompt}")
-                _, full_seconds = _frames(pipe, prompt, seed, call)
-                clip, cost = _run(pipe, small, contender, prompt, seed, call)
-                fidelity = {f: getattr(metrics, f)(reference, clip) for f in ("psnr", "ssim", "lpips")}
-                scores = checker(clip, prompt) if checker else {}
-                row = Row(prompt, seed, contender.label, full_seconds=full_seconds, checks=scores, **cost, **fidelity)
-                comparison.rows.append(row)
-                comparison.clips[contender.label, prompt, seed] = clip
-                done += 1
-                if log is not None:
-                    with log.open("a") as f:
-                        f.write(json.dumps(_finite(dataclasses.asdict(row))) + "\n")
-        if small is not None:
-            progress(done, total, "the small model alone")
-            comparison.small = _small_alone(pipe, small, jobs, call, comparison, checker)
-    except KeyboardInterrupt:
-        comparison.complete = False
-    comparison.full_checks = _mean(checks)
-    return comparison
+        work.run()
+    except KeyboardInterrupt as error:
+        work.comparison.complete, work.comparison.interrupted = False, error
+    return work.finished()
+
+
+class _Work:
+    """One comparison as it proceeds."""
+
+    def __init__(
+        self, pipe: Any, small: nn.Module | None, comparison: Comparison, jobs: list[tuple[str, int]],
+        checker: Checker | None, progress: Callable[[int, int, str], None], log: Path | None, restart: bool,
+    ):  # fmt: skip
+        self.pipe, self.small, self.comparison, self.jobs = pipe, small, comparison, jobs
+        self.checker, self.progress = checker, progress
+        self.total, self.done = len(jobs) * (len(comparison.contenders) + 1), 0
+        self.log = Log(log, _header(pipe, small, comparison.call), restart=restart) if log is not None else None
+        held = self.log.rows if self.log is not None else {}
+        self.rows = {key: row for key, row in held.items() if row_of(row) is not None or key[0] in ("full", "small")}
+        self.full: dict[tuple[str, int], dict[str, Any]] = {}  # of the full model: its checks, by prompt and seed
+
+    def run(self) -> None:
+        comparison, (prompt, seed) = self.comparison, self.jobs[0]
+        missing = [c for c in comparison.contenders if any(self._key(c, p, s) not in self.rows for p, s in self.jobs)]
+        if missing:
+            self.progress(0, self.total, "trying every contender for a step")
+            if not self._try(missing):
+                comparison.complete = False
+                return
+            self.progress(0, self.total, "warm-up")
+            _frames(self.pipe, prompt, seed, {**comparison.call, "num_inference_steps": 2})
+            fitted = {c.label: c for c in calibrated(comparison.contenders, self.pipe, prompt, comparison.call)}
+            comparison.contenders = list(fitted.values())
+        for prompt, seed in self.jobs:
+            self._job(prompt, seed)
+        if self.small is not None:
+            self.progress(self.done, self.total, "the small model alone")
+            self._small()
+
+    def finished(self) -> Comparison:
+        self.comparison.full_checks = mean([row["checks"] for row in self.full.values()])
+        self.comparison.notes += self.log.notes if self.log is not None else []
+        return self.comparison
+
+    # -- before anything is measured ---------------------------------------------------------------------------------
+
+    def _try(self, contenders: list[Contender]) -> bool:
+        """Whether each contender makes a step."""
+        if "callback_on_step_end" not in inspect.signature(self.pipe.__call__).parameters:
+            return True
+        for contender in contenders:
+            steps = contender.num_steps or self.comparison.call["num_inference_steps"]
+            call = {**self.comparison.call, "num_inference_steps": steps, "callback_on_step_end": _stop}
+            try:
+                with contender.applied(self.pipe, self.small):
+                    _frames(self.pipe, *self.jobs[0], call)
+            except _TriedError:
+                continue
+            except Exception as error:
+                self.comparison.failures.append(Failure(contender.label, _words(error)))
+        return not self.comparison.failures
+
+    # -- runs --------------------------------------------------------------------------------------------------------
+
+    def _key(self, contender: Contender, prompt: str, seed: int) -> Key:
+        return (contender.key, prompt, seed)
+
+    def _job(self, prompt: str, seed: int) -> None:
+        """Every contender on one prompt and seed."""
+        comparison = self.comparison
+        missing = [c for c in comparison.contenders if self._key(c, prompt, seed) not in self.rows]
+        reference = self._reference(prompt, seed, exact=bool(missing))
+        for contender in comparison.contenders:
+            self.progress(self.done, self.total, f"{contender.label}: {prompt}")
+            if contender not in missing:
+                self._again(contender, prompt, seed)
+            elif reference is not None:
+                self._measure(contender, prompt, seed, reference)
+            self.done += 1
+        if self.log is not None:
+            self.log.done("full", prompt, seed)
+
+    def _reference(self, prompt: str, seed: int, exact: bool) -> np.ndarray | None:
+        """The full model's clip; the one that was kept, where nothing more is to be compared with it."""
+        self.progress(self.done, self.total, f"full model: {prompt}")
+        self.done += 1
+        key = ("full", prompt, seed)
+        kept = self.log.clip("full", prompt, seed, exact=exact) if self.log is not None else None
+        if kept is None or key not in self.rows:
+            try:
+                kept, _ = _frames(self.pipe, prompt, seed, self.comparison.call)
+            except Exception as error:
+                self._failed("full model", prompt, seed, error)
+                return None
+            self._keep("full", prompt, seed, kept, {"checks": self.checker(kept, prompt) if self.checker else {}})
+            if self.log is not None and exact:
+                self.log.keep("full", prompt, seed, kept, exact=True)
+        self.full[prompt, seed] = self.rows[key]
+        self.comparison.clips["full", prompt, seed] = kept
+        return kept
+
+    def _measure(self, contender: Contender, prompt: str, seed: int, reference: np.ndarray) -> None:
+        call = self.comparison.call
+        try:
+            _, full_seconds = _frames(self.pipe, prompt, seed, call)
+            clip, cost = _run(self.pipe, self.small, contender, prompt, seed, call)
+        except Exception as error:
+            self._failed(contender.label, prompt, seed, error)
+            return
+        fidelity = {f: getattr(metrics, f)(reference, clip) for f in ("psnr", "ssim", "lpips")}
+        scores = self.checker(clip, prompt) if self.checker else {}
+        row = Row(prompt, seed, contender.label, full_seconds=full_seconds, checks=scores, **cost, **fidelity)
+        self.comparison.rows.append(row)
+        self.comparison.clips[contender.label, prompt, seed] = clip
+        self._keep(contender.key, prompt, seed, clip, finite(dataclasses.asdict(row)))
+
+    def _again(self, contender: Contender, prompt: str, seed: int) -> None:
+        """A run that was measured before."""
+        self.comparison.rows.append(row_of(self.rows[self._key(contender, prompt, seed)]))
+        clip = self.log.clip(contender.key, prompt, seed) if self.log is not None else None
+        if clip is not None:
+            self.comparison.clips[contender.label, prompt, seed] = clip
+
+    def _keep(self, name: str, prompt: str, seed: int, clip: np.ndarray, row: dict[str, Any]) -> None:
+        self.rows[name, prompt, seed] = row
+        if self.log is not None:
+            self.log.keep(name, prompt, seed, clip)
+            self.log.append((name, prompt, seed), row)
+
+    def _failed(self, label: str, prompt: str, seed: int, error: Exception) -> None:
+        self.comparison.failures.append(Failure(label, _words(error), prompt, seed))
+        self.comparison.complete = False
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _small(self) -> None:
+        """The small model in the large one's place."""
+        rows = []
+        for prompt, seed in self.jobs:
+            key = ("small", prompt, seed)
+            if key not in self.rows:
+                reference = self.comparison.clips.get(("full", prompt, seed))
+                if reference is None:
+                    continue
+                try:
+                    clip, row = _small_alone(self.pipe, self.small, prompt, seed, self.comparison.call, reference)
+                except Exception as error:
+                    self._failed("the small model alone", prompt, seed, error)
+                    continue
+                row["checks"] = self.checker(clip, prompt) if self.checker else {}
+                self._keep(*key, clip, row)
+                self.comparison.clips[key] = clip
+            elif self.log is not None and (clip := self.log.clip(*key)) is not None:
+                self.comparison.clips[key] = clip
+            rows.append(self.rows[key])
+        if rows:
+            self.comparison.small = {
+                "speedup": statistics.median(row["speedup"] for row in rows),
+                "psnr": statistics.fmean(min(float(row["psnr"]), 100.0) for row in rows),
+                "checks": mean([row["checks"] for row in rows]),
+            }
+
+
+class _TriedError(Exception):
+    """The first step of a contender that is tried is over."""
+
+
+def _stop(*args: Any, **kwargs: Any) -> None:
+    raise _TriedError
+
+
+def _words(error: Exception) -> str:
+    text = str(error)
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def _header(pipe: Any, small: nn.Module | None, call: dict[str, Any]) -> dict[str, Any]:
+    """What all rows of a comparison share."""
+    made = header("", pipe, call)
+    found = {name: made[name] for name in ("model", "weights", "scheduler", "call")}
+    found["small"] = identity({"small": small})["weights"] if small is not None else None
+    return found
 
 
 def _small_alone(
-    pipe: Any, small: nn.Module, jobs: list, call: dict[str, Any], comparison: Comparison, checker: Checker | None
-) -> dict[str, Any]:
-    """The small model in the large one's place: its fidelity and speedup."""
+    pipe: Any, small: nn.Module, prompt: str, seed: int, call: dict[str, Any], reference: np.ndarray
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The small model in the large one's place: its clip, its speedup and its fidelity."""
     large = pipe.transformer
-    seconds, fidelity, checks = [], [], []
-    for prompt, seed in jobs:
-        _, full = _frames(pipe, prompt, seed, call)
-        pipe.transformer = small
-        try:
-            clip, spent = _frames(pipe, prompt, seed, call)
-        finally:
-            pipe.transformer = large
-        comparison.clips["small", prompt, seed] = clip
-        seconds.append(full / spent)
-        fidelity.append(metrics.psnr(comparison.clips["full", prompt, seed], clip))
-        checks.append(checker(clip, prompt) if checker else {})
-    return {"speedup": statistics.median(seconds), "psnr": statistics.fmean(fidelity), "checks": _mean(checks)}
-
-
-def _mean(checks: list[dict[str, float]]) -> dict[str, float]:
-    return {k: statistics.fmean(c[k] for c in checks) for k in (checks[0] if checks else {})}
+    _, full = _frames(pipe, prompt, seed, call)
+    pipe.transformer = small
+    try:
+        clip, spent = _frames(pipe, prompt, seed, call)
+    finally:
+        pipe.transformer = large
+    return clip, finite({"speedup": full / spent, "psnr": metrics.psnr(reference, clip)})

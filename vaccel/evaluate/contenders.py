@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import hashlib
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +41,13 @@ class Contender:
     options: tuple[tuple[str, Any], ...] = ()
     num_steps: int | None = None
     artifact: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """What makes it the same contender in another process: its text, and what came of it."""
+        method = self.method.to_json() if self.method is not None else None
+        text = json.dumps([self.kind, method, self.options, self.num_steps], sort_keys=True, default=str)
+        return f"{self.label} #{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     @property
     def needs_small(self) -> bool:

@@ -18,6 +18,7 @@ from ..methods.lemica import edges
 from .observations import Observations
 
 EQUAL = 100.0
+matplotlib.rcParams["text.parse_math"] = False  # labels are people's own texts, in which a "$" is one
 
 
 def _svg(figure: Any) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import imageio.v3 as iio
 import jinja2
 
 from ..methods import DualExpert, LeMiCa
-from ..planning import artifacts
+from ..planning import artifacts, files
 from . import clips, plots
-from .compare import Comparison
+from .comparison import Comparison
 from .observations import Observations
 
 #: The fields of a curve of `vaccel distill diagnose` that are plotted.
@@ -34,12 +36,13 @@ def write_report(
         data["observations"] |= {"small_cond": seen.small_cond, "small_uncond": seen.small_uncond}
     if levels := _noise_levels(comparison):
         data["noise_levels"] = levels
-    (folder / "report.json").write_text(json.dumps(_no_nan(data), indent=1))
+    files.write_text(folder / "report.json", json.dumps(_no_nan(data), indent=1))
     jobs = list(dict.fromkeys((prompt, seed) for _, prompt, seed in comparison.clips))
     shows = [_show(comparison, prompt, seed) for prompt, seed in jobs]
     for number, (prompt, seed) in enumerate(jobs):
         sheet = clips.contact_sheet([c for (_, p, s), c in comparison.clips.items() if (p, s) == (prompt, seed)])
-        iio.imwrite(folder / f"contact_sheet_{number}.png", sheet)
+        with files.replacing(folder / f"contact_sheet_{number}.png", ".png") as partial:
+            iio.imwrite(partial, sheet)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -47,18 +50,27 @@ def write_report(
         title=title,
         facts=facts,
         data=data,
-        plot=plots.cost_fidelity(data["summary"], comparison.small) if data["summary"] else "",
+        plot=_drawn(plots.cost_fidelity, data["summary"], comparison.small) if data["summary"] else "",
         distilled=any(isinstance(c.method, DualExpert) for c in comparison.contenders),
         graphs=_error_graphs(comparison),
-        levels=[plots.noise_levels(curves) for curves in levels],
-        observed=plots.observations(seen) if seen is not None else "",
+        levels=[drawn for curves in levels if (drawn := _drawn(plots.noise_levels, curves))],
+        observed=_drawn(plots.observations, seen) if seen is not None else "",
         middle=seen.middle() if seen is not None else {},
         shows=shows,
         worst=_worst(comparison),
     )
     path = folder / "report.html"
-    path.write_text(page)
+    files.write_text(path, page)
     return path
+
+
+def _drawn(draw: Callable[..., str], *what: Any) -> str:
+    """A plot; none where it cannot be drawn, which is no reason to lose the report."""
+    try:
+        return draw(*what)
+    except Exception as error:
+        warnings.warn(f"a plot is left out of the report ({draw.__name__}): {error!r}", stacklevel=2)
+        return ""
 
 
 def _error_graphs(comparison: Comparison) -> list[str]:
@@ -68,7 +80,11 @@ def _error_graphs(comparison: Comparison) -> list[str]:
         if isinstance(contender.method, LeMiCa) and contender.artifact is not None:
             name = f"{len(contender.method.full_steps)} full steps" + (", sum" if "sum" in contender.label else "")
             found.setdefault(contender.artifact, {})[name] = contender.method.full_steps
-    return [plots.error_graph(artifacts.read(path, LeMiCa.id), paths) for path, paths in found.items()]
+
+    def graph(path: Path, paths: dict[str, tuple[int, ...]]) -> str:
+        return plots.error_graph(artifacts.read(path, LeMiCa.id), paths)
+
+    return [drawn for path, paths in found.items() if (drawn := _drawn(graph, path, paths))]
 
 
 def _noise_levels(comparison: Comparison) -> list[dict[str, Any]]:
@@ -80,10 +96,28 @@ def _noise_levels(comparison: Comparison) -> list[dict[str, Any]]:
             continue
         try:
             curves = json.loads(path.read_text())["curves"].items()
-            found.append({name: {key: curve[key] for key in _CURVE} for name, curve in curves})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # the comparison is reported all the same
+            found.append({name: {key: curve[key] for key in _CURVE} for name, curve in curves if _is_curve(curve)})
+            if len(found[-1]) < len(curves):
+                raise ValueError("a curve of it is no lists of as many numbers each")
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OSError,
+            RecursionError,
+        ) as error:  # the comparison is reported all the same
             warnings.warn(f"{path} is not what `vaccel distill diagnose` writes: {error!r}", stacklevel=2)
     return found
+
+
+def _is_curve(curve: dict[str, Any]) -> bool:
+    """Whether a curve can be plotted: a boundary and three lists of as many finite numbers."""
+    lists = [curve[key] for key in _CURVE[:3]]
+    numbers = [curve["boundary"], *(value for values in lists for value in values)]
+    return len({len(values) for values in lists}) == 1 and all(
+        type(value) in (int, float) and math.isfinite(value) for value in numbers
+    )
 
 
 def _show(comparison: Comparison, prompt: str, seed: int) -> dict[str, Any]:

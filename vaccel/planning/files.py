@@ -26,14 +26,16 @@ def _host() -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
     """A new, empty file to be written within the context, which then takes the place of ``path`` in one move.
+
+    Its name ends in ``suffix``, for writers that go by it.
 
     After an exception the old file is as it was and the new one is gone.
     """
     path = Path(path)
     sweep(path)
-    partial = path.with_name(f"{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f"{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial{suffix}")
     try:
         partial.touch()
         yield partial
@@ -75,7 +77,7 @@ def sweep(path: str | Path) -> None:
 
 def partials(path: Path) -> list[Path]:
     """The partial files of ``path`` whose writers, processes of this host, are no more."""
-    named = re.compile(re.escape(path.name) + rf"\.(?:{re.escape(_host())}-(\d+)-[0-9a-f]+\.)?partial")
+    named = re.compile(re.escape(path.name) + rf"\.(?:{re.escape(_host())}-(\d+)-[0-9a-f]+\.)?partial(?:\.\w+)?")
     found = []
     with contextlib.suppress(OSError):
         for name in os.listdir(path.parent):

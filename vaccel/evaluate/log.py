@@ -1,0 +1,108 @@
+"""What a comparison keeps on the way: a row a run in ``rows.jsonl`` and the clips beside it, to go on from.
+
+A row belongs to a prompt, a seed, a contender and a fingerprint of what was compared: weights, scheduler, call.  Rows
+of other fingerprints stay in the file and count for nothing.  Clips are kept in 8 bits, as the report shows them; the
+full model's clip of the prompt in progress is kept as it is, so that the other contenders are measured against the
+same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..planning import files
+from .clips import as_uint8
+
+#: (the contender's key, or "full" or "small"; prompt; seed)
+Key = tuple[str, str, int]
+#: Rows of the full and the small model, which are no contenders, lie in a file of their own.
+REFERENCES = "references.jsonl"
+
+
+class Log:
+    """The rows in ``path`` of what ``header`` describes.
+
+    Attributes:
+        rows: those that there are.
+        notes: in words, what was damaged and what could not be written.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], *, restart: bool = False):
+        self.path, self.folder = path, path.parent / "clips"
+        text = json.dumps(header, sort_keys=True, default=str)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.rows: dict[Key, dict[str, Any]] = {}
+        self.notes: list[str] = []
+        self._broken = False
+        for file in (path, path.with_name(REFERENCES)):
+            self._take(file, restart)
+
+    def _take(self, file: Path, restart: bool) -> None:
+        """Reads a file's rows, and writes it anew where a line was cut short or all is measured again."""
+        if not file.is_file():
+            return
+        whole, damaged = [], 0
+        for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+                key = line["key"], line["prompt"], line["seed"]
+                hash(key)
+            except (ValueError, RecursionError, TypeError, KeyError):
+                damaged += 1
+                continue
+            ours = line.get("fingerprint") == self.fingerprint
+            if not (ours and restart):
+                whole.append(line)
+            if ours and not restart:
+                self.rows[key] = {k: v for k, v in line.items() if k not in ("key", "fingerprint")}
+        if damaged:
+            self.notes.append(f"{damaged} damaged line(s) of {file.name}: those runs were made again")
+        if damaged or restart:
+            files.write_text(file, "".join(json.dumps(line) + "\n" for line in whole))
+
+    def append(self, key: Key, row: dict[str, Any]) -> None:
+        """Adds a run.  Where that is not possible, it is noted once, and the comparison goes on without."""
+        self.rows[key] = row
+        if self._broken:
+            return
+        line = {**row, "key": key[0], "prompt": key[1], "seed": key[2], "fingerprint": self.fingerprint}
+        file = self.path.with_name(REFERENCES) if key[0] in ("full", "small") else self.path
+        try:
+            with file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(line) + "\n")
+        except OSError as error:
+            self._broken = True
+            self.notes.append(f"{file} could not be written ({error.strerror or error}): it holds only part")
+
+    # -- clips -------------------------------------------------------------------------------------------------------
+
+    def _clip(self, name: str, prompt: str, seed: int, exact: bool = False) -> Path:
+        hashed = hashlib.sha256(json.dumps([name, prompt, seed, self.fingerprint]).encode()).hexdigest()
+        return self.folder / f"{hashed[:24]}{'.exact' if exact else ''}.npy"
+
+    def keep(self, name: str, prompt: str, seed: int, clip: np.ndarray, exact: bool = False) -> None:
+        """Keeps a clip [F, H, W, 3] in [0, 1]; never raises for a disk that is full."""
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with files.replacing(self._clip(name, prompt, seed, exact)) as partial, partial.open("wb") as file:
+                np.save(file, clip if exact else as_uint8(clip), allow_pickle=False)
+        except OSError as error:
+            self.notes.append(f"a clip could not be kept ({error.strerror or error})")
+
+    def clip(self, name: str, prompt: str, seed: int, exact: bool = False) -> np.ndarray | None:
+        """A clip that was kept, in [0, 1]; None where it is not there."""
+        try:
+            held = np.load(self._clip(name, prompt, seed, exact), allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return held if held.dtype == np.float32 else held.astype(np.float32) / 255
+
+    def done(self, name: str, prompt: str, seed: int) -> None:
+        """The exact clip is not needed any more."""
+        self._clip(name, prompt, seed, exact=True).unlink(missing_ok=True)
