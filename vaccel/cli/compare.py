@@ -41,14 +41,17 @@ def compare(
     The same command goes on where one was stopped. Exit status: 1 where a contender failed or the end was not reached,
     2 for input that cannot be used.
     """
-    from ..demo.shapes import held_out_captions
-    from ..evaluate import compare as run_comparison
-    from ..evaluate import parse_contender, write_report
     from ..planning import files
 
     kept = f"{out} keeps what was measured, the same command goes on"
     with clear_errors(kept):
-        files.check(out / "report.html")
+        files.check(out / "report.html")  # before what takes long to import
+
+    from ..demo.shapes import held_out_captions
+    from ..evaluate import compare as run_comparison
+    from ..evaluate import parse_contender, write_report
+
+    with clear_errors(kept):
         loaded = Loaded(pipeline, small, call, dtype)
         chosen = prompts_of(prompt, prompts, held_out_captions(count) if pipeline == "demo" else None)
         specs = method or (default_methods(loaded.folder) if pipeline == "demo" else None)

@@ -100,7 +100,7 @@ def compare(
 ) -> Comparison:
     """Runs every contender on every prompt and seed.
 
-    Every contender is tried for one step first: where one cannot run, nothing is measured, and ``failures`` says why.
+    Every contender is tried for two steps first: where one cannot run, nothing is measured, and ``failures`` says why.
     One whose run fails later is noted there, and the others go on.
 
     Args:
@@ -146,7 +146,7 @@ class _Work:
         comparison, (prompt, seed) = self.comparison, self.jobs[0]
         missing = [c for c in comparison.contenders if any(self._key(c, p, s) not in self.rows for p, s in self.jobs)]
         if missing:
-            self.progress(0, self.total, "trying every contender for a step")
+            self.progress(0, self.total, "trying every contender for two steps")
             if not self._try(missing):
                 comparison.complete = False
                 return
@@ -168,7 +168,7 @@ class _Work:
     # -- before anything is measured ---------------------------------------------------------------------------------
 
     def _try(self, contenders: list[Contender]) -> bool:
-        """Whether each contender makes a step."""
+        """Whether each contender makes two steps."""
         if "callback_on_step_end" not in inspect.signature(self.pipe.__call__).parameters:
             return True
         for contender in contenders:
@@ -285,11 +285,14 @@ class _Work:
 
 
 class _TriedError(Exception):
-    """The first step of a contender that is tried is over."""
+    """The first steps of a contender that is tried are over."""
 
 
-def _stop(*args: Any, **kwargs: Any) -> None:
-    raise _TriedError
+def _stop(pipe: Any, step: int, *args: Any) -> dict[str, Any]:
+    """Ends a trial after its second step: what is reused was then computed and used."""
+    if step > 0:
+        raise _TriedError
+    return {}
 
 
 def _words(error: Exception) -> str:
