@@ -20,7 +20,7 @@ from ..planning import artifacts
 from ..planning.schema.errors import shown
 
 Tensors = dict[str, torch.Tensor]
-_CONTENTS = "contents"
+_ABOUT, _CONTENTS = "about", "contents"
 
 
 def write(path: Path, tensors: Tensors, about: dict[str, Any]) -> None:
@@ -31,9 +31,10 @@ def write(path: Path, tensors: Tensors, about: dict[str, Any]) -> None:
 
     Raises ``OSError`` that names the file; the last checkpoint is whole then.
     """
-    metadata = {name: json.dumps(value, sort_keys=True) for name, value in about.items()}
+    # In one field: the order of several in a safetensors file is random, and a rerun's file is to be the same.
+    said = json.dumps({**about, _CONTENTS: _contents(tensors)}, sort_keys=True)
     with naming(path):
-        artifacts.save_tensors(path, tensors, {**metadata, _CONTENTS: _contents(tensors)})
+        artifacts.save_tensors(path, tensors, {_ABOUT: said})
 
 
 def read(path: Path, needed: dict[str, type]) -> tuple[Tensors, dict[str, Any]]:
@@ -50,18 +51,25 @@ def read(path: Path, needed: dict[str, type]) -> tuple[Tensors, dict[str, Any]]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise damaged(path, f"it is no safetensors file, or was cut short ({error})") from None
-    about: dict[str, Any] = {}
-    for name in {*needed, *metadata} - {_CONTENTS}:
-        try:
-            about[name] = json.loads(metadata[name]) if name in metadata else None
-        except (ValueError, RecursionError):
-            raise damaged(path, f"{name} is not JSON, but {shown(metadata[name])}") from None
+    about = _about(path, metadata)
     for name, kind in needed.items():
-        if type(about[name]) is not kind:
-            raise damaged(path, f"{name} must be {_WORDS[kind]}, got {shown(about[name])}")
-    if _CONTENTS in metadata and metadata[_CONTENTS] != _contents(tensors):  # earlier versions wrote none
+        if type(about.get(name)) is not kind:
+            raise damaged(path, f"{name} must be {_WORDS[kind]}, got {shown(about.get(name))}")
+    if _CONTENTS in about and about[_CONTENTS] != _contents(tensors):  # earlier versions wrote none
         raise damaged(path, "its contents were changed after they were written")
     return tensors, about
+
+
+def _about(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """What was written about a checkpoint; earlier versions wrote a field of each."""
+    try:
+        fields = {name: json.loads(text) for name, text in metadata.items()}
+    except (ValueError, RecursionError):
+        raise damaged(path, "its description is not JSON") from None
+    about = fields.get(_ABOUT, fields)
+    if not isinstance(about, dict):
+        raise damaged(path, f"{_ABOUT} must be an object, got {shown(about)}")
+    return about
 
 
 _WORDS = {int: "a whole number", dict: "an object"}
