@@ -57,7 +57,7 @@ def make(folder, name: str = "wan", *, kind: str = "lora", semantic: bool = True
         detail = MAKE[name](6, layers=layers).state_dict()
     given = {"trajectory": path_of(name), "boundary": BOUNDARY, "base": "tiny", **options}
     state = model.state_dict() if semantic else None
-    return save_experts(folder, model, semantic=state, detail=detail, adapter=adapter, **given)
+    return save_experts(folder, MAKE[name](0, layers=layers), semantic=state, detail=detail, adapter=adapter, **given)
 
 
 def by_hand(folder: Path, name: str) -> list[torch.nn.Module]:
@@ -158,6 +158,12 @@ def folder(tmp_path) -> Path:
 @pytest.fixture
 def pipe():
     return pipeline("wan")
+
+
+def parked(parking: Path) -> int:
+    """How many files of original weights this process maps there; they have no names."""
+    assert list(parking.iterdir()) == []
+    return sum(f"{parking}/" in line for line in Path("/proc/self/maps").read_text().splitlines())
 
 
 @pytest.fixture

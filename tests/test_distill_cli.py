@@ -174,7 +174,7 @@ def test_diagnosis_is_of_the_teacher_and_of_what_was_trained(pipe, data, experts
     assert teacher["sigma"] == trained["sigma"]
     assert len(teacher["loss"]) == len(teacher["gradient"]) == 3
     assert teacher["loss"] != trained["loss"]
-    for folder, message in ((tmp_path, "no complete model was saved there"), (experts, "holds no single model")):
+    for folder, message in ((tmp_path, "no complete experts were saved there"), (experts, "holds no single model")):
         refused = run(*common, "--out", tmp_path / "none.json", "--experts", folder)
         assert refused.exit_code == 2
         assert message in said(refused)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from made_experts import (
     BOUNDARY,
     FAMILIES,
     FRESH,
+    MAKE,
     assert_given_back,
     fingerprint,
     folder,
     kept,
     loop,
     make,
+    parked,
     parking,
     pipe,
     pipeline,
@@ -49,7 +52,7 @@ def test_remove_gives_everything_back(name, tmp_path, parking):
     plain, before, state = tiny.latents(pipe, steps=6), kept(pipe), torch.get_rng_state()
     for _ in range(2):
         handle = vaccel.accelerate(pipe, vaccel.DualExpert(folder))
-        assert len(list(parking.rglob("*.safetensors"))) == 1
+        assert parked(parking) == 1
         first = tiny.latents(pipe, steps=4)
         assert torch.equal(tiny.latents(pipe, steps=4), first)
         during = fingerprint(pipe)
@@ -59,7 +62,7 @@ def test_remove_gives_everything_back(name, tmp_path, parking):
         handle.remove()
         handle.remove()
         assert_given_back(pipe, before)
-        assert list(parking.iterdir()) == []
+        assert parked(parking) == 0
         assert torch.equal(tiny.latents(pipe, steps=6), plain)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -98,7 +101,7 @@ def test_a_failed_accelerate_leaves_nothing_behind(where, pipe, folder, monkeypa
 
         monkeypatch.setattr(expert_files.WeightFile, "fill", half)
     elif where == "park":
-        monkeypatch.setattr(expert_weights, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        monkeypatch.setattr(expert_weights, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
     elif where == "merge":
         monkeypatch.setattr(expert_weights, "merged", lambda tree: (_ for _ in ()).throw(MemoryError))
     else:
@@ -106,7 +109,7 @@ def test_a_failed_accelerate_leaves_nothing_behind(where, pipe, folder, monkeypa
     with pytest.raises((KeyboardInterrupt, OSError, MemoryError, ValueError)):
         vaccel.accelerate(pipe, vaccel.DualExpert(folder, merged=True), **arguments)
     assert_given_back(pipe, before)
-    assert list(parking.iterdir()) == []
+    assert parked(parking) == 0
     monkeypatch.undo()
     vaccel.accelerate(pipe, vaccel.DualExpert(folder)).remove()
 
@@ -114,16 +117,16 @@ def test_a_failed_accelerate_leaves_nothing_behind(where, pipe, folder, monkeypa
 def test_the_parked_file_goes_with_its_pipeline(pipe, folder, parking):
     vaccel.accelerate(pipe, vaccel.DualExpert(folder))
     tiny.latents(pipe)
-    assert len(list(parking.rglob("*.safetensors"))) == 1
+    assert parked(parking) == 1
     del pipe
     gc.collect()
     # The fixture still holds the pipeline; a handle of one that nobody holds:
     other = pipeline("wan")
     vaccel.accelerate(other, vaccel.DualExpert(folder))
-    assert len(list(parking.rglob("*.safetensors"))) == 2
+    assert parked(parking) == 2
     del other
     gc.collect()
-    assert len(list(parking.rglob("*.safetensors"))) == 1
+    assert parked(parking) == 1
 
 
 def test_no_weight_is_there_twice(pipe, folder):
@@ -172,8 +175,27 @@ def test_another_base_is_refused(folder, tmp_path):
     other = tiny.wan_pipeline(transformer=tiny.wan_transformer(layers=3))
     refused(other, method, r"made from a WanTransformer3DModel \(configuration \w+\), tiny; the pipeline's")
     refused(tiny.cog_pipeline(), method, "the pipeline's transformer is a CogVideoXTransformer3DModel")
+    refused(
+        tiny.wan_pipeline(transformer=MAKE["wan"](9)), method, "made from other weights .*than this Wan.*: load the"
+    )
+    changed = pipeline("wan")
+    with torch.no_grad():
+        changed.transformer.blocks[1].ffn.net[2].bias[3] += 1e-3
+    refused(changed, method, "made from other weights")
     two = tiny.wan_pipeline(transformer_2=tiny.wan_transformer(9), boundary_ratio=0.7)
     refused(two, method, "has transformer and transformer_2")
+
+
+def test_experts_of_earlier_versions_say_nothing_of_weights(folder):
+    described = json.loads((folder / "dual_expert.json").read_text())
+    del described["weights"], described["digest"]
+    artifacts.write(folder / "dual_expert.json", described)
+    assert read_experts(folder).weights is None
+    vaccel.accelerate(tiny.wan_pipeline(transformer=MAKE["wan"](9)), vaccel.DualExpert(folder)).remove()
+    for odd in (3, {"digest": "0"}, {"digest": None, "dtype": "float32"}):
+        artifacts.write(folder / "dual_expert.json", {**described, "weights": odd})
+        with pytest.raises(ValueError, match=r"dual_expert\.json: weights must be an object of"):
+            read_experts(folder)
 
 
 def test_damaged_folders_are_refused(pipe, folder, tmp_path):

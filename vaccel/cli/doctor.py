@@ -1,30 +1,109 @@
-"""``vaccel doctor``: what is installed, built and usable here."""
+"""``vaccel doctor``: what is installed, built and usable here, and what killed processes have left behind."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from .console import console
+from .console import console, refuse
+
+if TYPE_CHECKING:
+    from ..planning.leftovers import Leftover
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
-    """What is installed, built and usable here."""
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    leftovers: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--leftovers",
+            help="List the files that killed processes left in this folder, in vaccel's cache and in TMPDIR. Repeat "
+            "for more folders.",
+        ),
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Delete those that no running process uses.")] = False,
+    unfinished: Annotated[
+        bool,
+        typer.Option("--unfinished", help="With --remove: also what an interrupted calibration would go on from."),
+    ] = False,
+) -> None:
+    """What is installed, built and usable here, and what killed processes left behind."""
+    if unfinished and not remove:
+        raise typer.BadParameter("it says what else --remove deletes: give both", param_hint="--unfinished")
+    from ..planning.leftovers import find
+
+    try:
+        found = find(leftovers or [])
+    except ValueError as error:
+        refuse(error)
+    removed = [one for one in found if _removable(one, unfinished) and one.remove()] if remove else []
+    if leftovers or remove:
+        told = [_told(one, one in removed) for one in found]
+        print(json.dumps({"leftovers": told}, indent=1)) if as_json else _list(told)
+        return
+    _diagnosis(as_json, [_told(one, False) for one in found])
+
+
+def _removable(one: Leftover, unfinished: bool) -> bool:
+    return not one.used and (unfinished or not one.resumable)
+
+
+def _told(one: Leftover, removed: bool) -> dict[str, Any]:
+    """A leftover as plain data."""
+    state = (
+        "removed" if removed
+        else "in use" if one.used
+        else "unfinished: the same calibration goes on from it" if one.resumable
+        else "left behind"
+    )  # fmt: skip
+    return {"path": str(one.path), "kind": one.kind, "of": str(one.of), "bytes": one.nbytes, "state": state}
+
+
+def _list(told: list[dict[str, Any]]) -> None:
+    for one in told:
+        # one line each, whatever the width: paths are to be copied
+        line = Text(f"{one['path']}  {_size(one['bytes'])}  {one['kind']} of {one['of']}  {one['state']}")
+        console.print(line, soft_wrap=True, highlight=False)
+    stale = [one for one in told if one["state"] == "left behind"]
+    gone = [one for one in told if one["state"] == "removed"]
+    if gone:
+        said = f"{len(gone)} removed, {_size(sum(one['bytes'] for one in gone))}"
+    elif stale:
+        said = f"{len(stale)} left behind, {_size(sum(one['bytes'] for one in stale))}; --remove deletes them"
+    else:
+        said = "nothing was left behind"
+    console.print(Text(said), soft_wrap=True, highlight=False)
+
+
+def _size(nbytes: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if nbytes < 1000:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.3g} GB"
+
+
+def _diagnosis(as_json: bool, told: list[dict[str, Any]]) -> None:
     from .environment import diagnose
 
     found = diagnose()
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps({**found, "leftovers": told}, indent=1))
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in found.items():
         if isinstance(value, dict):
             for name, inner in value.items():
                 shown = {None: "not installed", True: "yes", False: "no"}.get(inner, inner)
-                table.add_row(f"[bold]{key}[/bold] {name}", str(shown))
+                table.add_row(Text.assemble((key, "bold"), f" {name}"), Text(str(shown)))
         else:
-            table.add_row(f"[bold]{key}[/bold]", str(value))
+            table.add_row(Text(key, style="bold"), Text(str(value)))
+    for one in told:
+        said = f"{one['path']}  {_size(one['bytes'])}  {one['kind']}, {one['state']}"
+        table.add_row(Text("leftovers", style="bold"), Text(said))
     console.print(table)

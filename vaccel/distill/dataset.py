@@ -14,9 +14,12 @@ import torch
 from ..calibrate.samples import Progress, silent
 from ..models import Family, find, fingerprints
 from ..planning import artifacts
+from .outputs import check_call, check_counts, check_folder, claimed
 from .recorded_arguments import SET_BY_RECORDING, record
 from .shard_store import ShardStore
 from .shards import METHOD
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def prepare(
@@ -48,17 +51,32 @@ def prepare(
         progress: called with the samples done, their total (0 where it is unknown) and the caption.
         dtype: of the stored latents, fp32 if not given.  Arguments are stored as the pipeline passes them.
 
-    Raises ``ValueError`` for no clips, for clips that do not fit the call, for arguments that differ between samples
-    though they are not one row a sample, and where ``out`` holds data of other settings or other clips.
+    When killed, it loses the samples since the last write: those of a shard, two minutes' at most.
+
+    Raises ``ValueError`` for settings out of range, for a folder that cannot be written into or that another process
+    writes into, for no clips, for clips that do not fit the call, for arguments that differ between samples though they
+    are not one row a sample, and where ``out`` holds damaged data, data of other settings or other clips; ``OSError``
+    that names the file where one cannot be written.
     """
-    if shard_size < 1 or (total is not None and total < 1):
-        raise ValueError("shard_size and total must be at least 1")
+    check_counts(shard_size=(shard_size, 1), total=(1 if total is None else total, 1))
     if getattr(pipe, "transformer_2", None) is not None:
         raise ValueError("pipelines with two transformers are experts already: distillation takes those with one")
     family = find(pipe.transformer)
     call = {k: v for k, v in call.items() if k not in SET_BY_RECORDING}
     dtype = dtype or torch.float32
-    store = ShardStore(Path(out), _header(pipe, family, call, negative_prompt, shard_size, dtype))
+    if dtype not in _DTYPES:
+        raise ValueError(f"latents are stored in one of {', '.join(map(str, _DTYPES))}, not {dtype}")
+    check_call(pipe, call)
+    check_folder(Path(out))
+    with claimed(Path(out)):
+        return _prepare(pipe, family, clips, Path(out), call, negative_prompt, shard_size, total, progress, dtype)
+
+
+def _prepare(
+    pipe: Any, family: Family, clips: Iterable[tuple[str, torch.Tensor]], out: Path, call: dict[str, Any],
+    negative_prompt: str | None, shard_size: int, total: int | None, progress: Progress, dtype: torch.dtype,
+) -> dict[str, Any]:  # fmt: skip
+    store = ShardStore(out, _header(pipe, family, call, negative_prompt, shard_size, dtype))
     if total is not None and len(store) >= total:
         return store.data()
     goal = min(total or sys.maxsize, operator.length_hint(clips, total or 0))
@@ -99,8 +117,15 @@ def _header(
 
 def _encode(pipe: Any, family: Family, clip: torch.Tensor, caption: str) -> torch.Tensor:
     """A clip's latents [...] on the host."""
+    if not isinstance(caption, str):
+        raise ValueError(f"a caption is a string, got {caption!r}")
     if clip.ndim != 4 or clip.shape[-1] != 3 or not clip.is_floating_point():
         raise ValueError(f"a clip is [frames, H, W, 3] of floats, that of {caption!r} is {clip.dtype} {[*clip.shape]}")
-    if float(clip.min()) < 0 or float(clip.max()) > 1:
+    if not clip.numel():
+        raise ValueError(f"the clip of {caption!r} is empty: {[*clip.shape]}")
+    if not (float(clip.min()) >= 0 and float(clip.max()) <= 1):  # NaN neither
         raise ValueError(f"clips lie in [0, 1], that of {caption!r} in [{float(clip.min())}, {float(clip.max())}]")
-    return family.encode(pipe, clip[None])[0].cpu()
+    latents = family.encode(pipe, clip[None])[0].cpu()
+    if not latents.isfinite().all():
+        raise ValueError(f"the VAE makes latents of {caption!r} that are not finite: load it in float32")
+    return latents

@@ -13,6 +13,7 @@ from ..models import Family
 from ..planning.trajectory import Trajectory
 from .networks import Networks
 from .objective import Draws, Objective
+from .outputs import check_counts
 from .settings import Distillation
 from .shards import Shards
 
@@ -39,8 +40,12 @@ def diagnose(
         batches: of ``settings.batch`` samples each; the same samples and noise at every point.
 
     Returns plain data: "points", their "sigma", "loss" and "gradient", and "boundary", the sigma between the
-    phases.  Raises ``ValueError`` for another stage.
+    phases.  Raises ``ValueError`` for another stage, and for points and batches out of range.
     """
+    check_counts(batches=(batches, 1))
+    chosen = list(range(settings.points) if points is None else points)
+    if not chosen or not all(isinstance(p, int) and 0 <= p < settings.points for p in chosen):
+        raise ValueError(f"points are whole numbers from 0 to {settings.points - 1}, at least one, got {chosen}")
     if settings.stage != "single":
         raise ValueError(f"the diagnosis is of a single consistency model, not of the {settings.stage} stage")
     flags = [(p, p.requires_grad) for p in teacher.parameters()]
@@ -48,7 +53,6 @@ def diagnose(
     if student is not None:
         network.load_state_dict(student)
     objective = Objective(settings, trajectory, family, teacher)
-    chosen = list(range(settings.points) if points is None else points)
     found: dict[str, list[float]] = {"loss": [], "gradient": []}
     try:
         for done, point in enumerate(chosen):

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from .outputs import write_bytes
+
 _LEFT_OUT = ("iteration", "seconds")
 
 
 def losses(log: Path, picture: Path, window: int = 25) -> None:
-    """Draws every value of ``log.jsonl``: as it was, and its running mean over ``window`` iterations."""
+    """Draws every value of ``log.jsonl``: as it was, and its running mean over ``window`` iterations.
+
+    Replaces the picture in one move; draws none of an empty log.  Raises ``OSError`` that names the file.
+    """
     lines = [json.loads(s) for s in log.read_text().splitlines()]
-    if not lines:
+    names = [n for n in lines[0] if n not in _LEFT_OUT] if lines else []
+    if not names:
         return
-    names = [n for n in lines[0] if n not in _LEFT_OUT]
     figure = Figure(figsize=(3.6 * len(names), 2.9))
     axes = figure.subplots(1, len(names), squeeze=False)
     at = np.array([line["iteration"] for line in lines])
     for axis, name in zip(axes[0], names, strict=True):
-        values = np.array([line[name] for line in lines])
+        values = np.array([line.get(name, np.nan) for line in lines], dtype=float)
         axis.plot(at, values, color="0.75", linewidth=0.7)
         if len(values) >= window:
             mean = np.convolve(values, np.ones(window) / window, "valid")
@@ -32,4 +38,6 @@ def losses(log: Path, picture: Path, window: int = 25) -> None:
         axis.set_xlabel("iteration")
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(picture, dpi=100)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=100, format="png", metadata={"Software": None})
+    write_bytes(picture, content.getvalue())

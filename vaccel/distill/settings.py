@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any, Literal
 
 Stage = Literal["semantic", "detail", "single"]
@@ -16,6 +17,22 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "split": 38, "shift": None, "guidance": 6.0, "batch": 4, "detail_rate": 1e-6, "detail_iterations": 500,
     },
 }  # fmt: skip
+
+#: Smallest and largest value of the whole numbers.
+_WHOLE = {
+    "points": (2, 2**16), "split": (1, 2**16), "lag": (1, 2**16), "rank": (1, 2**16), "alpha": (1, 2**16),
+    "warmup": (0, 2**31), "iterations": (1, 2**31), "detail_iterations": (1, 2**31), "batch": (1, 2**20),
+    "head_width": (32, 2**16), "head_stride": (1, 2**16), "seed": (-(2**40), 2**40),
+}  # fmt: skip
+_MOST = 1e6
+_POSITIVE = f"above 0 and at most {_MOST:g}", lambda value: 0 < value <= _MOST
+_NOT_NEGATIVE = f"from 0 to {_MOST:g}", lambda value: 0 <= value <= _MOST
+#: What the other numbers must be, in words and as a test.
+_NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(("shift", "guidance", "huber_c", "rate", "detail_rate", "head_rate", "clip"), _POSITIVE),
+    **dict.fromkeys(("temporal", "gan", "adversarial", "matching", "weight_decay"), _NOT_NEGATIVE),
+    "ema": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +101,17 @@ class Distillation:
         require(self.stage in ("semantic", "detail", "single"), f"unknown stage {self.stage!r}")
         require(self.loss in ("huber", "l2"), f"loss is 'huber' or 'l2', not {self.loss!r}")
         require(self.sharing in ("lora", "full"), f"sharing is 'lora' or 'full', not {self.sharing!r}")
+        for name, (least, most) in _WHOLE.items():
+            value = getattr(self, name)
+            good = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+            require(good, f"{name} must be a whole number from {least} to {most}, got {value!r}")
+        for name, (said, fits) in _NUMBERS.items():
+            value = getattr(self, name)
+            good = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (name == "shift" and value is None):  # the scheduler's own
+                require(good and fits(value), f"{name} must be {said}, got {value!r}")
         require(0 < self.split < self.points, f"split must lie inside the {self.points} points, got {self.split}")
-        require(0 <= self.ema < 1, f"ema must lie in [0, 1), got {self.ema}")
-        require(self.batch >= 1 and self.steps >= 1, "batch and iterations must be 1 or more")
         require(self.head_width % 32 == 0, f"head_width must be a multiple of 32 (GroupNorm), got {self.head_width}")
-        for name in ("temporal", "gan", "adversarial", "matching", "rate", "detail_rate", "head_rate"):
-            require(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
 
     @classmethod
     def published(cls, stage: Stage, family: str, **changes: Any) -> Distillation:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
+from ..experts.files import naming
 from ..planning import artifacts
 from .recorded_arguments import Recording
-from .shards import INDEX, METHOD, SHARED, Sample, ShardFile, Tensors, write_shard
+from .shards import INDEX, SHARED, Sample, ShardFile, Tensors, read_index, read_shared, write_shard
+
+#: Seconds after which samples that fill no shard yet are written all the same, for a kill to take fewer.
+WRITE_AFTER = 120.0
 
 
 class ShardStore:
@@ -24,6 +27,7 @@ class ShardStore:
         self.captions: list[str] = []  # of all samples, those in ``pending`` last
         self.pending: list[Sample] = []
         self._files: dict[int, ShardFile] = {}
+        self._written = time.monotonic()
         if (folder / INDEX).exists():
             self._resume()
         self.saved = len(self)
@@ -34,12 +38,14 @@ class ShardStore:
 
     def _resume(self) -> None:
         """Resumes an earlier call's folder; a shard that is not full will be filled."""
-        old = artifacts.read(self.folder / INDEX, METHOD)
+        old = read_index(self.folder)
         plain = json.loads(json.dumps(self.header))
         if different := [k for k, v in plain.items() if old.get(k) != v]:
             raise ValueError(f"{self.folder} holds data with another {', '.join(different)}; choose another folder")
         self.structure, self.latents, self.captions = old["arguments"], old["latents"], old["captions"]
-        self.tensors = load_file(self.folder / SHARED)
+        self.tensors = read_shared(self.folder, self.structure)
+        for shard in old["shards"]:
+            ShardFile(self.folder / shard["file"]).check(shard["count"], self.latents, self.structure["rows"])
         number, rows = divmod(old["count"], self.size)
         if rows:
             self.pending = [self._file(number).sample(row) for row in range(rows)]
@@ -100,7 +106,7 @@ class ShardStore:
         self._first.setdefault(caption, len(self))
         self.pending.append(sample)
         self.captions.append(caption)  # last: if interrupted before this, the sample does not count
-        if len(self.pending) == self.size:
+        if len(self.pending) == self.size or time.monotonic() - self._written > WRITE_AFTER:
             self.flush()
 
     def flush(self) -> None:
@@ -109,11 +115,13 @@ class ShardStore:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.saved:
-            artifacts.save_tensors(self.folder / SHARED, self.tensors)
+            with naming(self.folder / SHARED):
+                artifacts.save_tensors(self.folder / SHARED, self.tensors)
         data = self.data()
         write_shard(self.folder / data["shards"][-1]["file"], self.pending[: data["shards"][-1]["count"]])
-        artifacts.write(self.folder / INDEX, data)
-        self.saved = len(self)
+        with naming(self.folder / INDEX):
+            artifacts.write(self.folder / INDEX, data)
+        self.saved, self._written = len(self), time.monotonic()
         if self.saved % self.size == 0:
             self.pending = []
 

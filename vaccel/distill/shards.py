@@ -11,22 +11,24 @@ A folder of training data::
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..experts.files import naming
 from ..models import FAMILIES, fingerprints
 from ..models.family import Inputs
 from ..planning import artifacts
 
 METHOD = "dcm-data"
 INDEX, SHARED = "index.json", "shared.safetensors"
+ANEW = "remove the folder and prepare the data anew (`vaccel distill prepare`)"
 Tensors = dict[str, torch.Tensor]
 Sample = dict[str, Any]  # {"latents": [...], "cond": {argument: [...]}}
 
@@ -56,27 +58,30 @@ class Shards(Dataset):
     Attributes:
         index: the data of ``index.json``; ``family``: the model's family; ``captions``: one a sample.
 
-    Raises ``FileNotFoundError`` for no such folder or a missing shard, ``ValueError`` for another model's data or
-    an index that was cut short.
+    Raises ``FileNotFoundError`` for no such folder or a missing file of it, ``ValueError`` for another model's data, a
+    damaged file, and shards that do not hold what the index says.
     """
 
     def __init__(self, folder: str | Path, *, model: nn.Module | None = None):
         self.folder = Path(folder)
         if not (self.folder / INDEX).is_file():
             raise FileNotFoundError(f"no training data at {self.folder}: `vaccel distill prepare` writes them")
-        self.index = artifacts.read(self.folder / INDEX, METHOD)
+        self.index = read_index(self.folder)
         if model is not None and (here := fingerprints.of_model(model)) != self.index["model"]:
             made = self.index["model"]
             raise ValueError(
                 f"{self.folder} was prepared with {made['class']} {made['config']}, the model is {here['class']} "
                 f"{here['config']}: prepare the data with its pipeline"
             )
-        for shard in self.index["shards"]:
-            if not (self.folder / shard["file"]).is_file():
-                raise FileNotFoundError(f"{self.folder / shard['file']} is gone: prepare the data anew")
+        if self.index["family"] not in FAMILIES:
+            raise ValueError(f"{self.folder / INDEX}: family must be one of {', '.join(FAMILIES)}; {ANEW}")
         self.family = FAMILIES[self.index["family"]]
         self.captions: list[str] = self.index["captions"]
-        self._shared = load_file(self.folder / SHARED)
+        self._shared = read_shared(self.folder, self.index["arguments"])
+        for shard in self.index["shards"]:
+            ShardFile(self.folder / shard["file"]).check(
+                shard["count"], self.index["latents"], self.index["arguments"]["rows"]
+            )
         self._open: dict[tuple[int, str], ShardFile] = {}  # by process and file
 
     def __len__(self) -> int:
@@ -127,12 +132,65 @@ class Shards(Dataset):
         return arguments
 
 
+def read_index(folder: Path) -> dict[str, Any]:
+    """The data of a folder's index.  Raises ``ValueError`` that names the field where it is damaged."""
+    try:
+        return artifacts.read(folder / INDEX, METHOD)
+    except ValueError as error:
+        raise ValueError(f"{error}; {ANEW}") from None
+
+
+def read_shared(folder: Path, arguments: dict[str, Any]) -> Tensors:
+    """The tensors that all samples share.  Raises ``ValueError`` where it is damaged or lacks one that is named."""
+    path = folder / SHARED
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is gone: {ANEW}")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no safetensors file, or was cut short ({error}): {ANEW}") from None
+    for branch in ("cond", "uncond"):
+        for name in _named((arguments[branch] or {}).values()):
+            if name not in tensors:
+                raise ValueError(f"{path} has no tensor {name}, which {INDEX} names: {ANEW}")
+    return tensors
+
+
+def _named(trees: Iterable[Any]) -> Iterator[str]:
+    """The tensors that packed values name."""
+    for tree in trees:
+        for kind, value in tree.items():
+            if kind == "tensor":
+                yield value
+            elif kind in ("tuple", "list"):
+                yield from _named(value)
+            elif kind == "dict":
+                yield from _named(value.values())
+
+
 class ShardFile:
-    """One open shard."""
+    """One open shard.  Raises ``FileNotFoundError``, and ``ValueError`` for a file that is damaged."""
 
     def __init__(self, path: Path):
-        self._file = safe_open(path, framework="pt")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is gone: {ANEW}")
+        self.path = path
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is no safetensors file, or was cut short ({error}): {ANEW}") from None
         self._names = sorted(self._file.keys())
+
+    def check(self, count: int, latents: list[int], rows: list[str]) -> None:
+        """Raises ``ValueError`` unless it has ``count`` samples of these latents and these arguments."""
+        for name in ("latents", *(f"cond.{row}" for row in rows)):
+            if name not in self._names:
+                raise ValueError(f"{self.path} has no {name}, which {INDEX} names: {ANEW}")
+            shape = self._file.get_slice(name).get_shape()
+            # A shard that was written just before a kill may hold samples that the index does not count yet.
+            if not shape or shape[0] < count or (name == "latents" and shape[1:] != latents):
+                wanted = [count, *latents] if name == "latents" else f"{count} rows"
+                raise ValueError(f"{self.path}: {name} is {shape}, {INDEX} says {wanted}: {ANEW}")
 
     def sample(self, row: int) -> Sample:
         return {"latents": self._row("latents", row), "cond": self.condition(row)}
@@ -163,7 +221,8 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
         tensors[f"size.{name}"] = sizes
         for filled, row in zip(tensors[name], rows, strict=True):
             filled[tuple(slice(n) for n in row.shape)] = row
-    artifacts.save_tensors(path, tensors)
+    with naming(path):
+        artifacts.save_tensors(path, tensors)
 
 
 def pack(value: Any, name: str, tensors: Tensors) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from ..experts.files import DESCRIPTION, SEMANTIC, read_experts, save_experts
 from ..experts.weights import unsuitable
 from ..methods import DualExpert
 from ..models import Family, find
-from ..models.fingerprints import of_model
 from ..planning.trajectory import Trajectory
 from . import plots
+from .outputs import check_call, check_counts, check_folder, claimed, write_bytes
 from .settings import Distillation
 from .shards import Shards
 from .trainer import Trainer, accelerator_for
@@ -28,12 +28,20 @@ from .trainer import Trainer, accelerator_for
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Sampled clips: of ``prompts``, in ``steps`` steps, every ``every`` iterations and at the end."""
+    """Sampled clips: of ``prompts``, in ``steps`` steps, every ``every`` iterations and at the end.
+
+    Raises ``ValueError`` for fewer than 2 steps, and other numbers or prompts that are none.
+    """
 
     prompts: tuple[str, ...] = ()
     every: int = 250
     steps: int = 4
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(every=(self.every, 1), steps=(self.steps, 2), seed=(self.seed, 0))
+        if not all(isinstance(prompt, str) for prompt in self.prompts):
+            raise ValueError(f"prompts are strings, got {self.prompts!r}")
 
 
 def train(
@@ -71,12 +79,36 @@ def train(
         base: the name of the model that the experts are made from, for their description; the pipeline's by default.
         progress: called with (iterations done, their total, the losses as text).
 
-    A stage that is complete is not trained again.  Raises ``ValueError``, before any forward, for a teacher whose
+    A stage that is complete is not trained again.  A checkpoint goes on with the settings, data and base weights that
+    it was made with; more iterations are the one change that it takes.
+
+    Raises ``ValueError``, before any forward, for a folder that cannot be written into or that another process trains
+    in, a damaged checkpoint, numbers out of range, a teacher whose
     weights cannot be copied (offloaded, quantised, with a LoRA, two transformers), data of another model or
     without the branch that guidance needs, settings that do not fit them, a folder whose other experts this stage
-    would replace, and a detail stage without its semantic expert.
+    would replace, and a detail stage without its semantic expert; ``OSError`` that names the file where one cannot be
+    written, with the last checkpoint whole.
     """
-    out, teacher = Path(out), pipe.transformer
+    check_counts(parts=(parts, 1), workers=(workers, 0), save_every=(save_every, 1))
+    check_call(pipe, call or {})
+    check_folder(Path(out))
+    folder = Path(out) / "training" / settings.stage
+    check_folder(folder)
+    accelerator = accelerator or accelerator_for(find(pipe.transformer, family))
+    with claimed(folder) if accelerator.is_main_process else contextlib.nullcontext():
+        _train(
+            pipe, data, Path(out), settings, dict(call or {}), family, samples, dtype, base, save_every, progress,
+            {"accelerator": accelerator, "parts": parts, "checkpointing": checkpointing, "workers": workers},
+        )  # fmt: skip
+    return Path(out)
+
+
+def _train(
+    pipe: Any, data: str | Path, out: Path, settings: Distillation, call: dict[str, Any], family: Family | str | None,
+    samples: Samples | None, dtype: torch.dtype | None, base: str, save_every: int, progress: Progress,
+    options: dict[str, Any],
+) -> None:  # fmt: skip
+    teacher = pipe.transformer
     described, shards = find(teacher, family), Shards(data, model=teacher)
     _check_teacher(pipe)
     _check_data(settings, described, shards)
@@ -90,12 +122,10 @@ def train(
     with _as_it_was(teacher):
         trainer = Trainer(
             settings, teacher, described, trajectory, shards, out / "training" / settings.stage, semantic=semantic,
-            semantic_training=before.get("semantic") if semantic is not None else None, parts=parts,
-            checkpointing=checkpointing, accelerator=accelerator or accelerator_for(described), workers=workers,
+            semantic_training=before.get("semantic") if semantic is not None else None, **options,
         )  # fmt: skip
-        run = _Run(pipe, trainer, trajectory, out, dict(call or {}), samples, dtype, base, before)
+        run = _Run(pipe, trainer, trajectory, out, call, samples, dtype, base, before)
         run.to_the_end(save_every, progress)
-    return out
 
 
 @contextlib.contextmanager
@@ -143,8 +173,8 @@ def _semantic(out: Path, settings: Distillation, trajectory: Trajectory, teacher
     if not (out / DESCRIPTION).is_file():
         raise ValueError(f"{out} has no semantic expert yet: train --stage semantic there first")
     saved = read_experts(out)
-    if saved.model != of_model(teacher):
-        raise ValueError(f"the semantic expert in {out} was trained from another model, {saved.base}")
+    saved.refuse_other_models(teacher)
+    saved.refuse_other_weights(teacher)
     described = saved.training.get("semantic", {})
     if described and described["iteration"] < described["iterations"]:
         raise ValueError(
@@ -175,24 +205,43 @@ class _Run:
 
     @property
     def done(self) -> bool:
-        """Whether the folder holds experts of this iteration."""
-        return self.before.get(self.trainer.settings.stage, {}).get("iteration") == self.trainer.iteration
+        """Whether the folder holds experts of this iteration, and what is drawn and sampled of them."""
+        trainer = self.trainer
+        if self.before.get(trainer.settings.stage, {}).get("iteration") != trainer.iteration:
+            return False
+        drawn = (trainer.folder / "losses.png").is_file() or not trainer.log.is_file()
+        return drawn and (self.samples is None or not self.samples.prompts or self.picture.is_file())
+
+    @property
+    def picture(self) -> Path:
+        """Where this iteration's samples go."""
+        return self.trainer.folder / f"samples-{self.trainer.iteration:06d}.png"
+
+    def due(self) -> bool:
+        """Whether clips are sampled at this iteration, which is not the last one."""
+        left = self.trainer.settings.steps - self.trainer.iteration
+        return self.samples is not None and self.trainer.iteration % self.samples.every == 0 < left
 
     def to_the_end(self, save_every: int, progress: Progress) -> None:
         trainer, total, start = self.trainer, self.trainer.settings.steps, self.trainer.iteration
         progress(trainer.iteration, total, f"{trainer.settings.stage} expert")
+        # Killed between the checkpoint and what follows it.  Every process looks before one of them writes.
+        done, unsampled = self.done, start > 0 and self.due() and not self.picture.is_file()
+        trainer.accelerator.wait_for_everyone()
         try:
+            if unsampled:
+                self.save_and_sample()
             for found in trainer.run():
                 progress(trainer.iteration, total, "  ".join(f"{k} {v:.4g}" for k, v in found.items()))
                 if trainer.iteration % save_every == 0:
                     trainer.save()
-                if self.samples is not None and trainer.iteration % self.samples.every == 0 < total - trainer.iteration:
+                if self.due():
                     self.save_and_sample()
         except KeyboardInterrupt:
             if trainer.complete:  # else the last checkpoint is kept
                 trainer.save()
             raise
-        if trainer.iteration > start or not self.done:
+        if trainer.iteration > start or not done:
             trainer.save()
             self.save_and_sample()
 
@@ -201,7 +250,7 @@ class _Run:
         trainer = self.trainer
         if trainer.accelerator.is_main_process:
             self.save()
-            plots.losses(trainer.folder / "log.jsonl", trainer.folder / "losses.png")
+            plots.losses(trainer.log, trainer.folder / "losses.png")
             if self.samples is not None and self.samples.prompts:
                 self.sample(self.samples.prompts)
         trainer.accelerator.wait_for_everyone()
@@ -247,4 +296,4 @@ class _Run:
         for module, home in zip(others, homes, strict=True):
             if home is not None:
                 module.to(home)
-        iio.imwrite(self.trainer.folder / f"samples-{self.trainer.iteration:06d}.png", contact_sheet(clips))
+        write_bytes(self.picture, iio.imwrite("<bytes>", contact_sheet(clips), extension=".png"))

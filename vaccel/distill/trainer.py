@@ -16,15 +16,19 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedTy
 from torch import nn
 
 from ..calibrate.samples import hash_of
+from ..experts.files import identity, naming
 from ..models import Family
-from ..planning.artifacts import save_tensors
 from ..planning.trajectory import Trajectory
 from . import checkpoint
 from .batches import Slots
 from .networks import Networks
 from .objective import Draws, Objective
+from .outputs import append, write_text
 from .settings import Distillation
 from .shards import Shards
+
+#: What a checkpoint was made with, in words.
+_SAID = {"data": "data", "semantic": "semantic", "weights": "base weights (or --dtype, or an adapter)"}
 
 
 class Trainer:
@@ -45,7 +49,8 @@ class Trainer:
         workers: processes that read ahead.
 
     Raises ``ValueError`` for a batch that does not divide, a teacher in half precision without mixed precision, fp16,
-    sharded training, or a checkpoint of other settings, other data or another semantic expert.
+    sharded training, or a checkpoint that is damaged, of other settings, other data, other base weights or another
+    semantic expert; ``run`` and ``save`` raise ``OSError`` that names the file which cannot be written.
     """
 
     def __init__(
@@ -67,7 +72,11 @@ class Trainer:
         self.settings, self.shards, self.folder, self.workers = settings, shards, folder, workers
         self.accelerator = accelerator or accelerator_for(family)
         _check_precision(self.accelerator, next(teacher.parameters()).dtype)
-        self.made_with = {"data": hash_of(json.dumps(shards.index, sort_keys=True)), "semantic": semantic_training}
+        self.made_with = {
+            "data": hash_of(json.dumps(shards.index, sort_keys=True)),
+            "semantic": semantic_training,
+            "weights": identity(teacher),
+        }
         world = self.accelerator.num_processes
         self.slots = Slots(
             len(shards), settings.batch, seed=settings.seed, rank=self.accelerator.process_index, world=world,
@@ -104,14 +113,15 @@ class Trainer:
     def run(self) -> Iterator[dict[str, float]]:
         """Trains, yielding every iteration's losses (means over all processes) and gradient norm."""
         batches = self.slots.loader(self.shards, self.iteration, self.settings.steps, self.workers)
-        with (self.folder / "log.jsonl").open("a") as log:
+        with self.log.open("ab", buffering=0) as log:  # a full disk is found at the line that it takes no more
             while self.iteration < self.settings.steps:
                 began = time.perf_counter()
                 found = self.iterate(batches)
                 if self.accelerator.is_main_process:
                     seconds = round(time.perf_counter() - began, 3)
-                    log.write(json.dumps({"iteration": self.iteration, **found, "seconds": seconds}) + "\n")
-                    log.flush()
+                    line = json.dumps({"iteration": self.iteration, **found, "seconds": seconds}) + "\n"
+                    with naming(self.log):
+                        append(log, line.encode())
                 self.complete = True
                 yield found
 
@@ -174,6 +184,10 @@ class Trainer:
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     @property
+    def log(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint.safetensors"
 
@@ -198,39 +212,53 @@ class Trainer:
         tensors = {prefix + k: v for prefix, part in self._parts().items() for k, v in part.items()}
         for prefix, optimizer in self._optimizers().items():
             tensors |= checkpoint.of_optimizer(optimizer, prefix)
-        settings = json.dumps(self.settings.to_json(), sort_keys=True)
-        about = {"iteration": str(self.iteration), "settings": settings, "made_with": json.dumps(self.made_with)}
-        save_tensors(self.checkpoint, tensors, about)
+        about = {"iteration": self.iteration, "settings": self.settings.to_json(), "made_with": self.made_with}
+        checkpoint.write(self.checkpoint, tensors, about)
 
     def _load(self) -> None:
-        tensors, metadata = checkpoint.read(self.checkpoint)
-        made, ours = json.loads(metadata["settings"]), self.settings.to_json()
+        tensors, about = checkpoint.read(self.checkpoint, {"iteration": int, "settings": dict})
+        made, ours = about["settings"], self.settings.to_json()
         # Longer training of the same thing is the one change that keeps the curve so far.
         if different := [k for k in ours if ours[k] != made.get(k) and "iterations" not in k]:
+            k = different[0]
             raise ValueError(
-                f"{self.checkpoint} was made with another {', '.join(different)}; choose another folder or start anew"
+                f"{self.checkpoint} was made with another {', '.join(different)} ({k} {made.get(k)!r} there, "
+                f"{ours[k]!r} here); choose another folder or start anew"
             )
-        kept = json.loads(metadata.get("made_with", "{}"))
-        if other := [k for k, v in self.made_with.items() if kept.get(k) != json.loads(json.dumps(v))]:
-            raise ValueError(
-                f"{self.checkpoint} was made with other {' and another '.join(other)}: remove {self.folder} to start "
-                "anew"
-            )
-        with torch.no_grad():
-            for prefix, part in self._parts().items():
-                saved = checkpoint.part(tensors, prefix)
-                for name, value in part.items():
-                    value.copy_(saved[name])
+        self._refuse_others(about.get("made_with"))
+        if about["iteration"] < 0:
+            raise checkpoint.damaged(self.checkpoint, f"iteration must be 0 or more, got {about['iteration']}")
+        # All of it is checked before anything is changed.
+        pairs = [
+            pair
+            for prefix, part in self._parts().items()
+            for pair in checkpoint.filled(self.checkpoint, tensors, prefix, part)
+        ]
         for prefix, optimizer in self._optimizers().items():
-            checkpoint.load_optimizer(optimizer, tensors, prefix)
-        self.iteration = int(metadata["iteration"])
+            checkpoint.load_optimizer(self.checkpoint, optimizer, tensors, prefix)
+        with torch.no_grad():
+            for value, saved in pairs:
+                value.copy_(saved)
+        self.iteration = about["iteration"]
+
+    def _refuse_others(self, made_with: Any) -> None:
+        """Raises ``ValueError`` for a checkpoint of other data, weights or another semantic expert."""
+        kept, ours = (made_with if isinstance(made_with, dict) else {}), json.loads(json.dumps(self.made_with))
+        # Earlier versions did not say which weights.
+        other = [k for k, v in ours.items() if kept.get(k) != v and (k in kept or k != "weights")]
+        if other:
+            raise ValueError(
+                f"{self.checkpoint} was made with other {' and other '.join(_SAID[k] for k in other)}: remove "
+                f"{self.folder} to start anew"
+            )
 
     def _forget_later_lines(self) -> None:
         """Removes the log lines of iterations after the checkpoint, which are computed again."""
-        log = self.folder / "log.jsonl"
-        if log.is_file() and self.accelerator.is_main_process:
-            kept = [s for s in log.read_text().splitlines() if _iteration(s) <= self.iteration]
-            log.write_text("".join(s + "\n" for s in kept))
+        if self.log.is_file() and self.accelerator.is_main_process:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+            kept = "".join(s + "\n" for s in text.splitlines() if _iteration(s) <= self.iteration)
+            if kept != text:
+                write_text(self.log, kept)
         self.accelerator.wait_for_everyone()
 
 
@@ -263,6 +291,7 @@ def _check_precision(accelerator: Accelerator, dtype: torch.dtype) -> None:
 def _iteration(line: str) -> float:
     """The iteration of a line of the log; infinite for a line that was cut short."""
     try:
-        return json.loads(line)["iteration"]
-    except (json.JSONDecodeError, KeyError):
+        found = json.loads(line)["iteration"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")
+    return found if isinstance(found, int) else float("inf")

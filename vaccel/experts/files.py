@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..models.fingerprints import of_model
+from ..models.weights_digest import digest
 from ..planning import artifacts
+from ..planning.leftovers import temporary
+from ..planning.schema.errors import shown
 from ..planning.trajectory import Trajectory
 from .trees import Adapter
 
@@ -34,6 +39,8 @@ class SavedExperts:
         semantic: whether the semantic expert has its own weights; without, it is the base model.
         kind: the detail expert: "lora" (with ``adapter``), "full", or "none": one model for all steps.
         training: the settings of each stage, plain data.
+        weights: the digest of that model's weights (``vaccel.models.weights_digest``) and the dtypes that they had;
+            None of experts that were saved by an earlier version.
     """
 
     folder: Path
@@ -45,6 +52,41 @@ class SavedExperts:
     kind: str
     adapter: Adapter | None = None
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, str] | None = None
+
+    def refuse_other_models(self, model: nn.Module) -> None:
+        """Raises ``ValueError`` for a model of another class or configuration than the one they were made from."""
+        made, here = self.model, of_model(model)
+        if made != here:
+            of, is_a = (f"{m['class']} (configuration {m['config']})" for m in (made, here))
+            base = f", {self.base}" if self.base else ""
+            raise ValueError(
+                f"the experts in {self.folder} were made from a {of}{base}; the pipeline's transformer is a {is_a}"
+            )
+
+    def refuse_other_weights(self, model: nn.Module) -> None:
+        """Raises ``ValueError`` for a model with other weights than the one they were made from.
+
+        Weights in another precision than those had cannot be told apart, and pass.
+        """
+        if self.weights is None or self.weights["dtype"] != _dtypes(model):
+            return
+        if (found := digest(model)) != self.weights["digest"]:
+            base = f", {self.base}" if self.base else ""
+            raise ValueError(
+                f"the experts in {self.folder} were made from other weights (digest {self.weights['digest']}{base}) "
+                f"than this {self.model['class']} has (digest {found}): load the base model that they were distilled "
+                "from, without adapters fused into it, or distil experts from this one"
+            )
+
+
+def identity(model: nn.Module) -> dict[str, str]:
+    """The digest of a model's weights and the dtypes that they have, which the digest depends on."""
+    return {"digest": digest(model), "dtype": _dtypes(model)}
+
+
+def _dtypes(model: nn.Module) -> str:
+    return ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}))
 
 
 def save_experts(
@@ -64,7 +106,8 @@ def save_experts(
 
     Args:
         folder: created if it is missing.
-        model: the transformer that the experts are for: its class and configuration are what a pipeline must have.
+        model: the transformer that the experts are for, with the weights that they were made from: its class,
+            configuration and weights are what a pipeline must have.
         trajectory, boundary: the teacher's path, and the unshifted time in (0, 1) where the detail expert takes over.
         semantic: the semantic expert's full state dict; True to keep the existing file; None where it is the base
             model itself.
@@ -75,7 +118,7 @@ def save_experts(
 
     Returns the folder.  An interrupted write of another semantic expert leaves no ``dual_expert.json``, so that an
     incomplete folder is never read.  Raises ``ValueError`` for a boundary outside (0, 1), or an adapter without its
-    parameters.
+    parameters; ``OSError`` that names the file where one cannot be written.
     """
     if not 0 < boundary < 1:
         raise ValueError(f"boundary must lie between 0 and 1, got {boundary}")
@@ -91,6 +134,7 @@ def save_experts(
         "method": METHOD,
         "base": str(base),
         "model": of_model(model),
+        "weights": identity(model),
         "trajectory": trajectory.to_json(),
         "boundary": float(boundary),
         "guidance": dict(guidance or {}),
@@ -98,7 +142,8 @@ def save_experts(
         "detail": {"kind": kind, **(adapter.to_json() if adapter is not None else {})},
         "training": dict(training or {}),
     }
-    artifacts.write(folder / DESCRIPTION, described)
+    with naming(folder / DESCRIPTION):
+        artifacts.write(folder / DESCRIPTION, described)
     return folder
 
 
@@ -107,10 +152,11 @@ def _replace(folder: Path, weights: Mapping[str, Mapping[str, torch.Tensor] | No
 
     Where ``undescribed``, the description is removed before.
     """
-    partials = {name: folder / (name + ".partial") for name, state in weights.items() if state is not None}
+    partials = {name: temporary(folder / name) for name, state in weights.items() if state is not None}
     try:
         for name, partial in partials.items():
-            artifacts.save_tensors(partial, weights[name], {"format": "pt"})
+            with naming(folder / name):
+                artifacts.save_tensors(partial, weights[name], {"format": "pt"})
         if undescribed:
             (folder / DESCRIPTION).unlink(missing_ok=True)
         for name in weights:
@@ -121,6 +167,18 @@ def _replace(folder: Path, weights: Mapping[str, Mapping[str, torch.Tensor] | No
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of writing a file say which one; a full disk among them, which safetensors reports in its own way."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        code, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
+        raise OSError(code or errno.EIO, f"could not be written: {reason}", str(path)) from error
 
 
 def read_experts(folder: str | Path) -> SavedExperts:
@@ -145,11 +203,22 @@ def read_experts(folder: str | Path) -> SavedExperts:
         kind,
         Adapter.from_json(_fields(Adapter, data["detail"])) if kind == "lora" else None,
         data["training"],
+        _identity(data.get("weights"), folder),
     )
     for name in [SEMANTIC] * saved.semantic + [DETAIL] * (kind != "none"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}, which its {DESCRIPTION} names")
     return saved
+
+
+def _identity(weights: Any, folder: Path) -> dict[str, str] | None:
+    """The base model's identity, where the description has it."""
+    good = isinstance(weights, dict) and all(isinstance(weights.get(name), str) for name in ("digest", "dtype"))
+    if weights is not None and not good:
+        raise ValueError(
+            f"{folder / DESCRIPTION}: weights must be an object of a digest and a dtype, got {shown(weights)}"
+        )
+    return weights
 
 
 def _fields(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+import mmap
 import tempfile
-import weakref
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from typing import IO
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from ..models import Family
-from ..models.fingerprints import of_model
 from ..models.transformer import Transformer
 from .files import DETAIL, SEMANTIC, SavedExperts, WeightFile
 from .trees import adapted, load_own, merged, separate
@@ -30,12 +27,13 @@ class Experts:
     Attributes:
         models: the two models that ``Expert(0)`` and ``Expert(1)`` call.
 
-    Raises ``ValueError`` for weight files that are damaged or do not fit.  After this or any other failure the
-    transformer has its original weights.
+    Raises ``ValueError`` for weight files that are damaged or do not fit, and for a transformer with other weights than
+    the experts were made from.  After this or any other failure the transformer has its original weights.
     """
 
     def __init__(self, model: Transformer, saved: SavedExperts, *, merge: bool = False):
         self.model, self._parked = model.model, None
+        saved.refuse_other_weights(self.model)
         weights = WeightFile(saved.folder / SEMANTIC) if saved.semantic else None
         if weights is not None:
             weights.fits(_state(self.model))
@@ -90,7 +88,10 @@ class Experts:
 class Parked:
     """A copy of a model's weights: in host memory where they lie on a device, in a temporary file where on the host.
 
-    The file is deleted when they are put back, when this object is freed, or when the interpreter ends.
+    The file has no name: it is mapped and exists for as long as this object does, so the kernel frees it however the
+    process ends.
+
+    Raises ``OSError``, which names the folder, where there is no room for the file.
     """
 
     def __init__(self, model: nn.Module):
@@ -98,33 +99,59 @@ class Parked:
         self._places = _places(model)
         tensors = {name: register[key].detach() for name, (register, key) in self._places.items()}
         self.nbytes = _nbytes(tensors.values())
-        self._host, self._file = None, None
-        if next(model.parameters()).device.type != "cpu":
-            self._host = {name: t.to("cpu", copy=True) for name, t in tensors.items()}
-            return
-        folder = Path(tempfile.mkdtemp(prefix="vaccel-"))
-        self._discard = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self._file = folder / "original.safetensors"
-        try:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, self._file)
-        except BaseException:
-            self._discard()
-            raise
+        on_device = next(model.parameters()).device.type != "cpu"
+        self._kept = {n: t.to("cpu", copy=True) for n, t in tensors.items()} if on_device else _mapped(tensors)
 
     def unreachable(self) -> bool:
         """Whether some of the model's weights are on the meta device, where nothing can be written."""
         return any(register[key].is_meta for register, key in self._places.values())
 
     def put_back(self) -> None:
-        tensors = {name: register[key] for name, (register, key) in self._places.items()}
-        if self._host is not None:
-            with torch.no_grad():
-                for name, kept in self._host.items():
-                    tensors[name].copy_(kept)
-            self._host = None
-        else:
-            WeightFile(self._file).fill(tensors)
-            self._discard()
+        with torch.no_grad():
+            for name, kept in self._kept.items():
+                register, key = self._places[name]
+                register[key].copy_(kept)
+        self._kept = {}
+
+
+#: Bytes that a tensor's place in a mapped file is a multiple of.
+_ALIGNED = 64
+
+
+def _mapped(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of host tensors in the memory map of a temporary file without a name.  Raises ``OSError``."""
+    starts, end = {}, 0
+    for name, tensor in tensors.items():
+        starts[name] = end
+        end += -(-tensor.numel() * tensor.element_size() // _ALIGNED) * _ALIGNED
+    folder = tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            for name, tensor in tensors.items():
+                file.seek(starts[name])
+                _write(file, tensor)
+            file.truncate(max(end, 1))  # a map is of one byte at least
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"the transformer's own weights ({end / 1e9:.2f} GB) cannot be kept in a temporary file: "
+            f"{error.strerror or error}; set TMPDIR to a folder with room",
+            folder,
+        ) from error
+    return {
+        name: torch.frombuffer(memory, dtype=t.dtype, count=t.numel(), offset=starts[name]).view(t.shape)
+        if t.numel()
+        else torch.empty_like(t)
+        for name, t in tensors.items()
+    }
+
+
+def _write(file: IO[bytes], tensor: torch.Tensor) -> None:
+    """Writes a tensor's elements, whole: a raw file may take a part at a time."""
+    left = memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    while len(left):
+        left = left[file.write(left) :]
 
 
 class _Detail(Transformer):
@@ -170,11 +197,7 @@ class _Detail(Transformer):
 
 def suitable(model: nn.Module, saved: SavedExperts) -> None:
     """Raises ``ValueError`` for a transformer that the experts were not made from, or with irreplaceable weights."""
-    here = of_model(model)
-    if here != saved.model:
-        made, found = (f"{m['class']} (configuration {m['config']})" for m in (saved.model, here))
-        base = f", {saved.base}" if saved.base else ""
-        raise ValueError(f"these experts were made from a {made}{base}; the pipeline's transformer is a {found}")
+    saved.refuse_other_models(model)
     if reason := unsuitable(model):
         raise ValueError(f"the experts' weights cannot take this transformer's place: {reason}")
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from ...distill.settings import Distillation
-from ..console import clear_errors, console, progress_bar
+from ..console import console, progress_bar
 from ..loading import Loaded
 from ..options import Dtype, Pipeline
+from .jobs import job
 from .options import Data, Guidance, Shift, Split
 
 
@@ -35,12 +37,14 @@ def diagnose(
     Writes {"curves": {"teacher": ..., "trained": ...}}: before training, and what --experts holds.
     """
     from ...distill import diagnosis
+    from ...distill.outputs import check_file, write_text
     from ...distill.shards import Shards
     from ...models import find
     from ...planning.trajectory import Trajectory
 
     changes = {k: v for k, v in {"split": split, "shift": shift, "guidance": guidance}.items() if v is not None}
-    with clear_errors("stopped"):
+    with job(f"{out} was not written"):
+        check_file(out)
         loaded = Loaded(pipeline, None, None, dtype)
         teacher = loaded.pipe.transformer
         family = find(teacher)
@@ -55,9 +59,8 @@ def diagnose(
                     teacher, family, trajectory, shards, settings, student=student, batches=batches,
                     progress=functools.partial(_advance, bar, task, name),
                 )  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"curves": curves}, indent=1))
-    console.print(f"{out}: {', '.join(curves)}; {len(curves['teacher']['points'])} points")
+        write_text(out, json.dumps({"curves": curves}, indent=1))
+    console.print(Text(f"{out}: {', '.join(curves)}; {len(curves['teacher']['points'])} points"))
 
 
 def _advance(bar: Any, task: Any, name: str, done: int, total: int, what: str) -> None:
@@ -66,17 +69,15 @@ def _advance(bar: Any, task: Any, name: str, done: int, total: int, what: str) -
 
 def _single(folder: Path, teacher: Any) -> dict[str, Any]:
     """The weights of a --stage single model.  Raises ``ValueError`` for a folder that holds none of this teacher's."""
-    from safetensors.torch import load_file
+    from ...experts.files import SEMANTIC, WeightFile, read_experts
 
-    from ...experts.files import DESCRIPTION, METHOD, SEMANTIC
-    from ...models import fingerprints
-    from ...planning import artifacts
-
-    if not (folder / DESCRIPTION).is_file():
-        raise ValueError(f"{folder} has no {DESCRIPTION}: no complete model was saved there")
-    saved = artifacts.read(folder / DESCRIPTION, METHOD)
-    if "single" not in saved["training"]:
+    if not folder.is_dir():
+        raise ValueError(f"no folder at {folder}: `vaccel distill --stage single` writes one")
+    saved = read_experts(folder)
+    if "single" not in saved.training:
         raise ValueError(f"{folder} holds no single model, which is what --stage single trains")
-    if saved["model"] != fingerprints.of_model(teacher):
-        raise ValueError(f"{folder} holds a model that was trained from another one than this pipeline's")
-    return load_file(folder / SEMANTIC)
+    saved.refuse_other_models(teacher)
+    saved.refuse_other_weights(teacher)
+    weights = WeightFile(folder / SEMANTIC)
+    weights.fits(teacher.state_dict())
+    return weights.tensors()

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
-from ..console import clear_errors, console, progress_bar
+from ..console import console, progress_bar
 from ..loading import Loaded
 from ..options import Call, Dtype, Pipeline
+from .jobs import job
 
 
 def prepare(
@@ -32,7 +34,10 @@ def prepare(
     from ...distill import demo_clips, video_folder
     from ...distill import prepare as run
 
-    with clear_errors(f"{out} keeps what was written; the same command resumes it"):
+    with job(f"{out} keeps what was written; the same command resumes it"):
+        from ...distill.outputs import check_folder
+
+        check_folder(out)
         loaded = Loaded(pipeline, None, call, dtype)
         if data == "demo":
             count = count or 1024
@@ -50,4 +55,4 @@ def prepare(
                     task, completed=done, total=total or None, description=what[:60]
                 ),
             )  # fmt: skip
-    console.print(f"{out}: {index['count']} samples in {len(index['shards'])} shards")
+    console.print(Text(f"{out}: {index['count']} samples in {len(index['shards'])} shards"))

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from ...distill.settings import Distillation
-from ..console import clear_errors, console, progress_bar
+from ..console import console, progress_bar
 from ..loading import Loaded
 from ..options import DTYPES, Call, Dtype, Pipeline, one_of
+from .jobs import job
 from .options import (
     Alpha,
     Batch,
@@ -101,7 +104,10 @@ def train(
         "rank": rank, "alpha": alpha, "head_width": head_width, "points": points, "seed": seed,
     }  # fmt: skip
     options = {"parts": parts, "checkpointing": checkpointing, "workers": workers, "save_every": save_every}
-    with clear_errors(f"{out} keeps the checkpoint; the same command resumes it"):
+    with job(f"{out} keeps the checkpoint; the same command resumes it"):
+        from ...distill.outputs import check_folder
+
+        check_folder(out)
         # On the host: each process moves what it needs to its own device.
         loaded = Loaded(pipeline, None, call, dtype, device="cpu")
         _train(loaded, pipeline, data, out, stage, changes, options, precision, prompt, sample_every, save_dtype)
@@ -134,4 +140,5 @@ def _train(
             **options,
         )  # fmt: skip
     if accelerator.is_main_process:
-        console.print(f"{out}: {stage} expert; loss curves and samples in {out / 'training' / stage}")
+        said = f"{out}: {stage} expert; loss curves and samples in {out / 'training' / stage}"
+        console.print(Text(said))

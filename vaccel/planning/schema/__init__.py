@@ -23,6 +23,7 @@ from .lemica import LeMiCa
 from .mixcache import MixCache
 from .old_names import translate
 from .teacache import TeaCache
+from .training_data import TrainingData
 
 __all__ = ["FORMATS", "MOST_NESTED", "MOST_STEPS", "check", "check_nesting", "translate"]
 
@@ -42,6 +43,7 @@ class Plain(Declared, kw_only=True):
 #: By the method that an artifact names.
 FORMATS: dict[str, type[Declared]] = {
     "forecast": Forecast, "lemica": LeMiCa, "mixcache": MixCache, "teacache": TeaCache, "dcm": Experts,
+    "dcm-data": TrainingData,
 }  # fmt: skip
 
 
