@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from ..actions import Weights
 from . import artifacts, gram
+from .files import FileState, state
 from .flow import Flow
 from .gram import MAX_GAP, Gram, Plan
 
@@ -55,18 +56,23 @@ class Calibration:
         self.curve = sorted(
             (predicted, psnr) for s in samples for predicted, psnr in s.get("trials", ()) if math.isfinite(psnr)
         )
-        for name in ("plans", "weights", "residual_norm", "error", "solver_weights"):  # each computed once
+        for name in ("_plans", "weights", "residual_norm", "error", "solver_weights"):  # each computed once
             setattr(self, name, functools.lru_cache(maxsize=4096)(getattr(self, name)))
 
     def plans(
         self, objective: str = OBJECTIVE, order: int = 2, per: str = "channel", error_growth: bool = True,
         max_gap: int = MAX_GAP,
-    ) -> dict[int, Plan]:  # fmt: skip
+    ) -> Mapping[int, Plan]:  # fmt: skip
         """The best path of every budget (``vaccel.planning.gram.plans``).
 
         With ``error_growth`` paths are compared by their errors at the end of the run, without it by those at the next
-        computed step.  The errors of the plans are those at the end in either case.
+        computed step.  The errors of the plans are those at the end in either case.  Solved once for all budgets.
         """
+        return self._plans(objective, order, per, error_growth, max_gap)
+
+    def _plans(
+        self, objective: str, order: int, per: str, error_growth: bool, max_gap: int
+    ) -> Mapping[int, Plan]:  # one signature: its calls are told apart by their arguments
         growth = self.error_growth if error_growth else [1.0] * self.gram.num_steps
         found = gram.plans(self.gram, growth, order=order, max_gap=max_gap, per=per, objective=objective)
         if error_growth:
@@ -118,12 +124,11 @@ class Calibration:
 
 def calibration(path: str | Path) -> Calibration:
     """A Forecast artifact, cached until the file changes.  Raises as ``artifacts.read`` does."""
-    path = Path(path).resolve()
-    return _calibration(path, path.stat().st_mtime_ns, path.stat().st_size)
+    return _calibration(path, state(path))
 
 
 @functools.lru_cache(maxsize=8)
-def _calibration(path: Path, modified: int, size: int) -> Calibration:
+def _calibration(path: str | Path, found: FileState) -> Calibration:
     return Calibration(*artifacts.read_sealed(path, METHOD))
 
 
