@@ -15,7 +15,7 @@ from ..planning.calibration import Calibration, calibration
 from ..planning.gram import CORRECTING
 from .base import Method, Policy, RunInfo, require
 from .forecast import Forecast
-from .lemica import LeMiCa, Measured, measured
+from .lemica import LeMiCa, measured
 
 #: Root mean square over mean absolute value of a normal distribution; LeMiCa's calibration measures the latter.
 RMS_OF_MEAN = math.sqrt(math.pi / 2)
@@ -126,13 +126,13 @@ class Auto(Method):
         return next(good, None)
 
 
-def calibrated(path: str | Path) -> Calibration | Measured:
-    """A Forecast or a LeMiCa calibration.  Raises as ``artifacts.read`` does for a file that is neither."""
+def calibrated(path: str | Path) -> Calibration | dict[str, Any]:
+    """A Forecast calibration, or LeMiCa's data.  Raises as ``artifacts.read`` does for a file that is neither."""
     try:
         return calibration(path)
     except ValueError as error:
         try:
-            return measured(path)
+            return measured(path).data
         except ValueError as other:
             raise (other if f"not a {LeMiCa.id} artifact" not in str(other) else error) from None
 
@@ -149,8 +149,9 @@ def _of(
         for budget, plan in known.plans().items():
             make = functools.partial(Forecast.load, path, budget, guard=guard, **options)
             yield Candidate(make, budget, plan.predicted, psnr(plan.predicted), Forecast, known.fitted)
-    elif known.num_steps == num_steps:
-        for budget, plan in known.plans().items():
+    elif known["num_steps"] == num_steps:
+        found = measured(path)
+        for budget, plan in found.plans().items():
             error = RMS_OF_MEAN * plan.predicted
             make = functools.partial(LeMiCa.load, path, budget, **options)
-            yield Candidate(make, budget, error, psnr(error), LeMiCa, known.fitted)
+            yield Candidate(make, budget, error, psnr(error), LeMiCa, found.fitted)

@@ -148,13 +148,14 @@ class Measured:
         data: the artifact, as ``artifacts.read`` returns it.
 
     Attributes:
+        data: the artifact.
         num_steps, reuse, fitted: as ``LeMiCa`` takes them.
 
     Raises ``ValueError`` for more edges than are solved.
     """
 
     def __init__(self, data: dict[str, Any]):
-        self.num_steps, self.fitted = data["num_steps"], artifacts.fitted(data)
+        self.data, self.num_steps, self.fitted = data, data["num_steps"], artifacts.fitted(data)
         self.reuse = "residual" if data["reuse"] == "output" else data["reuse"]  # its name in earlier calibrations
         found = edges(data)
         check_size(self.num_steps, len(found))

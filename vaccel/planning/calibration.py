@@ -50,7 +50,8 @@ class Calibration:
         bands, channels, steps = data["bands"], samples[0]["channels"], len(levels) - 1
         kept = [data["products"]] if "products" in data else []
         kept += [s["products"] for s in samples if "products" in s]  # not summed yet
-        products = unpacked(added(kept), (bands, channels, steps, steps)) / len(samples)
+        products = _matrices(_sum(kept), (bands, channels, steps, steps))
+        products /= len(samples)
         self.gram = Gram(levels, products, samples[0]["elements"])
         self.error_growth = interpolated_error_growth([s["error_growth"] for s in samples], steps)
         self.curve = sorted(
@@ -153,15 +154,26 @@ def packed(products: np.ndarray) -> str:
 
 def added(texts: Iterable[str]) -> str:
     """The sum of several texts of ``packed``, added in this order."""
-    return artifacts.pack(sum(artifacts.unpack(text) for text in texts))
+    return artifacts.pack(_sum(texts))
+
+
+def _sum(texts: Iterable[str]) -> np.ndarray:
+    return sum(artifacts.unpack(text) for text in texts)
 
 
 def unpacked(text: str, shape: Sequence[int]) -> np.ndarray:
     """The matrices of this shape that ``packed`` was called with."""
-    rows, columns = np.triu_indices(shape[-1])
+    return _matrices(artifacts.unpack(text), shape)
+
+
+def _matrices(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Symmetric matrices of this shape from their upper triangles, one after the other."""
+    upper = np.tri(shape[-1], dtype=bool).T
     out = np.empty(shape)
-    out[..., rows, columns] = artifacts.unpack(text).reshape(*shape[:-2], -1)
-    out[..., columns, rows] = out[..., rows, columns]
+    triangles = values.reshape(-1, np.count_nonzero(upper))
+    for matrix, triangle in zip(out.reshape(-1, *shape[-2:]), triangles, strict=True):
+        matrix[upper] = triangle
+        np.copyto(matrix, matrix.T, where=~upper)
     return out
 
 

@@ -117,9 +117,13 @@ def _solved(products: np.ndarray, known: np.ndarray, steps: np.ndarray) -> np.nd
 
 
 def _ridged(own: np.ndarray) -> np.ndarray:
-    """Inner products [..., K, K] with the ridge on their diagonals."""
+    """Inner products [..., K, K] with the ridge on their diagonals; of velocities that are all zero, the identity.
+
+    A channel that never moves is forecast with weights of zero then, as its inner products with all others are.
+    """
     count = own.shape[-1]
-    return own + RIDGE * np.trace(own, axis1=-2, axis2=-1)[..., None, None] / count * np.eye(count)
+    ridge = RIDGE * np.trace(own, axis1=-2, axis2=-1)[..., None, None] / count
+    return own + np.where(ridge > 0, ridge, 1.0) * np.eye(count)
 
 
 def _residual_products(products: np.ndarray, known: np.ndarray, steps: np.ndarray) -> np.ndarray:
