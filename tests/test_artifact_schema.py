@@ -23,8 +23,9 @@ from vaccel.integrations.diffusers.auto import Times
 from vaccel.methods.auto import calibrated
 from vaccel.methods.lemica import edges
 from vaccel.planning import artifacts, schema
-from vaccel.planning.calibration import added, calibration, packed
+from vaccel.planning.calibration import calibration, packed
 from vaccel.planning.joining import mixcache_fields, teacache_fields
+from vaccel.planning.packing import added
 from vaccel.planning.schema.errors import shown
 
 STEPS, CHANNELS = 6, 2

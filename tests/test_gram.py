@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from vaccel.planning import gram
-from vaccel.planning.calibration import added, packed, unpacked
+from vaccel.planning.calibration import packed, unpacked
 from vaccel.planning.gram import RIDGE, Gram, Plan, edge_errors, inner_products, low_frequencies, plans, states
+from vaccel.planning.packing import added
 
 SIGMAS = (1.0, 0.93, 0.85, 0.7, 0.62, 0.45, 0.3, 0.18, 0.05, 0.0)
 STEPS = len(SIGMAS) - 1

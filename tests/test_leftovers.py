@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vaccel.cli import app
-from vaccel.planning import leftovers
+from vaccel.planning import files, leftovers
 
 KEY = "0123456789ab-0"
 
@@ -142,7 +142,7 @@ def test_weights_that_earlier_versions_parked(tmp_path, monkeypatch):
 
 
 def test_temporary_names_are_recognised_and_unique(places):
-    names = {leftovers.temporary(places / "a.json") for _ in range(50)}
+    names = {files.temporary(places / "a.json") for _ in range(50)}
     assert len(names) == 50
     for name in names:
         name.touch()

@@ -210,7 +210,7 @@ def test_what_a_killed_process_left_goes_even_where_nothing_is_left_to_do(kind, 
     ALL[kind](path, [A])
     before = path.read_bytes()
     (tmp_path / "made.json.lock").touch()
-    (tmp_path / f"made.json.{files._host()}-999999999-00.partial").touch()
+    (tmp_path / f"made.json.{files.host()}-999999999-00.partial").touch()
     ALL[kind](path, [A])
     assert [p.name for p in tmp_path.iterdir()] == ["made.json"]
     assert path.read_bytes() == before
@@ -372,7 +372,7 @@ def test_a_writer_that_is_killed(tmp_path):
 
 def test_partial_files_of_living_and_foreign_writers_stay(tmp_path):
     path = tmp_path / "made.json"
-    host = files._host()
+    host = files.host()
     mine, foreign = (tmp_path / f"made.json.{h}-{os.getpid()}-00ff.partial" for h in (host, "elsewhere"))
     others = tmp_path / f"made.json.key.record.safetensors.{host}-999999999-00.partial"
     for stay in (mine, foreign, others):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         TeaCache,
         method_from_json,
     )
+    from .planning import artifacts
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,7 @@ __all__ = [
     "Trace",
     "accelerate",
     "actions",
+    "artifacts",
     "graphs",
     "method_from_json",
     "ops",
@@ -62,7 +64,7 @@ _LAZY = dict.fromkeys(__all__, "methods") | {
     "Denoiser": "denoiser", "Handle": "api", "Trace": "engine.trace", "accelerate": "api",
 }  # fmt: skip
 #: name -> the module that it is
-_MODULES = {"graphs": "engine.graphs", "artifacts": "planning.artifacts"} | {
+_MODULES = {"artifacts": "planning.artifacts", "graphs": "engine.graphs"} | {
     name: name
     for name in ("actions", "cache", "engine", "methods", "models", "ops", "planning", "reference", "signals")
 }

@@ -1,6 +1,7 @@
 // Multisets of small integers that share their memory: one is one number, equal sets are equal numbers.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
@@ -9,7 +10,7 @@
 
 namespace vaccel::solver {
 
-// A multiset is a binary tree over the members 0 ... 2^height - 1, a leaf the count of one member.  Trees never change
+// A multiset is a tree over the members 0 ... kWidth^height - 1, a leaf the count of one member.  Trees never change
 // and no two nodes are alike: `add` makes at most `height` new nodes and finds those that exist.
 class Multisets {
  public:
@@ -18,49 +19,74 @@ class Multisets {
   static constexpr int64_t kNone = -1;  // no member: below every member, as having none is smaller
 
   explicit Multisets(int64_t members) {
-    while ((int64_t{1} << height_) < members) ++height_;
-    intern({kEmpty, kEmpty});
+    while ((int64_t{1} << (kBits * height_)) < members) ++height_;
+    intern({});
   }
 
   Id add(Id set, int64_t member) { return add(height_, set, member); }
 
   // The sign of (a with x) - (b with y): at the largest member they have not equally often, fewer is smaller.
-  int compare(Id a, int64_t x, Id b, int64_t y) const { return compare(height_, a, x, b, y); }
+  int compare(Id a, int64_t x, Id b, int64_t y) const {
+    const int64_t found = difference(a, x, b, y);
+    return (found > 0) - (found < 0);
+  }
+
+  // That member plus one, with the sign of `compare`; 0 where they are equal.
+  int64_t difference(Id a, int64_t x, Id b, int64_t y) const { return difference(height_, 0, a, x, b, y); }
+
+  // The same sets in a new store that holds nothing else; `sets` become their names there.
+  Multisets kept(std::vector<Id>& sets) const {
+    Multisets fresh(1);
+    fresh.height_ = height_;
+    std::vector<Id> moved(nodes_.size(), kFree);
+    for (Id& set : sets) set = copy(height_, set, fresh, moved);
+    return fresh;
+  }
+
+  size_t size() const { return nodes_.size(); }
 
  private:
-  struct Node {
-    Id low, high;  // smaller members, larger members
-    bool operator==(const Node& other) const { return low == other.low && high == other.high; }
-  };
+  static constexpr int kBits = 2, kWidth = 1 << kBits;
+  using Node = std::array<Id, kWidth>;  // by the members' highest digit, ascending
 
   Id add(int height, Id set, int64_t member) {
     if (height == 0) return set + 1;
-    const int64_t half = int64_t{1} << (height - 1);
+    const int shift = kBits * (height - 1);
     Node node = nodes_[set];
-    if (member < half)
-      node.low = add(height - 1, node.low, member);
-    else
-      node.high = add(height - 1, node.high, member - half);
+    Id& child = node[member >> shift];
+    child = add(height - 1, child, member & ((int64_t{1} << shift) - 1));
     return intern(node);
   }
 
   // O(height): without x and y a call ends at once or goes down one way to what decides, since only equal sets have
-  // equal ids; and each of x and y goes into one half.
-  int compare(int height, Id a, int64_t x, Id b, int64_t y) const {
-    if (a == b) return (x > y) - (x < y);
+  // equal ids; and each of x and y goes into one child.  Members are counted from `base`.
+  int64_t difference(int height, int64_t base, Id a, int64_t x, Id b, int64_t y) const {
+    if (a == b) return x > y ? base + x + 1 : x < y ? -(base + y + 1) : 0;
     if (height == 0) {
       const Id as = a + (x != kNone), bs = b + (y != kNone);
-      return (as > bs) - (as < bs);
+      return as > bs ? base + 1 : as < bs ? -(base + 1) : 0;
     }
-    const int64_t half = int64_t{1} << (height - 1);
-    const Node m = nodes_[a], n = nodes_[b];
-    const int64_t high_x = x < half ? kNone : x - half, high_y = y < half ? kNone : y - half;
-    if (const int sign = compare(height - 1, m.high, high_x, n.high, high_y)) return sign;
-    return compare(height - 1, m.low, x < half ? x : kNone, n.low, y < half ? y : kNone);
+    const int shift = kBits * (height - 1);
+    const Node &m = nodes_[a], &n = nodes_[b];
+    for (int64_t digit = kWidth - 1; digit >= 0; --digit) {
+      const int64_t begin = digit << shift, in_x = x < begin ? kNone : x - begin, in_y = y < begin ? kNone : y - begin;
+      if (const int64_t found = difference(height - 1, base + begin, m[digit], in_x, n[digit], in_y)) return found;
+      if (in_x != kNone) x = kNone;
+      if (in_y != kNone) y = kNone;
+    }
+    return 0;
+  }
+
+  Id copy(int height, Id set, Multisets& fresh, std::vector<Id>& moved) const {
+    if (height == 0) return set;
+    if (moved[set] != kFree) return moved[set];
+    Node node = nodes_[set];
+    for (Id& child : node) child = copy(height - 1, child, fresh, moved);
+    return moved[set] = fresh.intern(node);
   }
 
   // The node's index, a new one if there is none like it: open addressing, at most half full.
-  Id intern(Node node) {
+  Id intern(const Node& node) {
     if (2 * (nodes_.size() + 1) > slots_.size()) grow();
     Id& slot = find(node);
     if (slot != kFree) return slot;
@@ -69,10 +95,13 @@ class Multisets {
     return slot = static_cast<Id>(nodes_.size() - 1);
   }
 
-  Id& find(Node node) {
+  Id& find(const Node& node) {
     const uint64_t mask = slots_.size() - 1;
-    uint64_t at = (uint64_t{node.high} << 32 | node.low) * 0x9e3779b97f4a7c15u;  // 2^64 / golden ratio
-    at ^= at >> 32;
+    uint64_t at = 0;
+    for (int i = 0; i < kWidth; i += 2) {
+      at = (at ^ (uint64_t{node[i]} << 32 | node[i + 1])) * 0x9e3779b97f4a7c15u;  // 2^64 / golden ratio
+      at ^= at >> 32;
+    }
     for (;; ++at)
       if (Id& slot = slots_[at & mask]; slot == kFree || nodes_[slot] == node) return slot;
   }

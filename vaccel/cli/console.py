@@ -7,6 +7,7 @@ arguments.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -108,11 +109,18 @@ def terminable() -> Iterator[None]:
         yield
         return
 
-    def stop(number: int, frame: Any) -> NoReturn:
-        raise Terminated
+    own, stopped = os.getpid(), []
+
+    def stop(number: int, frame: Any) -> None:
+        if os.getpid() != own:  # a process that reads ahead
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif not stopped:  # later ones are ignored while what is open is closed
+            stopped.append(number)
+            raise Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)

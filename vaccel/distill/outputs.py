@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..experts.files import naming
-from ..planning.leftovers import temporary
+from ..planning.files import temporary
 
 try:
     import fcntl

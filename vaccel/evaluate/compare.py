@@ -171,7 +171,7 @@ class _Work:
         """Whether each contender makes two steps."""
         if "callback_on_step_end" not in inspect.signature(self.pipe.__call__).parameters:
             return True
-        for contender in contenders:
+        for contender in (c for c in contenders if not c.needs_ratios):
             steps = contender.num_steps or self.comparison.call["num_inference_steps"]
             call = {**self.comparison.call, "num_inference_steps": steps, "callback_on_step_end": _stop}
             try:

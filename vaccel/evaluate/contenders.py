@@ -53,6 +53,11 @@ class Contender:
     def needs_small(self) -> bool:
         return self.method is not None and self.method.needs_small
 
+    @property
+    def needs_ratios(self) -> bool:
+        """Whether it is diffusers' MagCache without the ratios of a calibration."""
+        return self.group == "diffusers.MagCache" and "mag_ratios" not in dict(self.options)
+
     @contextlib.contextmanager
     def applied(self, pipe: Any, small: nn.Module | None, *, compile: bool = False) -> Iterator[Handle | None]:
         """Applies this contender to the pipeline within the context."""
@@ -60,8 +65,14 @@ class Contender:
             with accelerate(pipe, self.method, small=small if self.needs_small else None, compile=compile) as handle:
                 yield handle
         elif self.kind == "diffusers":
-            transformer = pipe.transformer
-            transformer.enable_cache(_cache_config(self.group.split(".")[1], dict(self.options)))
+            transformer, config = pipe.transformer, _cache_config(self.group.split(".")[1], dict(self.options))
+            try:
+                transformer.enable_cache(config)
+            except Exception:
+                with contextlib.suppress(Exception):  # hooks may be on some of its blocks already
+                    transformer._cache_config = config
+                    transformer.disable_cache()
+                raise
             try:
                 yield None
             finally:
@@ -154,7 +165,7 @@ def _cache_config(name: str, options: dict[str, Any]) -> Any:
 
 def calibrated(contenders: list[Contender], pipe: Any, prompt: str, call: dict[str, Any]) -> list[Contender]:
     """Gives MagCache contenders without ``mag_ratios`` their own, from diffusers' calibration run on ``prompt``."""
-    if not any(c.group == "diffusers.MagCache" and "mag_ratios" not in dict(c.options) for c in contenders):
+    if not any(c.needs_ratios for c in contenders):
         return contenders
     from diffusers import MagCacheConfig
 

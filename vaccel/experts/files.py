@@ -17,7 +17,7 @@ from torch import nn
 from ..models.fingerprints import of_model
 from ..models.weights_digest import digest
 from ..planning import artifacts
-from ..planning.leftovers import temporary
+from ..planning.files import temporary
 from ..planning.schema.errors import shown
 from ..planning.trajectory import Trajectory
 from .trees import Adapter

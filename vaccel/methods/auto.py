@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from ..cache import Store, VelocityHistory
-from ..planning import artifacts
+from ..planning.artifacts import Fitted
 from ..planning.calibration import Calibration, calibration
 from ..planning.gram import CORRECTING
 from .base import Method, Policy, RunInfo, require
 from .forecast import Forecast
-from .lemica import LeMiCa, edges, solve
+from .lemica import LeMiCa, measured
 
 #: Root mean square over mean absolute value of a normal distribution; LeMiCa's calibration measures the latter.
 RMS_OF_MEAN = math.sqrt(math.pi / 2)
 
 
-class Candidate(NamedTuple):
-    """A method and its budget, the expected error of the latents (rms), and (expected PSNR, PSNR of five in six)."""
+class Candidate:
+    """A method and its budget, the expected error of the latents (rms), and (expected PSNR, PSNR of five in six).
 
-    method: Method
-    budget: int
-    error: float
-    psnr: tuple[float, float] | None
+    Args:
+        method: the method, or what makes it when it is first asked for: every budget has one, and one is chosen.
+        kind, fitted: the method's class, and the model and scheduler that it was calibrated with.
+    """
+
+    def __init__(
+        self, method: Method | Callable[[], Method] | None, budget: int, error: float,
+        psnr: tuple[float, float] | None, kind: type[Method] = Method, fitted: Fitted = (),
+    ):  # fmt: skip
+        self._method, self.budget, self.error, self.psnr = method, budget, error, psnr
+        self.any_solver, self.fitted = kind.any_solver, fitted
+
+    @functools.cached_property
+    def method(self) -> Method | None:
+        return self._method() if callable(self._method) else self._method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,24 +132,26 @@ def calibrated(path: str | Path) -> Calibration | dict[str, Any]:
         return calibration(path)
     except ValueError as error:
         try:
-            return artifacts.read(path, LeMiCa.id)
-        except ValueError:
-            raise error from None
+            return measured(path).data
+        except ValueError as other:
+            raise (other if f"not a {LeMiCa.id} artifact" not in str(other) else error) from None
 
 
 def _of(
     path: str, num_steps: int, psnr: Callable[[float], Any], guard: float | None, allow_mismatch: bool
 ) -> Iterator[Candidate]:
-    """The candidates of one artifact for runs of ``num_steps`` steps."""
+    """The candidates of one artifact for runs of ``num_steps`` steps; all budgets of it are solved for once."""
     known = calibrated(path)
     options = {"allow_mismatch": allow_mismatch}
     if isinstance(known, Calibration):
         if known.gram.num_steps != num_steps:
             return
         for budget, plan in known.plans().items():
-            method = Forecast.load(path, budget, guard=guard, **options)
-            yield Candidate(method, budget, plan.predicted, psnr(plan.predicted))
+            make = functools.partial(Forecast.load, path, budget, guard=guard, **options)
+            yield Candidate(make, budget, plan.predicted, psnr(plan.predicted), Forecast, known.fitted)
     elif known["num_steps"] == num_steps:
-        for cost, way in solve(num_steps, edges(known)).items():
-            error = RMS_OF_MEAN * math.sqrt(math.fsum(e * e for e in way.error))
-            yield Candidate(LeMiCa.load(path, cost + 1, **options), cost + 1, error, psnr(error))
+        found = measured(path)
+        for budget, plan in found.plans().items():
+            error = RMS_OF_MEAN * plan.predicted
+            make = functools.partial(LeMiCa.load, path, budget, **options)
+            yield Candidate(make, budget, error, psnr(error), LeMiCa, found.fitted)

@@ -80,7 +80,7 @@ class Forecast(Method):
         outside = [i for i in self.full_steps if not 0 <= i < self.num_steps]
         require(not outside, f"full_steps {outside} are outside the run of {self.num_steps} steps")
         require(0 in self.full_steps, "step 0 must be in full_steps: there is nothing to forecast it from")
-        require(1 <= self.order <= 5, f"order must be 1 to 5, got {self.order}")
+        require(1 <= self.order <= gram.MOST_ORDER, f"order must be 1 to 5, got {self.order}")
         require(math.isfinite(self.damping), f"damping must be finite, got {self.damping!r}")
         require(self.guard is None or self.guard > 0, f"guard must be above 0 or None, got {self.guard!r}")
         require(self.guard is None or bool(self.artifact), "a guard needs a calibration to compare with")
@@ -134,7 +134,7 @@ class Forecast(Method):
         plan = plans[budget]
         fields = {
             "order": order, "per": per, "artifact": str(artifact), "seal": known.seal, "fitted": known.fitted,
-            "max_error": max(plan.errors), "predicted": plan.predicted,
+            "max_error": max(plan.errors, default=0.0), "predicted": plan.predicted,
         }  # fmt: skip
         return cls(plan.full_steps, known.gram.num_steps, **{**fields, **overrides})
 

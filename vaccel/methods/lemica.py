@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..cache import Store
 from ..planning import artifacts
-from ..planning.schedules import Edge, solve
+from ..planning.file_state import FileState, state
+from ..planning.gram import Plans
+from ..planning.schedules import Edge, check_size, solve_units
 from .base import Method, Policy, RunInfo, require
 from .schedule import Reuse, Schedule
 
@@ -108,19 +113,16 @@ class LeMiCa(Method):
 
         Raises ``ValueError`` for a file that is no LeMiCa artifact, or for a budget that it has no path for.
         """
-        data = artifacts.read(artifact, cls.id)
-        steps = data["num_steps"]
-        paths = solve(steps, edges(data), objective=objective)
-        possible = sorted(cost + 1 for cost in paths)
-        if budget is None or budget - 1 not in paths:
+        found = measured(artifact)
+        plans = found.plans(objective)
+        if budget not in plans:
             raise ValueError(
-                f"LeMiCa.load needs a budget, how many of {steps} steps are computed: "
-                f"{artifact} can make {possible[0]} to {possible[-1]}, got {budget}"
+                f"LeMiCa.load needs a budget, how many of {found.num_steps} steps are computed: "
+                f"{artifact} can make {min(plans)} to {max(plans)}, got {budget!r}"
             )
-        chosen = edges(data)
-        full = (0, *(chosen[i].end for i in paths[budget - 1].edges))
-        reuse = "residual" if data["reuse"] == "output" else data["reuse"]  # its name in earlier calibrations
-        return cls(full, steps, **{"reuse": reuse, "fitted": artifacts.fitted(data), **overrides})
+        return cls(
+            plans[budget].full_steps, found.num_steps, **{"reuse": found.reuse, "fitted": found.fitted, **overrides}
+        )
 
     @property
     def schedule(self) -> Schedule:
@@ -137,6 +139,53 @@ class LeMiCa(Method):
 
     def start(self, run: RunInfo) -> Policy:
         return self.schedule.start(run)
+
+
+class Measured:
+    """The contents of a LeMiCa artifact: the error of every edge, and the best schedules by them.
+
+    Args:
+        data: the artifact, as ``artifacts.read`` returns it.
+
+    Attributes:
+        data: the artifact.
+        num_steps, reuse, fitted: as ``LeMiCa`` takes them.
+
+    Raises ``ValueError`` for more edges than are solved.
+    """
+
+    def __init__(self, data: dict[str, Any]):
+        self.data, self.num_steps, self.fitted = data, data["num_steps"], artifacts.fitted(data)
+        self.reuse = "residual" if data["reuse"] == "output" else data["reuse"]  # its name in earlier calibrations
+        found = edges(data)
+        check_size(self.num_steps, len(found))
+        rows = np.array([(e.start, e.end, e.error) for e in found], np.float64).reshape(-1, 3)
+        self._graph = rows[:, 0].astype(np.int32), rows[:, 1].astype(np.int32), rows[:, 2]
+        self._plans: dict[str, Plans] = {}
+
+    def plans(self, objective: str = "leximax") -> Plans:
+        """The best schedule of every budget and its edges' errors, all from one solve; solved once an objective.
+
+        Raises ``ValueError`` for an unknown objective.
+        """
+        if objective not in self._plans:
+            start, end, error = self._graph
+            paths = solve_units(self.num_steps, start, end, error, np.array([self.num_steps - 1]), objective=objective)
+            self._plans[objective] = Plans(paths, end, error)
+        return self._plans[objective]
+
+
+def measured(path: str | Path) -> Measured:
+    """A LeMiCa artifact, cached until the file changes.  Raises as ``artifacts.read`` and ``Measured`` do."""
+    return _measured(path, state(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _measured(path: str | Path, found: FileState) -> Measured:
+    try:
+        return Measured(artifacts.read(path, LeMiCa.id))
+    except ValueError as error:
+        raise ValueError(error if str(path) in str(error) else f"{path}: {error}") from None
 
 
 def edges(artifact: dict[str, Any]) -> list[Edge]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import torch
 
 from ..actions import Weights
 from . import artifacts, gram
+from .file_state import FileState, state
 from .flow import Flow
 from .gram import MAX_GAP, Gram, Plan
-from .packing import added
 
 #: [T + 1][T] (``vaccel.planning.flow.Flow.response``).
 Response = tuple[tuple[float, ...], ...]
@@ -50,24 +50,30 @@ class Calibration:
         bands, channels, steps = data["bands"], samples[0]["channels"], len(levels) - 1
         kept = [data["products"]] if "products" in data else []
         kept += [s["products"] for s in samples if "products" in s]  # not summed yet
-        products = unpacked(added(kept), (bands, channels, steps, steps)) / len(samples)
+        products = _matrices(_sum(kept), (bands, channels, steps, steps))
+        products /= len(samples)
         self.gram = Gram(levels, products, samples[0]["elements"])
         self.error_growth = interpolated_error_growth([s["error_growth"] for s in samples], steps)
         self.curve = sorted(
             (predicted, psnr) for s in samples for predicted, psnr in s.get("trials", ()) if math.isfinite(psnr)
         )
-        for name in ("plans", "weights", "residual_norm", "error", "solver_weights"):  # each computed once
+        for name in ("_plans", "weights", "residual_norm", "error", "solver_weights"):  # each computed once
             setattr(self, name, functools.lru_cache(maxsize=4096)(getattr(self, name)))
 
     def plans(
         self, objective: str = OBJECTIVE, order: int = 2, per: str = "channel", error_growth: bool = True,
         max_gap: int = MAX_GAP,
-    ) -> dict[int, Plan]:  # fmt: skip
+    ) -> Mapping[int, Plan]:  # fmt: skip
         """The best path of every budget (``vaccel.planning.gram.plans``).
 
         With ``error_growth`` paths are compared by their errors at the end of the run, without it by those at the next
-        computed step.  The errors of the plans are those at the end in either case.
+        computed step.  The errors of the plans are those at the end in either case.  Solved once for all budgets.
         """
+        return self._plans(objective, order, per, error_growth, max_gap)
+
+    def _plans(
+        self, objective: str, order: int, per: str, error_growth: bool, max_gap: int
+    ) -> Mapping[int, Plan]:  # one signature: its calls are told apart by their arguments
         growth = self.error_growth if error_growth else [1.0] * self.gram.num_steps
         found = gram.plans(self.gram, growth, order=order, max_gap=max_gap, per=per, objective=objective)
         if error_growth:
@@ -119,12 +125,11 @@ class Calibration:
 
 def calibration(path: str | Path) -> Calibration:
     """A Forecast artifact, cached until the file changes.  Raises as ``artifacts.read`` does."""
-    path = Path(path).resolve()
-    return _calibration(path, path.stat().st_mtime_ns, path.stat().st_size)
+    return _calibration(path, state(path))
 
 
 @functools.lru_cache(maxsize=8)
-def _calibration(path: Path, modified: int, size: int) -> Calibration:
+def _calibration(path: str | Path, found: FileState) -> Calibration:
     return Calibration(*artifacts.read_sealed(path, METHOD))
 
 
@@ -147,12 +152,23 @@ def packed(products: np.ndarray) -> str:
     return artifacts.pack(products[..., rows, columns])
 
 
+def _sum(texts: Iterable[str]) -> np.ndarray:
+    return sum(artifacts.unpack(text) for text in texts)
+
+
 def unpacked(text: str, shape: Sequence[int]) -> np.ndarray:
     """The matrices of this shape that ``packed`` was called with."""
-    rows, columns = np.triu_indices(shape[-1])
+    return _matrices(artifacts.unpack(text), shape)
+
+
+def _matrices(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Symmetric matrices of this shape from their upper triangles, one after the other."""
+    upper = np.tri(shape[-1], dtype=bool).T
     out = np.empty(shape)
-    out[..., rows, columns] = artifacts.unpack(text).reshape(*shape[:-2], -1)
-    out[..., columns, rows] = out[..., rows, columns]
+    triangles = values.reshape(-1, np.count_nonzero(upper))
+    for matrix, triangle in zip(out.reshape(-1, *shape[-2:]), triangles, strict=True):
+        matrix[upper] = triangle
+        np.copyto(matrix, matrix.T, where=~upper)
     return out
 
 

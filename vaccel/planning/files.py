@@ -21,8 +21,14 @@ from filelock import FileLock, Timeout
 PATIENCE = 60.0
 
 
-def _host() -> str:
+def host() -> str:
+    """This machine's name, as it stands in partial files' names."""
     return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
+
+
+def temporary(path: Path, suffix: str = "") -> Path:
+    """A name beside ``path`` that no other process takes, for a file that will replace it."""
+    return path.with_name(f"{path.name}.{host()}-{os.getpid()}-{secrets.token_hex(4)}.partial{suffix}")
 
 
 @contextlib.contextmanager
@@ -35,7 +41,7 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
     """
     path = Path(path)
     sweep(path)
-    partial = path.with_name(f"{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial{suffix}")
+    partial = temporary(path, suffix)
     try:
         partial.touch()
         yield partial
@@ -54,7 +60,7 @@ def check(path: str | Path) -> None:
         raise IsADirectoryError(f"{path} is a folder: name a file to write")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(f"{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
+        probe = temporary(path)
         probe.touch()
         os.unlink(probe)
     except OSError as error:
@@ -77,7 +83,7 @@ def sweep(path: str | Path) -> None:
 
 def partials(path: Path) -> list[Path]:
     """The partial files of ``path`` whose writers, processes of this host, are no more."""
-    named = re.compile(re.escape(path.name) + rf"\.(?:{re.escape(_host())}-(\d+)-[0-9a-f]+\.)?partial(?:\.\w+)?")
+    named = re.compile(re.escape(path.name) + rf"\.(?:{re.escape(host())}-(\d+)-[0-9a-f]+\.)?partial(?:\.\w+)?")
     found = []
     with contextlib.suppress(OSError):
         for name in os.listdir(path.parent):

@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from ..cache.frequencies import low_frequencies
-from .schedules import Edge, solve
+from .schedules import UnitPaths, check_size, solve_units
 
 PER = ("tensor", "channel", "band", "channel, band")
 #: "squares" minimises the sum of squared errors, which is how uncorrelated errors add up.
@@ -33,6 +32,8 @@ OBJECTIVES = ("leximax", "sum", "squares")
 RIDGE = 1e-9
 #: Largest distance, in steps, from one computed step to the next in a plan.
 MAX_GAP = 15
+#: Largest order: numbers of up to 4096 steps, so many of them, fit into 64 bits together.
+MOST_ORDER = 5
 #: Number of velocities that a correction combines.
 CORRECTING = 3
 
@@ -70,8 +71,10 @@ class Gram:
         if "band" in per and len(self.products) < 2:
             raise ValueError(f"per={per!r} needs a calibration with frequency bands")
         if per not in self._groups:
-            axes = tuple(axis for axis, name in enumerate(("band", "channel")) if name not in per)
-            self._groups[per] = self.products.sum(axis=axes).reshape(-1, self.num_steps, self.num_steps)
+            sizes = zip(("band", "channel"), self.products.shape, strict=False)
+            axes = tuple(axis for axis, (name, size) in enumerate(sizes) if name not in per and size > 1)
+            summed = self.products.sum(axis=axes) if axes else self.products  # which may be large, and is then shared
+            self._groups[per] = summed.reshape(-1, self.num_steps, self.num_steps)
         return self._groups[per]
 
     @functools.cached_property
@@ -114,9 +117,13 @@ def _solved(products: np.ndarray, known: np.ndarray, steps: np.ndarray) -> np.nd
 
 
 def _ridged(own: np.ndarray) -> np.ndarray:
-    """Inner products [..., K, K] with the ridge on their diagonals."""
+    """Inner products [..., K, K] with the ridge on their diagonals; of velocities that are all zero, the identity.
+
+    A channel that never moves is forecast with weights of zero then, as its inner products with all others are.
+    """
     count = own.shape[-1]
-    return own + RIDGE * np.trace(own, axis1=-2, axis2=-1)[..., None, None] / count * np.eye(count)
+    ridge = RIDGE * np.trace(own, axis1=-2, axis2=-1)[..., None, None] / count
+    return own + np.where(ridge > 0, ridge, 1.0) * np.eye(count)
 
 
 def _residual_products(products: np.ndarray, known: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -146,21 +153,24 @@ def states(num_steps: int, order: int, max_gap: int) -> list[tuple[int, ...]]:
 
     Near the beginning of a run, where fewer steps have been computed, a node has fewer.
     """
-    found: list[tuple[int, ...]] = []
-    for newest in range(num_steps):
-        ways = [(newest,)]
-        for _ in range(order - 1):
-            ways = [
-                longer
-                for way in ways
-                for longer in ([(*way, f) for f in range(max(0, way[-1] - max_gap), way[-1])] if way[-1] > 0 else [way])
-            ]
-        found.extend(ways)
+    return [tuple(f for f in known if f >= 0) for known in _nodes(num_steps, order, max_gap).tolist()]
+
+
+def _nodes(num_steps: int, order: int, max_gap: int) -> np.ndarray:
+    """``states`` as rows [n, order], with -1 where there are no more steps."""
+    found = np.arange(num_steps)[:, None]
+    for _ in range(order - 1):
+        last = found[:, -1]
+        ways = np.where(last > 0, np.minimum(last, max_gap), 1)  # the step before: one of so many, or none
+        row = np.repeat(np.arange(len(found)), ways)
+        number = np.arange(len(row)) - np.repeat(np.cumsum(ways) - ways, ways)
+        before = np.where(last[row] > 0, np.maximum(last[row] - max_gap, 0) + number, -1)
+        found = np.column_stack([found[row], before])
     return found
 
 
 def edge_errors(
-    gram: Gram, error_growth: Sequence[float], known: Sequence[tuple[int, ...]], max_gap: int, per: str
+    gram: Gram, error_growth: Sequence[float], known: Sequence[Sequence[int]] | np.ndarray, max_gap: int, per: str
 ) -> np.ndarray:
     """[states, max_gap]: the error at the end of the run of computing the next step 1 ... max_gap steps after a state.
 
@@ -181,50 +191,86 @@ def edge_errors(
     return errors
 
 
+class Plans(Mapping[int, Plan]):
+    """Plans by budget, each put together when it is asked for.
+
+    Args:
+        paths: the edges of each budget's path, which has one edge less than steps.
+        end, error: [edges], the step that an edge leads to and the error of those it skips.
+    """
+
+    def __init__(self, paths: UnitPaths, end: np.ndarray, error: np.ndarray):
+        self._paths, self._error = paths, error
+        number = [*range(int(end.max(initial=0)) + 1)]
+        self._end = np.array(number, object)[end]  # objects shared by all paths
+
+    def __getitem__(self, budget: int) -> Plan:
+        edges = self._paths[budget - 1]
+        return Plan((0, *self._end[edges].tolist()), tuple(self._error[edges].tolist()))
+
+    def __contains__(self, budget: object) -> bool:
+        return type(budget) is int and budget - 1 in self._paths
+
+    def __iter__(self) -> Iterator[int]:
+        return (count + 1 for count in self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
 def plans(
     gram: Gram, error_growth: Sequence[float], *, order: int = 2, max_gap: int = MAX_GAP,
     per: str = "channel", objective: str = "leximax",
-) -> dict[int, Plan]:  # fmt: skip
+) -> Mapping[int, Plan]:  # fmt: skip
     """The best path of every budget, the number of computed steps, the first and the last step among them.
 
     The error of skipping steps depends on the last ``order`` computed steps, so those are the nodes of the graph, whose
-    best paths ``vaccel.planning.schedules.solve`` finds exactly.
+    best paths ``vaccel.planning.schedules.solve_units`` finds exactly, all in one pass.
 
     Args:
         error_growth: [T], the factor by which an error of the latents that enter a step has grown at the end.
         order: K, the number of velocities that a forecast combines.
         max_gap: largest distance, in steps, from one computed step to the next.
 
-    Raises ``ValueError`` for settings out of range.
+    Raises ``ValueError`` for settings out of range, or with which there would be too many ways through the steps.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))}, got {objective!r}")
-    if order < 1 or max_gap < 1 or len(error_growth) != gram.num_steps:
+    if not 1 <= order <= MOST_ORDER or max_gap < 1 or len(error_growth) != gram.num_steps:
         raise ValueError(
-            f"order and max_gap must be >= 1 and error_growth needs {gram.num_steps} values, one for each step: got "
-            f"{order}, {max_gap} and {len(error_growth)} values"
+            f"order and max_gap must be >= 1, order at most {MOST_ORDER}, and error_growth needs {gram.num_steps} "
+            f"values, one for each step: got {order}, {max_gap} and {len(error_growth)} values"
         )
-    nodes = states(gram.num_steps, order, max_gap)
-    number = {known: n for n, known in enumerate(nodes)}
-    edges: list[Edge] = []
-    kept: list[float] = []
-    for count, group in itertools.groupby(sorted(nodes, key=len), key=len):
-        group = list(group)
-        for known, errors in zip(group, edge_errors(gram, error_growth, group, max_gap, per), strict=True):
-            for gap in np.flatnonzero(np.isfinite(errors)):
-                following = ((known[0] + int(gap) + 1, *known))[: min(order, count + 1)]
-                if following in number:
-                    kept.append(float(errors[gap]))
-                    weight = kept[-1] ** 2 if objective == "squares" else kept[-1]
-                    edges.append(Edge(number[known], number[following], 1, weight))
-    finish = len(nodes)
-    edges += [Edge(number[known], finish, 0, 0.0) for known in nodes if known[0] == gram.num_steps - 1]
-    kept += [0.0] * (len(edges) - len(kept))
-    found = solve(finish + 1, edges, objective="sum" if objective == "squares" else objective)
-    return {
-        cost + 1: Plan((0, *(nodes[edges[e].end][0] for e in path.edges[:-1])), tuple(kept[e] for e in path.edges[:-1]))
-        for cost, path in found.items()
-    }
+    max_gap = min(max_gap, max(gram.num_steps - 1, 1))
+    try:
+        check_size(gram.num_steps, gram.num_steps * max_gap**order)
+    except ValueError as error:
+        raise ValueError(f"order={order} and max_gap={max_gap}: {error}; make one of them smaller") from None
+    nodes, last = _nodes(gram.num_steps, order, max_gap), gram.num_steps - 1
+    errors = np.empty((len(nodes), max_gap))
+    counts = (nodes >= 0).sum(axis=1)
+    for count in np.unique(counts):
+        group = counts == count
+        errors[group] = edge_errors(gram, error_growth, nodes[group, :count], max_gap, per)
+    start, gap = np.nonzero(np.isfinite(errors))
+    step = nodes[start, 0] + gap + 1  # which is computed next
+    following = np.column_stack([step, nodes[start, : order - 1]])
+    end = np.searchsorted(_keys(nodes, last), _keys(following, last))
+    error = errors[start, gap]
+    weights = error * error if objective == "squares" else error
+    paths = solve_units(
+        len(nodes), start, end, weights, np.flatnonzero(nodes[:, 0] == last),
+        objective="sum" if objective == "squares" else objective,
+    )  # fmt: skip
+    return Plans(paths, step, error)
+
+
+def _keys(nodes: np.ndarray, last: int) -> np.ndarray:
+    """One number a node [n], ascending as the nodes do."""
+    keys = np.zeros(len(nodes), np.int64)
+    for column in nodes.T:
+        keys = keys * (last + 2) + column + 1
+    return keys
 
 
 def solver_weights(

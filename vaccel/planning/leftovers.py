@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from .files import host
 
 try:
     import fcntl
@@ -31,7 +32,7 @@ _SKIPPED = {".git", ".venv", "__pycache__", "node_modules"}
 #: Levels of folders that are looked into.
 _DEEP = 4
 
-_PARTIAL = re.compile(r"(?P<of>.+)\.(?P<pid>[0-9]+)-[0-9a-zA-Z_]+\.partial")
+_PARTIAL = re.compile(r"(?P<of>.+)\.(?:(?P<host>\w+)-)?(?P<pid>[0-9]+)-[0-9a-zA-Z_]+\.partial(?:\.\w+)?")
 _OLD_PARTIAL = re.compile(r"(?P<of>.+\.(?:json|jsonl|safetensors|html|png|partial))\.partial")
 _PART = re.compile(r"(?P<of>.+\.json)\.part(?P<rank>[0-9]+)")
 _RECORD = re.compile(r"(?P<of>.+)\.(?P<key>[0-9a-zA-Z_-]+)\.record\.safetensors")
@@ -70,11 +71,6 @@ class Leftover:
         else:
             self.path.unlink(missing_ok=True)
         return not self.path.exists()
-
-
-def temporary(path: Path) -> Path:
-    """A name beside ``path`` that no other process takes, for a file that will replace it."""
-    return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
 def cache_folder() -> Path:
@@ -170,7 +166,10 @@ def _in_use(path: Path, kind: str, of: Path, opened: set[tuple[int, int]]) -> bo
     if (status.st_dev, status.st_ino) in opened or _locked(of.with_name(of.name + ".lock")):
         return True
     match = _PARTIAL.fullmatch(path.name)
-    return match is not None and _alive(int(match["pid"]), status.st_mtime)
+    if match is None:
+        return False
+    elsewhere = match["host"] not in (None, host())  # on a shared disk: its processes cannot be seen from here
+    return elsewhere or _alive(int(match["pid"]), status.st_mtime)
 
 
 def _alive(pid: int, made: float) -> bool:

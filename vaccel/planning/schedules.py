@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, "not built (no vaccel/_solver.*so for this Python)"
     except ImportError as error:
         return None, f"_solver does not load: {error}"
+    if not hasattr(module, "solve_units"):
+        return None, f"{module.__file__} is of an earlier vaccel, build it anew"
     return module, str(module.__file__)
 
 
@@ -102,6 +104,84 @@ def solve(
     else:
         found = compiled.solve(num_nodes, *_arrays(checked), objective)
     return {cost: _path(path, cost, checked) for cost, path in found.items()}
+
+
+#: Without the compiled core: the most ways to compare, an edge taken after every number of edges that is possible.
+MOST_IN_PYTHON = 10**7
+#: With it: the most edges, for what a solve may hold in memory, and the most ways, for how long it may take.
+MOST_EDGES, MOST_WAYS = 2 * 10**7, 2 * 10**9
+
+
+class UnitPaths(Mapping[int, np.ndarray]):
+    """The best paths where every edge costs one: number of edges -> the path's edges, int32, in order."""
+
+    def __init__(self, counts: np.ndarray, first: np.ndarray, edges: np.ndarray):
+        self._places = {int(count): place for place, count in enumerate(counts)}
+        self._first, self._edges = first, edges
+
+    def __getitem__(self, count: int) -> np.ndarray:
+        place = self._places[count]
+        return self._edges[self._first[place] : self._first[place + 1]]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def solve_units(
+    num_nodes: int, start: np.ndarray, end: np.ndarray, error: np.ndarray, finals: np.ndarray,
+    *, objective: str = "leximax", impl: str | None = None,
+) -> UnitPaths:  # fmt: skip
+    """The best path from node 0 to any of ``finals``, for every number of edges that a path can have, all at once.
+
+    The paths are those of ``solve`` with a cost of one for every edge.  In memory there is, beside the graph, one byte
+    for every node and number of edges (more where more than 254 edges lead into one node) and the paths themselves, 4
+    bytes an edge.
+
+    Args:
+        start, end, error: [edges], of each edge.
+        finals: where paths may end, ascending.
+        objective, impl: as for ``solve``.
+
+    Raises ``ValueError`` for an edge that leads backwards or out of range or has a negative error or NaN, for an
+    unknown objective or ``impl``, and without the compiled core for a graph that Python would take too long for.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"solve: unknown objective {objective!r}; known: {', '.join(map(repr, OBJECTIVES))}")
+    compiled = _compiled(impl)
+    if compiled is not None:
+        arrays = (np.ascontiguousarray(a, t) for a, t in ((start, np.int32), (end, np.int32), (error, np.float64)))
+        found = compiled.solve_units(num_nodes, *arrays, np.ascontiguousarray(finals, np.int32), objective)
+        return UnitPaths(*found)
+    if len(start) * num_nodes > MOST_IN_PYTHON and _ways(num_nodes, start, end) > MOST_IN_PYTHON:
+        raise ValueError(
+            f"a graph of {num_nodes} nodes and {len(start)} edges takes the compiled schedule solver, which is "
+            f"{DETAIL}: build vaccel with a C++ compiler and pybind11"
+        )
+    edges = list(zip(start.tolist(), end.tolist(), [1] * len(start), error.tolist(), strict=True))
+    edges += [(node, num_nodes, 0, 0.0) for node in finals.tolist()]
+    paths = {count: path[:-1] for count, path in reference.solve(num_nodes + 1, edges, objective).items()}
+    first = np.cumsum([0, *map(len, paths.values())])
+    return UnitPaths(np.array([*paths]), first, np.array([e for path in paths.values() for e in path], np.int32))
+
+
+def check_size(num_steps: int, edges: int) -> None:
+    """Raises ``ValueError`` for more edges than all budgets of a run of so many steps are solved for."""
+    if edges > MOST_EDGES or edges * num_steps > 2 * MOST_WAYS:  # half of the steps in the mean
+        most = min(MOST_EDGES, 2 * MOST_WAYS // num_steps)
+        raise ValueError(
+            f"{edges} ways to skip steps in a run of {num_steps} are too many, at most {most} are searched"
+        )
+
+
+def _ways(num_nodes: int, start: np.ndarray, end: np.ndarray) -> int:
+    """How many ways all edges offer at most: for each, the numbers of edges that a path to its start may have."""
+    longest = np.zeros(num_nodes, np.int64)
+    for i in np.argsort(start, kind="stable").tolist():
+        longest[end[i]] = max(longest[end[i]], longest[start[i]] + 1)
+    return int((longest[start] + 1).sum())
 
 
 def _compiled(impl: str | None) -> ModuleType | None:

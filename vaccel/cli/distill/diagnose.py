@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from ...distill.settings import Distillation
-from ..console import console, progress_bar
+from ..console import clear_errors, progress_bar, say
 from ..loading import Loaded
 from ..options import Dtype, Pipeline
-from .jobs import job
 from .options import Data, Guidance, Shift, Split
 
 
@@ -43,7 +41,7 @@ def diagnose(
     from ...planning.trajectory import Trajectory
 
     changes = {k: v for k, v in {"split": split, "shift": shift, "guidance": guidance}.items() if v is not None}
-    with job(f"{out} was not written"):
+    with clear_errors(f"{out} was not written"):
         check_file(out)
         loaded = Loaded(pipeline, None, None, dtype)
         teacher = loaded.pipe.transformer
@@ -60,7 +58,7 @@ def diagnose(
                     progress=functools.partial(_advance, bar, task, name),
                 )  # fmt: skip
         write_text(out, json.dumps({"curves": curves}, indent=1))
-    console.print(Text(f"{out}: {', '.join(curves)}; {len(curves['teacher']['points'])} points"))
+    say(f"{out}: {', '.join(curves)}; {len(curves['teacher']['points'])} points")
 
 
 def _advance(bar: Any, task: Any, name: str, done: int, total: int, what: str) -> None:

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
-from ..console import console, progress_bar
+from ..console import clear_errors, progress_bar, say
 from ..loading import Loaded
 from ..options import Call, Dtype, Pipeline
-from .jobs import job
 
 
 def prepare(
@@ -34,7 +32,7 @@ def prepare(
     from ...distill import demo_clips, video_folder
     from ...distill import prepare as run
 
-    with job(f"{out} keeps what was written; the same command resumes it"):
+    with clear_errors(f"{out} keeps what was written; the same command resumes it"):
         from ...distill.outputs import check_folder
 
         check_folder(out)
@@ -55,4 +53,4 @@ def prepare(
                     task, completed=done, total=total or None, description=what[:60]
                 ),
             )  # fmt: skip
-    console.print(Text(f"{out}: {index['count']} samples in {len(index['shards'])} shards"))
+    say(f"{out}: {index['count']} samples in {len(index['shards'])} shards")

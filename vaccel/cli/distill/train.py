@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
 from ...distill.settings import Distillation
-from ..console import console, progress_bar
+from ..console import clear_errors, progress_bar, say
 from ..loading import Loaded
 from ..options import DTYPES, Call, Dtype, Pipeline, one_of
-from .jobs import job
 from .options import (
     Alpha,
     Batch,
@@ -104,7 +101,7 @@ def train(
         "rank": rank, "alpha": alpha, "head_width": head_width, "points": points, "seed": seed,
     }  # fmt: skip
     options = {"parts": parts, "checkpointing": checkpointing, "workers": workers, "save_every": save_every}
-    with job(f"{out} keeps the checkpoint; the same command resumes it"):
+    with clear_errors(f"{out} keeps the checkpoint; the same command resumes it"):
         from ...distill.outputs import check_folder
 
         check_folder(out)
@@ -141,4 +138,4 @@ def _train(
         )  # fmt: skip
     if accelerator.is_main_process:
         said = f"{out}: {stage} expert; loss curves and samples in {out / 'training' / stage}"
-        console.print(Text(said))
+        say(said)

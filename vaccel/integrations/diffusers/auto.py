@@ -107,7 +107,9 @@ class Pilot:
         kept = self._candidates
         if kept is None or kept[0] is not pipe.scheduler or kept[1] != files:
             found = self.auto.candidates(paths, num_steps)
-            fitting = [c for c in found if self.auto.allow_mismatch or self._fits(pipe, c.method)]
+            sources = {(c.fitted, c.any_solver) for c in found}  # few: an artifact has a candidate for every budget
+            fits = {source: self.auto.allow_mismatch or self._fits(pipe, *source) for source in sources}
+            fitting = [c for c in found if fits[c.fitted, c.any_solver]]
             self._candidates = kept = pipe.scheduler, files, fitting
         return kept[2]
 
@@ -125,9 +127,9 @@ class Pilot:
         note = f"Auto: {wanted} asked for: {name}, {chosen.budget} of {steps} steps, {speed:.2f}x expected; {said}"
         return chosen.method, [note]
 
-    def _fits(self, pipe: Any, method: Method) -> bool:
-        model, solver = fingerprints.differences(method.fitted, fingerprints.transformers_of(pipe), pipe.scheduler)
-        return not model and (method.any_solver or not solver)
+    def _fits(self, pipe: Any, fitted: artifacts.Fitted, any_solver: bool) -> bool:
+        model, solver = fingerprints.differences(fitted, fingerprints.transformers_of(pipe), pipe.scheduler)
+        return not model and (any_solver or not solver)
 
     # -- times -------------------------------------------------------------------------------------------------------
 
