@@ -17,14 +17,14 @@ from msgspec import UNSET, UnsetType, ValidationError, convert
 
 from .errors import problem
 from .experts import Experts
-from .fields import MOST_STEPS, Declared, Model, Scheduler
+from .fields import MOST_STEPS, Declared, Model, Scheduler, step_count, step_list
 from .forecast import Forecast
 from .lemica import LeMiCa
 from .mixcache import MixCache
 from .old_names import translate
 from .teacache import TeaCache
 
-__all__ = ["FORMATS", "MOST_NESTED", "MOST_STEPS", "check", "check_nesting", "translate"]
+__all__ = ["FORMATS", "MOST_NESTED", "MOST_STEPS", "check", "check_nesting", "step_count", "step_list", "translate"]
 
 #: Nesting of an artifact's JSON; what is written is nested a handful of times.
 MOST_NESTED = 64
