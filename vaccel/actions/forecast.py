@@ -41,10 +41,7 @@ def as_weights(action: Action, name: str) -> None:
     """Turns the lists of a JSON into weights."""
     value = getattr(action, name)
     if not isinstance(value, Weights):
-        weights = Weights(value)
-        if not bool(torch.isfinite(weights.values).all()):
-            raise ValueError(f"{name} must be finite numbers")
-        object.__setattr__(action, name, weights)
+        object.__setattr__(action, name, Weights(value))
 
 
 def weights_json(action: Action, name: str) -> dict[str, Any]:
