@@ -179,15 +179,15 @@ class Measured:
 
 def measured(path: str | Path) -> Measured:
     """A LeMiCa artifact, cached until the file changes.  Raises as ``artifacts.read`` and ``Measured`` do."""
-    return _measured(path, state(path))
+    return _measured(str(path), state(path))
 
 
 @functools.lru_cache(maxsize=8)
-def _measured(path: str | Path, found: FileState) -> Measured:
+def _measured(path: str, found: FileState) -> Measured:
     try:
         return Measured(artifacts.read(path, LeMiCa.id))
     except ValueError as error:
-        raise ValueError(error if str(path) in str(error) else f"{path}: {error}") from None
+        raise ValueError(error if path in str(error) else f"{path}: {error}") from None
 
 
 def edges(artifact: dict[str, Any]) -> list[Edge]:
