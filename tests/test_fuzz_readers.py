@@ -1,4 +1,4 @@
-"""Every reader against random and mutated input: a ``ValueError`` that says what is wrong, or something that can be used.
+"""Every reader against random and mutated input: a ``ValueError`` that says what is wrong, or a thing of use.
 
     pytest tests/test_fuzz_readers.py                                  # some hundred inputs, always the same
     VACCEL_FUZZ=100000 pytest tests/test_fuzz_readers.py -s            # so many, spread over the readers, other ones
@@ -42,8 +42,10 @@ ODD = st.sampled_from(
 )
 LEAVES = NUMBERS | ODD | st.integers() | st.floats() | st.text(max_size=8)
 JSON = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=12
-)  # fmt: skip
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
 
 ARTIFACTS: dict[str, tuple[Callable[[], dict], Callable[[Path], Any]]] = {
     "forecast": (forecast, lambda path: vaccel.Forecast.load(path, 2)),
@@ -214,7 +216,7 @@ def test_what_is_no_file(kind, tmp_path):
     os.mkfifo(pipe)
     made = [tmp_path, circle, circle / "inner"] if kind == "dcm" else [tmp_path, circle, circle / "inner", pipe]
     for path in made:
-        with pytest.raises((ValueError, OSError) if kind == "dcm" else ValueError, match="."):
+        with pytest.raises((ValueError, OSError) if kind == "dcm" else ValueError, match=r"\w"):
             read(path)
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "none.json")
