@@ -3,8 +3,9 @@
     pytest bench/bench_planning.py                               # pytest-benchmark's table
     VACCEL_BENCH_WRITE=1 pytest bench/bench_planning.py          # and the JSON
 
-Timed are ``Forecast.load``, ``LeMiCa.load`` and ``Auto``'s candidates of a fresh artifact, its reading included.  Beside
-them stands how far the process's resident memory rose (``ru_maxrss``), each case in a process of its own.
+Timed are ``Forecast.load``, ``LeMiCa.load`` and ``Auto``'s candidates of a fresh artifact, its reading included.
+Beside them stands how far the process's resident memory rose at most (``VmHWM``, Linux), each case in a process of its
+own.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ COMMAND = "VACCEL_BENCH_WRITE=1 pytest bench/bench_planning.py"
 CHANNELS = 2
 CASES = [(steps, how) for steps in (50, 200, 1000) for how in ("forecast", "lemica", "auto forecast", "auto lemica")]
 ASK = """
-import json, resource, sys, time, vaccel
+import json, re, sys, time, vaccel
 path, steps, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 vaccel.Forecast, vaccel.LeMiCa, vaccel.Auto
-highest = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+highest = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
 before, began = highest(), time.perf_counter()
 if how == "forecast":
     vaccel.Forecast.load(path, steps // 3)
