@@ -18,6 +18,7 @@ from .integrations.diffusers.scope import Scope
 from .integrations.diffusers.session import TRANSFORMERS, Session, dtype_of, refuse_other_caches, unwrapped
 from .methods import Method
 from .models import Family, find
+from .planning.schema import step_count
 
 
 class Handle:
@@ -103,8 +104,7 @@ class Handle:
         """
         if self._session is None or self._session.pipe is None:
             raise RuntimeError("the handle was removed: nothing is accelerated")
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        step_count(num_steps)
         return self._session.scope(self._session.pipe, (), {}, num_steps, guidance)
 
     def remove(self) -> None:

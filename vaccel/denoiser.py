@@ -17,6 +17,7 @@ from .models import Family, find
 from .models.call import Model, Stage
 from .models.transformer import PlainCallable, Transformer
 from .planning.flow import Flow
+from .planning.schema import step_count
 
 
 class Denoiser:
@@ -89,6 +90,7 @@ class Denoiser:
 
         Raises ``ValueError`` when the method does not fit T, or ``flow`` has another T.
         """
+        step_count(num_steps)
         if flow is not None and flow.num_steps != num_steps:
             raise ValueError(f"flow has the levels of {flow.num_steps} steps, the run has {num_steps}")
         return DenoiserRun(self, num_steps, flow)

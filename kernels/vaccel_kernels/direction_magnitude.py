@@ -21,10 +21,16 @@ def direction_magnitude_sums_kernel(x_ptr, residual_ptr, partial_ptr, n, chunks,
 
 
 @triton.jit
+def factor_to(magnitude, norm):
+    """What gives a row of this norm that magnitude; a row of zeros has no direction and stays as it is."""
+    return tl.where(norm == 0, 0.0, tl.div_rn(magnitude, norm))
+
+
+@triton.jit
 def direction_magnitude_factor_kernel(partial_ptr, magnitude_ptr, factor_ptr, batch, chunks, PARTIALS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     length = tl.sqrt_rn(row_sum(partial_ptr, row, chunks, PARTIALS))
-    tl.store(factor_ptr + row, tl.div_rn(tl.load(magnitude_ptr + row), length))
+    tl.store(factor_ptr + row, factor_to(tl.load(magnitude_ptr + row), length))
 
 
 @triton.jit
@@ -52,8 +58,8 @@ def guided_factors_kernel(partial_ptr, magnitude_ptr, factor_ptr, batch, chunks,
     magnitude = tl.load(magnitude_ptr + row)
     cond = tl.sqrt_rn(row_sum(partial_ptr, 2 * row, chunks, PARTIALS))
     uncond = tl.sqrt_rn(row_sum(partial_ptr, 2 * row + 1, chunks, PARTIALS))
-    tl.store(factor_ptr + row, tl.div_rn(magnitude, cond))
-    tl.store(factor_ptr + batch + row, tl.div_rn(magnitude, uncond))
+    tl.store(factor_ptr + row, factor_to(magnitude, cond))
+    tl.store(factor_ptr + batch + row, factor_to(magnitude, uncond))
 
 
 @triton.jit

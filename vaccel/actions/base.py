@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Any, ClassVar, Literal
 
+import msgspec
 import torch
 
 ReuseLevel = Literal["blocks", "output"]
@@ -51,12 +53,18 @@ class Action:
 
 def from_json(data: dict[str, Any] | str) -> Action:
     """An action from ``Action.to_json`` or from its letter.  Raises ``ValueError`` for one that does not exist."""
+    if not isinstance(data, (str, dict)):
+        raise ValueError(f"an action must be a letter or an object, got {data!r:.60}")
     fields = {"action": data} if isinstance(data, str) else dict(data)
     letter = fields.pop("action", None)
-    if letter not in ACTIONS:
+    if not isinstance(letter, str) or letter not in ACTIONS:
         known = ", ".join(f"{k} ({v.__name__})" for k, v in ACTIONS.items())
-        raise ValueError(f"unknown action {letter!r}; known: {known}")
+        raise ValueError(f"unknown action {letter!r:.60}; known: {known}")
+    declared = typing.get_type_hints(ACTIONS[letter])
     try:
+        for name in [f.name for f in dataclasses.fields(ACTIONS[letter]) if f.name in fields]:
+            if isinstance(fields[name], (str, int, float, bool)):  # weights are lists, and judged as such
+                msgspec.convert(fields[name], declared[name])
         return ACTIONS[letter](**fields)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ValueError(f"action {letter!r}: {error}") from None

@@ -41,7 +41,8 @@ class Rescale(Action):
             return call.x + residual
         if self.magnitude == "projection":
             last, direction = call.slots["large.last"].buffer, call.x + residual
-            length = call.ops.cosine(last, direction) * call.ops.norm(last)
+            norm = call.ops.norm(last)
+            length = torch.where(norm == 0, norm, call.ops.cosine(last, direction) * norm)  # zero has no cosine
             return call.ops.direction_magnitude(call.x, residual, length)
         return call.ops.direction_magnitude(call.x, residual, call.run.shared["magnitude"])
 

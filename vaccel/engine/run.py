@@ -18,6 +18,7 @@ from ..cache import Buffers
 from ..methods import Method, Observation, Policy, RunInfo
 from ..models.call import Stage
 from ..planning.flow import Flow
+from ..planning.schema import step_count
 from ..signals import Signal, TimestepEmbedding
 from .call import Call
 from .trace import StepRecord, Trace
@@ -89,6 +90,7 @@ class Run:
         depth: int = 0,
         flow: Flow | None = None,
     ):
+        step_count(num_steps)
         self.method, self.num_steps, self.buffers, self.execute = method, num_steps, buffers, execute
         self.guidance, self.denoise = guidance, denoise
         self.flow = flow or Flow.even(num_steps)

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
+import msgspec
 import torch
 
 from ..actions import Action, ModelName, Weights
 from ..cache import Buffers, Store
-from ..planning import artifacts
+from ..planning import artifacts, schema
+from ..planning.file_state import state
 from ..planning.flow import Flow
+from ..planning.schema.errors import problem, shown
 from ..signals import Signal
 
 
@@ -187,10 +191,21 @@ class Method:
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Method:
         """The config from ``to_json``'s fields, lists back to tuples, nested methods back to methods."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := set(fields) - known:
-            raise ValueError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}; it has {sorted(known)}")
-        return cls(**{k: _unplain(v) for k, v in fields.items()})
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        if unknown := set(fields) - set(known):
+            raise ValueError(f"{cls.__name__} has no field {min(map(str, unknown))!r}; it has {sorted(known)}")
+        declared, made = typing.get_type_hints(cls), {}
+        for name, field in known.items():
+            if name in fields:
+                made[name] = _unplain(fields[name])
+                if not isinstance(made[name], Method):  # which the class itself judges
+                    _check_plain(fields[name], declared[name], f"{cls.__name__}.{name}")
+            elif field.default is dataclasses.MISSING:
+                raise ValueError(f"{cls.__name__}.{name} is missing")
+        try:
+            return cls(**made)
+        except (TypeError, OverflowError, AttributeError) as error:  # a whole that no field alone gives away
+            raise ValueError(f"{cls.__name__}: {error}") from None
 
     @classmethod
     def preset(cls, model: str, **overrides: Any) -> Method:
@@ -212,6 +227,7 @@ class Method:
 
         Raises ``ValueError`` for a file that is no whole artifact of this method, ``FileNotFoundError`` for none.
         """
+        state(artifact)  # raises for what is no file
         data = artifacts.read(artifact, cls.id)
         fields = {k: _unplain(v) for k, v in data["fields"].items()}
         if "fitted" in {f.name for f in dataclasses.fields(cls)}:
@@ -231,12 +247,43 @@ def _unplain(value: Any) -> Any:
     return tuple(_unplain(v) for v in value) if isinstance(value, list) else value
 
 
+def _check_plain(value: Any, declared: Any, at: str) -> None:
+    """Raises ``ValueError`` for a value of JSON that is not of a field's declared type, or that holds no numbers."""
+    value = _listed(value)
+    try:
+        msgspec.convert(value, declared)
+    except msgspec.ValidationError:
+        where, what = problem(value, declared, at)
+        raise ValueError(f"{where} {what}") from None
+    for number in _numbers(value):
+        if number != number or abs(number) >= 2**63:
+            raise ValueError(f"{at} must hold numbers that can be reckoned with, got {shown(number)}")
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, (int, float)):
+        yield value
+    for held in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
+        yield from _numbers(held)
+
+
 def method_from_json(data: dict[str, Any]) -> Method:
-    """A method from ``Method.to_json``.  Raises ``ValueError`` for one that does not exist."""
+    """A method from ``Method.to_json``.
+
+    Raises ``ValueError`` for a method that does not exist, and one that names the field where it is missing, unknown or
+    not what it must be.
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"a method must be an object with its name in the field method, got {shown(data)}")
+    schema.check_nesting(data)
     fields = dict(data)
     name = fields.pop("method", None)
-    if name not in _METHODS:
-        raise ValueError(f"unknown method {name!r}; known: {', '.join(sorted(_METHODS))}")
+    if not isinstance(name, str) or name not in _METHODS:
+        raise ValueError(f"unknown method {shown(name)}; known: {', '.join(sorted(filter(None, _METHODS)))}")
     return _METHODS[name].from_fields(fields)
 
 

@@ -7,6 +7,7 @@ import os
 from typing import Any, ClassVar
 
 from ..actions import Action, Expert
+from ..planning.schema import MOST_STEPS
 from .base import ExpertWeights, Method, Policy, RunInfo, Step, require
 
 
@@ -47,7 +48,7 @@ class DualExpert(Method):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", os.fspath(self.folder))
-        good = isinstance(self.steps, int) and not isinstance(self.steps, bool) and self.steps >= 2
+        good = isinstance(self.steps, int) and not isinstance(self.steps, bool) and 2 <= self.steps <= MOST_STEPS
         require(good, f"steps must be an integer of at least 2, one or more an expert, got {self.steps!r}")
 
     @property

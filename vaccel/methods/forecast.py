@@ -17,6 +17,7 @@ from ..planning import artifacts, gram
 from ..planning.calibration import OBJECTIVE, calibration
 from ..planning.flow import Flow
 from ..planning.forecast_weights import CalibratedWeights, ExtrapolatedWeights
+from ..planning.schema import step_count, step_list
 from ..signals import ForecastError, Signal
 from .base import Method, Observation, Policy, RunInfo, Step, require
 from .lemica import PUBLISHED, LeMiCa, parsed_steps
@@ -75,7 +76,8 @@ class Forecast(Method):
     allow_mismatch: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "full_steps", tuple(sorted(set(self.full_steps))))
+        step_count(self.num_steps)
+        object.__setattr__(self, "full_steps", step_list(self.full_steps))
         object.__setattr__(self, "fitted", tuple((name, value) for name, value in self.fitted))
         outside = [i for i in self.full_steps if not 0 <= i < self.num_steps]
         require(not outside, f"full_steps {outside} are outside the run of {self.num_steps} steps")
@@ -272,6 +274,7 @@ class _Policy(Policy):
 
 def _shaped(num_steps: int, budget: int) -> tuple[int, ...]:
     """The published schedules of Wan 2.1, interpolated by budget and share of the run, with no step twice."""
+    step_count(num_steps)
     require(2 <= budget <= num_steps, f"budget must be 2 to {num_steps}, got {budget}")
     steps, budgets = PUBLISHED["wan2.1-t2v-14b"]
     counts = sorted(budgets)

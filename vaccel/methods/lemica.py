@@ -15,6 +15,7 @@ from ..planning import artifacts
 from ..planning.file_state import FileState, state
 from ..planning.gram import Plans
 from ..planning.schedules import Edge, check_size, solve_units
+from ..planning.schema import step_count, step_list
 from .base import Method, Policy, RunInfo, require
 from .schedule import Reuse, Schedule
 
@@ -85,7 +86,8 @@ class LeMiCa(Method):
     allow_mismatch: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "full_steps", tuple(sorted(set(self.full_steps))))
+        step_count(self.num_steps)
+        object.__setattr__(self, "full_steps", step_list(self.full_steps))
         object.__setattr__(self, "fitted", tuple((name, value) for name, value in self.fitted))
         schedule = self.schedule  # checks the range
         ends = {0, self.num_steps - 1} <= set(self.full_steps)
@@ -177,15 +179,15 @@ class Measured:
 
 def measured(path: str | Path) -> Measured:
     """A LeMiCa artifact, cached until the file changes.  Raises as ``artifacts.read`` and ``Measured`` do."""
-    return _measured(path, state(path))
+    return _measured(str(path), state(path))
 
 
 @functools.lru_cache(maxsize=8)
-def _measured(path: str | Path, found: FileState) -> Measured:
+def _measured(path: str, found: FileState) -> Measured:
     try:
         return Measured(artifacts.read(path, LeMiCa.id))
     except ValueError as error:
-        raise ValueError(error if str(path) in str(error) else f"{path}: {error}") from None
+        raise ValueError(error if path in str(error) else f"{path}: {error}") from None
 
 
 def edges(artifact: dict[str, Any]) -> list[Edge]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 from ..actions import (
@@ -23,6 +24,7 @@ from ..actions import (
 from ..cache import BlockResidual, BlockStates, GuidanceDelta, LastOutput, OutputResidual, Store, VelocityHistory
 from ..planning.flow import Flow
 from ..planning.forecast_weights import extrapolated
+from ..planning.schema import MOST_STEPS, step_count, step_list
 from .base import ExpertWeights, Method, Observation, Policy, RunInfo, Step, require
 
 #: What stands in for a step that is not computed: x + the residual of the block stack, head recomputed; x + that of the
@@ -58,16 +60,17 @@ class Schedule(Method):
     actions: tuple[Action, ...]
 
     def __init__(self, full_steps: Iterable[int], *, num_steps: int, reuse: Reuse = "blocks"):
-        full = sorted(set(full_steps))
-        require(num_steps >= 1, f"num_steps must be >= 1, got {num_steps}")
+        num_steps, full = step_count(num_steps), step_list(full_steps)
         outside = [i for i in full if not 0 <= i < num_steps]
         require(not outside, f"full_steps {outside} are outside the run of {num_steps} steps")
         stand_in = _stand_in(reuse)
-        actions = [Full() if i in set(full) else stand_in for i in range(num_steps)]
+        computed = set(full)
+        actions = [Full() if i in computed else stand_in for i in range(num_steps)]
         self._set(tuple(actions))
 
     def _set(self, actions: tuple[Action, ...]) -> None:
         require(len(actions) > 0, "a schedule needs at least one step")
+        step_count(len(actions), "the number of actions")
         seen: set[str] = set()
         for i, action in enumerate(actions):
             need = _needs(action)
@@ -79,7 +82,7 @@ class Schedule(Method):
     def from_actions(cls, actions: Iterable[Action]) -> Schedule:
         """From actions, one a step.  Raises ``ValueError`` for a step with nothing to reuse."""
         self = cls.__new__(cls)
-        self._set(tuple(actions))
+        self._set(tuple(islice(actions, MOST_STEPS + 1)))
         return self
 
     @classmethod
@@ -94,7 +97,17 @@ class Schedule(Method):
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Schedule:
-        return cls.from_actions(from_json(a) for a in fields["actions"])
+        given = fields.get("actions")
+        require(isinstance(given, (list, tuple)), "actions must be a list of actions, one a step")
+        require(len(fields) == 1, f"Schedule has no fields but actions, got {', '.join(sorted(map(str, fields)))}")
+        step_count(len(given), "the number of actions")
+        found = []
+        for number, action in enumerate(given):
+            try:
+                found.append(from_json(action))
+            except ValueError as error:
+                raise ValueError(f"actions[{number}]: {error}") from None
+        return cls.from_actions(found)
 
     def to_json(self) -> dict[str, Any]:
         return {"method": self.id, "actions": [a.to_json() for a in self.actions]}

@@ -13,6 +13,8 @@ def direction_magnitude(
 ) -> torch.Tensor:
     """The reused direction with a given norm (OpenReview egUfF6cesw, eq. 3): m (x + r) / norm(x + r).
 
+    Where x + r is zero there is no direction to give a norm to, and the result is zero, whatever the magnitude.
+
     Args:
         x, residual: [B, ...], one dtype; accumulated in fp32.
         magnitude: [B], fp32, the norm of every sample's result.
@@ -62,7 +64,8 @@ def _fits(op: str, magnitude: torch.Tensor, x: torch.Tensor) -> bool:
 
 def _scaled(x: torch.Tensor, residual: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     direction = x.float() + residual.float()
-    return direction * per_sample(magnitude / length(rows(direction)), direction)
+    norm = length(rows(direction))
+    return direction * per_sample(torch.where(norm == 0, norm, magnitude / norm), direction)
 
 
 def _plain(x: torch.Tensor, residual: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:

@@ -125,11 +125,11 @@ class Calibration:
 
 def calibration(path: str | Path) -> Calibration:
     """A Forecast artifact, cached until the file changes.  Raises as ``artifacts.read`` does."""
-    return _calibration(path, state(path))
+    return _calibration(str(path), state(path))
 
 
 @functools.lru_cache(maxsize=8)
-def _calibration(path: str | Path, found: FileState) -> Calibration:
+def _calibration(path: str, found: FileState) -> Calibration:
     return Calibration(*artifacts.read_sealed(path, METHOD))
 
 

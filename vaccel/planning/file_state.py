@@ -34,5 +34,5 @@ def state(path: str | Path) -> FileState:
         raise ValueError(f"{str(path)!r} is no name of a file: {error}") from None
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
-        raise ValueError(f"{path} is {kind}, not a calibration artifact")
+        raise ValueError(f"{path} is not a calibration artifact but {kind}")
     return FileState(str(Path(path).absolute()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

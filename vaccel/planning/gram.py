@@ -122,8 +122,8 @@ def _ridged(own: np.ndarray) -> np.ndarray:
     A channel that never moves is forecast with weights of zero then, as its inner products with all others are.
     """
     count = own.shape[-1]
-    ridge = RIDGE * np.trace(own, axis1=-2, axis2=-1)[..., None, None] / count
-    return own + np.where(ridge > 0, ridge, 1.0) * np.eye(count)
+    squares = np.trace(own, axis1=-2, axis2=-1)[..., None, None]
+    return own + np.where(squares > 0, RIDGE * squares / count, 1.0) * np.eye(count)
 
 
 def _residual_products(products: np.ndarray, known: np.ndarray, steps: np.ndarray) -> np.ndarray:

@@ -6,9 +6,10 @@ from ._rows import rows
 
 
 def direction_magnitude(x: torch.Tensor, residual: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """[B, ...], [B, ...], [B] -> [B, ...], fp64."""
+    """[B, ...], [B, ...], [B] -> [B, ...], fp64; zeros where x + r is zero, which has no direction."""
     direction = x.double() + residual.double()
-    scale = magnitude.double() / rows(direction).square().sum(dim=1).sqrt()
+    length = rows(direction).square().sum(dim=1).sqrt()
+    scale = torch.where(length == 0, length, magnitude.double() / length)
     return direction * scale.view(-1, *[1] * (x.ndim - 1))
 
 

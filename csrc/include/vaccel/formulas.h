@@ -78,6 +78,11 @@ struct DifferenceStats {
 // -- direction_magnitude ---------------------------------------------------------------------------------------------
 
 // The reduction comes first; `map` is what its sums make of the second pass.
+// What gives a row with this sum of squares that length; a row of zeros has no direction and stays as it is.
+VACCEL_FORMULA float factor_to(float length, double squares) {
+  return squares == 0 ? 0.0f : static_cast<float>(length / sqrt(squares));
+}
+
 struct DirectionMagnitude {
   struct Map {
     float scale;
@@ -93,7 +98,7 @@ struct DirectionMagnitude {
     sum[0] += direction * direction;
   }
   VACCEL_FORMULA Map map(const double* sum, float length) const {
-    return {static_cast<float>(length / sqrt(sum[0]))};
+    return {factor_to(length, sum[0])};
   }
 };
 
@@ -116,7 +121,7 @@ struct DirectionMagnitudeGuided {
     sum[1] += u * u;
   }
   VACCEL_FORMULA Map map(const double* sum, float length) const {
-    return {static_cast<float>(length / sqrt(sum[0])), static_cast<float>(length / sqrt(sum[1])), guidance};
+    return {factor_to(length, sum[0]), factor_to(length, sum[1]), guidance};
   }
 };
 

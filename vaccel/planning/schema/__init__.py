@@ -17,7 +17,7 @@ from msgspec import UNSET, UnsetType, ValidationError, convert
 
 from .errors import problem
 from .experts import Experts
-from .fields import MOST_STEPS, Declared, Model, Scheduler
+from .fields import MOST_STEPS, Declared, Model, Scheduler, step_count, step_list
 from .forecast import Forecast
 from .lemica import LeMiCa
 from .mixcache import MixCache
@@ -25,7 +25,7 @@ from .old_names import translate
 from .teacache import TeaCache
 from .training_data import TrainingData
 
-__all__ = ["FORMATS", "MOST_NESTED", "MOST_STEPS", "check", "check_nesting", "translate"]
+__all__ = ["FORMATS", "MOST_NESTED", "MOST_STEPS", "check", "check_nesting", "step_count", "step_list", "translate"]
 
 #: Nesting of an artifact's JSON; what is written is nested a handful of times.
 MOST_NESTED = 64

@@ -89,7 +89,7 @@ def _parts(value: Any, kind: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
     elif origin is dict and isinstance(value, dict):
         for name, held in value.items():
             yield place(at, name), held, inner[1]
-    elif origin is list and isinstance(value, list):
+    elif (origin is list or inner[1:] == (...,)) and isinstance(value, list):
         for number, held in enumerate(value):
             yield f"{at}[{number}]", held, inner[0]
     elif origin is tuple and isinstance(value, list) and len(value) == len(inner):
@@ -121,13 +121,13 @@ def _words(kind: Any, many: int) -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         return "one of " + ", ".join(map(ascii, inner))
-    if origin is list:
+    if origin is list or inner[1:] == (...,):
         return f"{_WORDS[list][many]} of {_words(inner[0], 1)}"
     if origin is tuple:
         return f"{_WORDS[list][many]} of {len(inner)} {_words(inner[0], 1)}"
     if isinstance(kind, type) and issubclass(kind, Struct):
         return _WORDS[dict][many]
-    return _WORDS[origin or kind][many]
+    return _WORDS.get(origin or kind, _WORDS[dict])[many]
 
 
 def _bounds(meta: Meta) -> str:

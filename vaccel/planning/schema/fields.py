@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
@@ -63,6 +65,32 @@ class Calibrated(Declared, kw_only=True):
     call: dict[str, Any] = {}
     weights: Weights | UnsetType = UNSET  # files of earlier versions do not say
     prompts: str | UnsetType = UNSET
+
+
+def step_count(value: Any, name: str = "num_steps") -> int:
+    """A number of steps that a run may have.  Raises ``ValueError`` for any other, before anything is made of it."""
+    try:
+        steps = operator.index(value) if not isinstance(value, bool) else 0
+    except TypeError:
+        steps = 0
+    if not 1 <= steps <= MOST_STEPS:
+        got = repr(value) if not isinstance(value, int) or abs(value) < 2**63 else "a very large number"
+        raise ValueError(f"{name} must be at least 1 and at most {MOST_STEPS}, a whole number, got {got}")
+    return steps
+
+
+def step_list(values: Iterable[Any], name: str = "full_steps") -> tuple[int, ...]:
+    """The steps of a run that are listed, ascending, each once.
+
+    Raises ``ValueError`` for what is no list of whole numbers, or longer than a run may be.
+    """
+    try:
+        found = list(islice(values, MOST_STEPS + 1))
+        if len(found) > MOST_STEPS or isinstance(values, str):
+            raise ValueError(f"{name} must list at most {MOST_STEPS} steps")
+        return tuple(sorted({operator.index(step) for step in found}))
+    except TypeError:
+        raise ValueError(f"{name} must be a list of whole numbers, got {values!r:.60}") from None
 
 
 def is_whole_number(text: str) -> bool:
