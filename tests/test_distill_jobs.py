@@ -22,7 +22,7 @@ import vaccel.cli
 from vaccel.cli.distill.jobs import job
 from vaccel.distill import Shards, outputs, plots, prepare
 from vaccel.distill.stages import Samples, train
-from vaccel.planning import artifacts, leftovers, noise_levels
+from vaccel.planning import artifacts, leftovers
 
 
 @pytest.fixture(autouse=True)
@@ -290,6 +290,39 @@ def test_samples_wait_no_longer_than_a_while_for_their_shard(tmp_path, monkeypat
     assert counts == [0, 1, 2, 3]
 
 
+def killed_while_writing(data, out, name):
+    """In a process of its own: killed in the middle of a file, with half of it on the disk."""
+    own = artifacts.save_file
+
+    def half(tensors, path, **given):
+        if name in str(path):
+            own(tensors, path, **given)
+            os.truncate(path, 1000)
+            os.kill(os.getpid(), signal.SIGKILL)
+        own(tensors, path, **given)
+
+    with mock.patch.object(artifacts, "save_file", half), mock.patch.object(plots, "losses"):
+        if name.startswith("shard"):
+            prepare(tiny.wan_pipeline(), clips(), out, call=CALL, shard_size=4)
+        else:
+            trained(data, out, 2)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "semantic.safetensors", "shard-00001"])
+def test_half_a_file_of_a_killed_process_goes_at_the_next_start(name, data, tmp_path):
+    running = processes.start(killed_while_writing, data, tmp_path, name)
+    running.join(60)
+    assert running.exitcode == -signal.SIGKILL
+    assert not nothing_left(tmp_path)
+    if name.startswith("shard"):
+        prepare(tiny.wan_pipeline(), clips(), tmp_path, call=CALL, shard_size=4)
+        assert all((tmp_path / file.name).read_bytes() == file.read_bytes() for file in data.iterdir())
+    else:
+        trained(data, tmp_path, 2)
+        assert [line["iteration"] for line in curve(tmp_path, "semantic")] == [1, 2]
+    assert nothing_left(tmp_path)
+
+
 def by_command(data, pipe, out, ready, number):
     """In a process of its own: the command, which waits for a signal in its second iteration."""
     arguments = [
@@ -361,40 +394,3 @@ def test_one_process_at_a_time(data, tmp_path, monkeypatch):
     running.kill()
     running.join()
     trained(data, tmp_path, 1)
-
-
-# -- the diagnosis ----------------------------------------------------------------------------------------------------
-
-CURVE = {"points": [0, 1], "sigma": [0.1, 0.2], "loss": [1.0, 2.0], "gradient": [3.0, 4.0], "boundary": 0.7}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (json.dumps({"curves": {"teacher": {**CURVE, "loss": [1.0]}}}), "curves.teacher.loss must have 2 entries"),
-        (json.dumps({"curves": {"teacher": {**CURVE, "sigma": ["a", 1]}}}), r"curves.teacher.sigma\[0\] must be"),
-        (json.dumps({"curves": {"teacher": {**CURVE, "boundary": None}}}), "curves.teacher.boundary must be"),
-        (
-            json.dumps({"curves": {"teacher": {**CURVE, "gradient": [float("nan"), 1]}}}),
-            r"teacher.gradient\[0\]",
-        ),
-        (json.dumps({"curves": {"teacher": 3}}), "curves.teacher must be an object"),
-        (json.dumps({"curves": {}}), "curves must be"),
-        ("[]", "it must be an object"),
-        ("{", "was cut short"),
-        ("[" * 100_000, "is not what"),
-        ("\x00\xff", "is not what"),
-    ],
-)
-def test_a_damaged_diagnosis_names_its_field(text, message, tmp_path):
-    path = tmp_path / "diagnosis.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message) as error:
-        noise_levels.read(path)
-    assert str(path) in str(error.value)
-
-
-def test_a_whole_diagnosis(tmp_path):
-    path = tmp_path / "diagnosis.json"
-    path.write_text(json.dumps({"curves": {"teacher": {**CURVE, "settings": {}}}}))
-    assert noise_levels.read(path)["teacher"]["loss"] == [1.0, 2.0]

@@ -11,7 +11,7 @@ from pathlib import Path
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
 
-import kill_tries
+import kill_tries  # noqa: E402
 
 #: Every job that is killed here; ``python bench/kills.py`` kills all of them.
 REHEARSED = ("distill prepare", "generate")

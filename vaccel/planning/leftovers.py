@@ -102,6 +102,15 @@ def find(folders: Iterable[Path]) -> list[Leftover]:
     return [found[path] for path in sorted(found)]
 
 
+def sweep(*folders: Path) -> None:
+    """Deletes the partial files in these folders, not below, that no running process uses."""
+    for folder in folders:
+        partial = [p for p in folder.glob("*.partial") if p.is_file() and not p.is_symlink()]
+        for found in filter(None, (recognised(path) for path in partial)):
+            if found.kind == "partial file" and not found.used:
+                found.path.unlink(missing_ok=True)
+
+
 def recognised(path: Path, opened: set[tuple[int, int]] | None = None) -> Leftover | None:
     """What a file's name says that it is; None where it is none of vaccel's temporary files.
 
