@@ -36,7 +36,8 @@ _OLD_PARTIAL = re.compile(r"(?P<of>.+\.(?:json|jsonl|safetensors|html|png|partia
 _PART = re.compile(r"(?P<of>.+\.json)\.part(?P<rank>[0-9]+)")
 _RECORD = re.compile(r"(?P<of>.+)\.(?P<key>[0-9a-zA-Z_-]+)\.record\.safetensors")
 _OLD_RECORD = re.compile(r"(?P<of>.+\.json)\.(?P<key>[0-9a-f]{12}-[0-9]+)\.safetensors")
-_LOCK = re.compile(r"(?P<of>.+\.(?:json|jsonl|safetensors|html))\.lock")
+_LOCK = re.compile(r"(?P<of>.+)\.lock")
+_OURS = (".json", ".jsonl", ".safetensors", ".html")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,8 @@ def recognised(path: Path, opened: set[tuple[int, int]] | None = None) -> Leftov
         if match is None:
             continue
         of = path.with_name(match["of"])
-        if pattern is _OLD_RECORD and not of.is_file():
+        ours = kind == "lock" and of.suffix in _OURS
+        if pattern in (_OLD_RECORD, _LOCK) and not (ours or of.is_file()):
             return None  # nothing says that it is ours
         try:
             nbytes = path.lstat().st_size
