@@ -154,7 +154,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _parked(path: Path, opened: set[tuple[int, int]]) -> Leftover | None:
-    """A folder of a transformer's own weights, which versions before 0.2 parked under a name."""
+    """A folder of a transformer's own weights, which earlier versions parked under a name."""
     file = path / "original.safetensors"
     try:
         if path.is_symlink() or not file.is_file() or sorted(p.name for p in path.iterdir()) != [file.name]:
