@@ -32,7 +32,7 @@ CALL = {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 8, "n
 SIZES = [part for k, v in CALL.items() if k != "num_inference_steps" for part in ("--call", f"{k}={v}")]
 TRAINING = {
     "split": 6, "points": 10, "shift": 5.0, "guidance": 3.0, "lag": 1, "rank": 2, "alpha": 4, "head_width": 32,
-    "batch": 2, "rate": 1e-3, "detail_rate": 1e-3, "head_rate": 1e-3, "iterations": 4, "detail_iterations": 4,
+    "batch": 2, "rate": 1e-3, "detail_rate": 1e-3, "head_rate": 1e-3, "iterations": 12, "detail_iterations": 12,
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def train(shared: Path, stage: str, folder: Path) -> None:
     if stage == "detail" and not (folder / "experts" / "dual_expert.json").exists() and not (folder / "began").exists():
         shutil.copytree(shared / "experts", folder / "experts", dirs_exist_ok=True)
     (folder / "began").touch()
-    samples = stages.Samples(("a red cat runs",), every=2, steps=2)
+    samples = stages.Samples(("a red cat runs",), every=6, steps=2)
     call = {k: v for k, v in CALL.items() if k != "num_inference_steps"}
     settings = Distillation(stage, **TRAINING)
     stages.train(pipe(), shared / "data", folder / "experts", settings, call=call, samples=samples, save_every=1)
@@ -105,23 +105,23 @@ def made(shared: Path) -> None:
 
 
 #: Times, and what follows from them; memory is the process's.
-_TIMES = ("seconds", "speedup", "memory", "date", "overhead")
+_TIMES = ("seconds", "speedup", "memory", "peak", "date", "overhead")
 
 
 def jobs(shared: Path) -> list[Job]:
     """All jobs; ``shared`` is the "work" of ``made``."""
-    branches = 2  # forwards of a step: Wan calls its transformer once a branch
-    sample = STEPS * branches
     vae = ("diffusers:AutoencoderKLWan.encode",)
+    seconds = ("seconds",)
     return [
-        Job("calibrate forecast", functools.partial(FORECAST, PROMPTS), unit=3 * sample, varying=("seconds",)),
-        Job("calibrate lemica", functools.partial(LEMICA, PROMPTS[:2]), unit=sample),
-        Job("calibrate mixcache", functools.partial(MIXCACHE, PROMPTS), unit=2 * sample),
-        Job("calibrate teacache", functools.partial(TEACACHE, PROMPTS), unit=sample),
-        Job("compare", functools.partial(compare, shared), unit=2 * sample, varying=_TIMES, unlike=(".html",)),
-        Job("distill prepare", data, unit=2, counted=vae),
-        Job("distill semantic", functools.partial(train, shared, "semantic"), unit=8, varying=("seconds",)),
-        Job("distill detail", functools.partial(train, shared, "detail"), unit=8, varying=("seconds",)),
+        Job("calibrate forecast", functools.partial(FORECAST, PROMPTS), units=3, varying=seconds),
+        # A prompt's own run, and its edges in batches of one: the longest tails are as long as that run.
+        Job("calibrate lemica", functools.partial(LEMICA, PROMPTS[:2]), units=12),
+        Job("calibrate mixcache", functools.partial(MIXCACHE, PROMPTS), units=3),
+        Job("calibrate teacache", functools.partial(TEACACHE, PROMPTS), units=3),
+        Job("compare", functools.partial(compare, shared), units=6, varying=_TIMES, unlike=(".html",)),
+        Job("distill prepare", data, units=3, counted=vae),
+        Job("distill semantic", functools.partial(train, shared, "semantic"), units=12, varying=seconds),
+        Job("distill detail", functools.partial(train, shared, "detail"), units=12, varying=seconds),
         Job("generate", functools.partial(generate, shared)),
     ]
 

@@ -36,7 +36,7 @@ class Job:
     Args:
         name: of the job.
         run: writes into a folder, in a process of its own; raises where it fails.
-        unit: the most forwards of what a kill may repeat; None: everything that a run computes.
+        units: how many pieces of work a run consists of; a kill may repeat the one in progress.
         counted: "module:Class.method" of the calls that are counted, of the model or of the VAE.
         varying: parts of the names of the fields of its JSON that differ from run to run, such as times.
         unlike: suffixes of files whose contents are not compared.
@@ -44,7 +44,7 @@ class Job:
 
     name: str
     run: Callable[[Path], Any]
-    unit: int | None = None
+    units: int = 1
     counted: tuple[str, ...] = ("diffusers:WanTransformer3DModel.forward",)
     varying: tuple[str, ...] = ()
     unlike: tuple[str, ...] = ()
@@ -210,9 +210,10 @@ def tries(job: Job, base: Path, count: int, *, seed: int = 0, again: float = 0.3
             raise RuntimeError(f"{job.name} fails when nothing interrupts it: {run.said()}")
         duration = time.monotonic() - run.began
     expected, plain = contents(whole, job.varying, job.unlike), forwards(whole)
+    unit = -(-plain // job.units)
     found: dict[str, Any] = {
         "job": job.name, "tries": count, "kills": 0, "ended before a kill": 0, "failed": [], "different": [],
-        "left behind": [], "repeated": [], "forwards": plain, "unit": job.unit, "over the unit": 0,
+        "left behind": [], "repeated": [], "forwards": plain, "unit": unit, "over the unit": 0,
         "seconds": round(duration, 3),
     }  # fmt: skip
     for number in range(count):
@@ -228,7 +229,7 @@ def tries(job: Job, base: Path, count: int, *, seed: int = 0, again: float = 0.3
             found["left behind"].append(f"try {number}: {', '.join(names)}")
         repeated = forwards(place) - plain
         found["repeated"].append(repeated)
-        found["over the unit"] += repeated > kills * (plain if job.unit is None else job.unit)
+        found["over the unit"] += repeated > kills * unit
         shutil.rmtree(place)
     return found
 

@@ -22,19 +22,19 @@ import results
 from kill_tries import together, tries
 
 
-def measure(only: str, count: int, writers: int, seed: int) -> list[dict[str, Any]]:
-    """The rows of all jobs whose name contains ``only``."""
+def measure(only: list[str], count: int, writers: int, seed: int) -> list[dict[str, Any]]:
+    """The rows of all jobs whose name contains one of ``only``."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
         base = Path(name)
         kill_jobs.made(base / "shared")
         shared = base / "shared" / "work"
         for job in kill_jobs.jobs(shared):
-            if only in job.name and count:
+            if any(part in job.name for part in only) and count:
                 rows.append(_safely(job.name, functools.partial(tries, job, base / job.name, count, seed=seed)))
                 print(line(rows[-1]), flush=True)
         for job, one, two, both, ranks in kill_jobs.two_writers():
-            if only in job and writers:
+            if any(part in job for part in only) and writers:
                 rows.append(
                     _safely(job, lambda a=(job, one, two, both, base / job, writers), r=ranks: together(*a, ranks=r))
                 )
@@ -73,11 +73,11 @@ def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--tries", type=int, default=100, help="kills of every job")
     asked.add_argument("--writers", type=int, default=50, help="tries of two processes on one artifact")
-    asked.add_argument("--job", default="", help="only jobs whose name contains this")
+    asked.add_argument("--job", action="append", help="only jobs whose name contains this; repeat for more")
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--out", type=Path, help="folder of kills.json instead of bench/results/cpu")
     given = asked.parse_args()
-    rows = measure(given.job, given.tries, given.writers, given.seed)
+    rows = measure(given.job or [""], given.tries, given.writers, given.seed)
     print(results.write("kills", {"seed": given.seed, "rows": rows}, folder=given.out))
     return 0 if all(map(passed, rows)) else 1
 

@@ -14,6 +14,7 @@ import torch
 from ..calibrate.samples import Progress, silent
 from ..models import Family, find, fingerprints
 from ..planning import artifacts
+from ..planning.leftovers import sweep
 from .outputs import check_call, check_counts, check_folder, claimed
 from .recorded_arguments import SET_BY_RECORDING, record
 from .shard_store import ShardStore
@@ -69,6 +70,7 @@ def prepare(
     check_call(pipe, call)
     check_folder(Path(out))
     with claimed(Path(out)):
+        sweep(Path(out))  # what a killed call had not finished writing
         return _prepare(pipe, family, clips, Path(out), call, negative_prompt, shard_size, total, progress, dtype)
 
 

@@ -18,6 +18,7 @@ from ..experts.files import DESCRIPTION, SEMANTIC, read_experts, save_experts
 from ..experts.weights import unsuitable
 from ..methods import DualExpert
 from ..models import Family, find
+from ..planning.leftovers import sweep
 from ..planning.trajectory import Trajectory
 from . import plots
 from .outputs import check_call, check_counts, check_folder, claimed, write_bytes
@@ -96,6 +97,8 @@ def train(
     check_folder(folder)
     accelerator = accelerator or accelerator_for(find(pipe.transformer, family))
     with claimed(folder) if accelerator.is_main_process else contextlib.nullcontext():
+        if accelerator.is_main_process:
+            sweep(Path(out), folder)  # what a killed training had not finished writing
         _train(
             pipe, data, Path(out), settings, dict(call or {}), family, samples, dtype, base, save_every, progress,
             {"accelerator": accelerator, "parts": parts, "checkpointing": checkpointing, "workers": workers},

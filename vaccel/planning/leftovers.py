@@ -37,7 +37,8 @@ _OLD_PARTIAL = re.compile(r"(?P<of>.+\.(?:json|jsonl|safetensors|html|png|partia
 _PART = re.compile(r"(?P<of>.+\.json)\.part(?P<rank>[0-9]+)")
 _RECORD = re.compile(r"(?P<of>.+)\.(?P<key>[0-9a-zA-Z_-]+)\.record\.safetensors")
 _OLD_RECORD = re.compile(r"(?P<of>.+\.json)\.(?P<key>[0-9a-f]{12}-[0-9]+)\.safetensors")
-_LOCK = re.compile(r"(?P<of>.+\.(?:json|jsonl|safetensors|html))\.lock")
+_LOCK = re.compile(r"(?P<of>.+)\.lock")
+_OURS = (".json", ".jsonl", ".safetensors", ".html")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,15 @@ def find(folders: Iterable[Path]) -> list[Leftover]:
     return [found[path] for path in sorted(found)]
 
 
+def sweep(*folders: Path) -> None:
+    """Deletes the partial files in these folders, not below, that no running process uses."""
+    for folder in folders:
+        partial = [p for p in folder.glob("*.partial") if p.is_file() and not p.is_symlink()]
+        for found in filter(None, (recognised(path) for path in partial)):
+            if found.kind == "partial file" and not found.used:
+                found.path.unlink(missing_ok=True)
+
+
 def recognised(path: Path, opened: set[tuple[int, int]] | None = None) -> Leftover | None:
     """What a file's name says that it is; None where it is none of vaccel's temporary files.
 
@@ -113,7 +123,8 @@ def recognised(path: Path, opened: set[tuple[int, int]] | None = None) -> Leftov
         if match is None:
             continue
         of = path.with_name(match["of"])
-        if pattern is _OLD_RECORD and not of.is_file():
+        ours = kind == "lock" and of.suffix in _OURS
+        if pattern in (_OLD_RECORD, _LOCK) and not (ours or of.is_file()):
             return None  # nothing says that it is ours
         try:
             nbytes = path.lstat().st_size
@@ -139,7 +150,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _parked(path: Path, opened: set[tuple[int, int]]) -> Leftover | None:
-    """A folder of a transformer's own weights, which versions before 0.2 parked under a name."""
+    """A folder of a transformer's own weights, which earlier versions parked under a name."""
     file = path / "original.safetensors"
     try:
         if path.is_symlink() or not file.is_file() or sorted(p.name for p in path.iterdir()) != [file.name]:
