@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from test_distill_training import CALL, clips, curve, settings
 
 import vaccel.cli
-from vaccel.cli.distill.jobs import job
+from vaccel.cli.console import clear_errors
 from vaccel.distill import Shards, outputs, plots, prepare
 from vaccel.distill.stages import Samples, train
 from vaccel.planning import artifacts, leftovers
@@ -372,7 +372,7 @@ def test_signals_end_the_command_with_everything_whole(number, status, data, tmp
 
 def test_the_handler_of_sigterm_is_put_back():
     before = signal.getsignal(signal.SIGTERM)
-    with job("nothing"):
+    with clear_errors("nothing"):
         assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -176,7 +176,7 @@ def test_experts_are_compared_and_their_diagnosis_is_shown(experts, wan, tmp_pat
     data = json.loads((tmp_path / "out" / "report.json").read_text())
     assert data["noise_levels"][0]["trained"]["loss"] == [1e-4, 1e-2, 0.1]
     (experts / "diagnosis.json").write_text("{}")
-    with pytest.warns(UserWarning, match="not what `vaccel distill diagnose` writes"):
+    with pytest.warns(UserWarning, match=r"diagnosis.json: curves is missing"):
         page = write_report(result, tmp_path / "out", title="t", facts={}).read_text()
     assert "noise levels" not in page
 

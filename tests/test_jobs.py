@@ -227,7 +227,7 @@ def test_a_ragged_diagnosis_is_left_out(curve, tmp_path):
     folder.mkdir()
     (folder / "diagnosis.json").write_text(json.dumps({"curves": {"$\\bad{$": curve}}))
     comparison = SimpleNamespace(contenders=[SimpleNamespace(method=vaccel.DualExpert(str(folder), steps=2))])
-    with pytest.warns(UserWarning, match="not what `vaccel distill diagnose` writes"):
+    with pytest.warns(UserWarning, match="run `vaccel distill diagnose` again"):
         assert not any(report_module._noise_levels(comparison))
 
 
@@ -248,7 +248,7 @@ def saved(tmp_path_factory):
 
 def command(*arguments, monkeypatch=None):
     said = io.StringIO()
-    before, console_module.console.file = console_module.console.file, said
+    before, console_module.console.file = console_module.console._file, said
     try:
         app([str(a) for a in arguments], standalone_mode=False)
         status = 0
@@ -257,7 +257,7 @@ def command(*arguments, monkeypatch=None):
     except typer.BadParameter as error:
         status, _ = 2, said.write(str(error))
     finally:
-        console_module.console.file = before
+        console_module.console._file = before
     return status, said.getvalue()
 
 

@@ -126,14 +126,14 @@ def forecast_file(path, steps: int):
     found = walk(steps)
     sample = {"levels": list(found.levels), "channels": 2, "elements": 80, "error_growth": {}, "forwards": steps}
     data = {"num_steps": steps, "bands": 1, "samples": {"run-0": sample}, "products": packed(found.products)}
-    artifacts.write(path, {**HEAD, "method": "forecast", **data})
+    artifacts.replace(path, {**HEAD, "method": "forecast", **data})
     return path
 
 
 def lemica_file(path, steps: int):
     errors = {f"{i}-{j}": (j - i) * 0.1 + i * 1e-3 for i in range(steps) for j in range(i + 2, min(steps, i + 6))}
     sample = {"errors": errors, "forwards": 1, "small_forwards": 0, "done": True}
-    artifacts.write(
+    artifacts.replace(
         path, {**HEAD, "method": "lemica", "num_steps": steps, "reuse": "residual", "samples": {"a": sample}}
     )
     return path

@@ -12,7 +12,7 @@ import torch
 
 from ..planning import artifacts, files, joining
 from ..planning.joining import hash_of
-from ..planning.schema import MOST_STEPS
+from ..planning.schema import step_count
 
 #: (units of work done, their total, what is being done)
 Progress = Callable[[int, int, str], None]
@@ -124,12 +124,9 @@ class Samples:
 
 def steps_of(call: dict[str, Any], least: int = 2) -> int:
     """The number of steps of a pipeline's call.  Raises ``ValueError`` for one that nothing can be measured with."""
-    steps = call.get("num_inference_steps")
-    if type(steps) is not int or not least <= steps <= MOST_STEPS:
-        raise ValueError(
-            f"call needs num_inference_steps, a whole number from {least} to {MOST_STEPS} for this calibration: "
-            f"got {steps!r}"
-        )
+    steps = step_count(call.get("num_inference_steps"), "num_inference_steps")
+    if steps < least:
+        raise ValueError(f"num_inference_steps must be at least {least} for this calibration, got {steps}")
     return steps
 
 

@@ -73,7 +73,7 @@ def compare(
     for failure in result.failures:
         where = f" on {failure.prompt!r}, seed {failure.seed}" if failure.prompt is not None else ""
         say(f"{failure.contender} failed{where}: {failure.error}", "red")
-    for note in result.notes:
+    for note in (*result.notes, *filter(None, [result.other_rows])):
         say(note, "yellow")
     say(f"report: {page}")
     if result.interrupted is not None:

@@ -33,6 +33,7 @@ def generate(
     import torch
 
     from ..evaluate import parse_contender
+    from ..evaluate.clips import frames_of
 
     check_place(out)
     with clear_errors("nothing was written"):
@@ -44,12 +45,12 @@ def generate(
         start = time.perf_counter()
         say("sampling")
         if contender is None:
-            frames, handle = loaded.pipe(prompt, **arguments).frames, None
+            output, handle = loaded.pipe(prompt, **arguments), None
         else:
             with contender.applied(loaded.pipe, loaded.small, compile=compile) as handle:
-                frames = loaded.pipe(prompt, **arguments).frames
+                output = loaded.pipe(prompt, **arguments)
         seconds = time.perf_counter() - start
-        written = write_somewhere(out, np_frames(frames[0]), fps)
+        written = write_somewhere(out, frames_of(output), fps)
     say(f"{written}  {seconds:.2f} s")
     if handle is not None:
         say(str(handle.trace))
@@ -68,13 +69,6 @@ def check_place(out: Path) -> None:
             files.check(out.resolve())
     except (OSError, RuntimeError, ValueError) as error:  # a symlink to itself; a name with a null byte
         refuse(error)
-
-
-def np_frames(frames: Any) -> Any:
-    """A clip as [F, H, W, 3], fp32."""
-    import numpy as np
-
-    return np.asarray(frames, dtype=np.float32)
 
 
 def write_somewhere(out: Path, clip: Any, fps: int) -> Path:

@@ -18,7 +18,7 @@ Pipeline = Annotated[
     str, typer.Argument(help="Pipeline folder or hub name; the shipped moving-shapes family by default.")
 ]
 Small = Annotated[str | None, typer.Option(help="Folder of the small transformer (or of a pipeline that holds it).")]
-Steps = Annotated[int, typer.Option(help="Sampling steps of the full model.", min=1)]
+Steps = Annotated[int, typer.Option(help="Sampling steps of the full model.", min=1, max=4096)]
 Seeds = Annotated[list[int], typer.Option("--seed", help="Seed of the noise. Repeat for more.")]
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt. Repeat for more.")]
 PromptFile = Annotated[Path | None, typer.Option("--prompts", help="File with one prompt a line.", exists=True)]

@@ -37,7 +37,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..distill import checkpoint
-from ..planning.artifacts import save_tensors
 from . import family, shapes
 from .vae import PatchTransformVAE
 
@@ -178,22 +177,22 @@ class Trainer:
         for i, optimizer in enumerate(self.optimizers):
             tensors |= checkpoint.of_optimizer(optimizer, f"optimizer.{i}.")
         vae = {k: v for k, v in self.vae.config.items() if not k.startswith("_")}
-        meta = {"step": str(self.step), "vae": json.dumps(vae)} | self.settings
-        save_tensors(self.checkpoint, tensors, meta)
+        about = {"step": self.step, "vae": json.loads(json.dumps(vae)), "settings": self.settings}
+        checkpoint.write(self.checkpoint, tensors, about)
 
     def resume(self) -> None:
         """Loads the checkpoint; raises ``ValueError`` if it was made with other settings."""
-        tensors, meta = checkpoint.read(self.checkpoint)
-        made = {name: meta.get(name) for name in self.settings}
-        if made != self.settings:
-            raise ValueError(f"{self.checkpoint} was made with {made}, not with {self.settings}")
+        tensors, about = checkpoint.read(self.checkpoint, {"step": int, "vae": dict, "settings": dict})
+        if about["settings"] != self.settings:
+            raise ValueError(f"{self.checkpoint} was made with {about['settings']}, not with {self.settings}")
         self.models.load_state_dict(checkpoint.part(tensors, "model."))
         self.ema.load_state_dict(checkpoint.part(tensors, "ema."))
-        self.vae = PatchTransformVAE(**json.loads(meta["vae"]))
+        self.vae = PatchTransformVAE(**about["vae"])
         self.vae.load_state_dict(checkpoint.part(tensors, "vae."))
         for i, optimizer in enumerate(self.optimizers):
-            checkpoint.load_optimizer(optimizer, tensors, f"optimizer.{i}.")
-        self.step = int(meta["step"])
+            kept = frozenset({"momentum_buffer"}) if isinstance(optimizer, torch.optim.Muon) else checkpoint.ADAMW
+            checkpoint.load_optimizer(self.checkpoint, optimizer, tensors, f"optimizer.{i}.", kept)
+        self.step = about["step"]
 
     def export(self) -> None:
         """Writes the averaged weights as a family's folder."""

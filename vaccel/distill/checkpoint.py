@@ -112,8 +112,14 @@ def of_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> Tensors:
     return {f"{prefix}{i}.{k}": torch.as_tensor(v) for i, state in states.items() for k, v in state.items()}
 
 
-def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, tensors: Tensors, prefix: str) -> None:
-    """Loads an optimiser's state of each parameter.
+#: What AdamW keeps of every parameter.
+ADAMW = frozenset({"step", "exp_avg", "exp_avg_sq"})
+
+
+def load_optimizer(
+    path: Path, optimizer: torch.optim.Optimizer, tensors: Tensors, prefix: str, kept: frozenset[str] = ADAMW
+) -> None:
+    """Loads an optimiser's state of each parameter; ``kept`` are the names of what it keeps of one.
 
     Raises ``ValueError`` for another number of parameters, or a state that is not the parameter's.
     """
@@ -124,10 +130,9 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, tensors: Tensor
             raise damaged(path, f"{prefix}{key} names no parameter")
         state.setdefault(int(index), {})[name] = value
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    names = {"step", "exp_avg", "exp_avg_sq"}
     for index, values in state.items():
-        if index >= len(parameters) or set(values) != names:
+        if index >= len(parameters) or set(values) != kept:
             raise damaged(path, f"{prefix}{index} is not the state of one of {len(parameters)} parameters")
-        if any(values[name].shape != parameters[index].shape for name in ("exp_avg", "exp_avg_sq")):
+        if any(values[name].shape != parameters[index].shape for name in kept - {"step"}):
             raise damaged(path, f"{prefix}{index} is of another shape than its parameter")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -17,6 +18,15 @@ _SMALL = 128  # pixels; up to here lossless animation, above it video
 def as_uint8(clip: np.ndarray) -> np.ndarray:
     """[F, H, W, 3] in [0, 1] to 0..255."""
     return (np.clip(clip, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def frames_of(output: Any) -> np.ndarray:
+    """The first clip of a pipeline's output, [F, H, W, 3] in [0, 1]; an image is a clip of one frame."""
+    frames = getattr(output, "frames", None)
+    if frames is None:
+        frames = [[output.images[0]]]
+    clip = np.asarray(frames[0])
+    return clip.astype(np.float32) / (255 if clip.dtype == np.uint8 else 1)
 
 
 def data_uri(clip: np.ndarray, fps: int = 12) -> tuple[str, bool]:

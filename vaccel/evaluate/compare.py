@@ -16,6 +16,7 @@ from torch import nn
 
 from ..models.fingerprints import header, identity
 from . import metrics
+from .clips import frames_of
 from .comparison import Comparison, Failure, Row, finite, mean, row_of
 from .contenders import Contender, calibrated
 from .log import Key, Log
@@ -62,10 +63,10 @@ def _frames(pipe: Any, prompt: str, seed: int, call: dict[str, Any]) -> tuple[np
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
-    frames = pipe(prompt, generator=generator, output_type="np", **call).frames
+    frames = frames_of(pipe(prompt, generator=generator, output_type="np", **call))
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return np.asarray(frames[0], dtype=np.float32), time.perf_counter() - start
+    return frames, time.perf_counter() - start
 
 
 def _run(
@@ -162,7 +163,10 @@ class _Work:
 
     def finished(self) -> Comparison:
         self.comparison.full_checks = mean([row["checks"] for row in self.full.values()])
-        self.comparison.notes += self.log.notes if self.log is not None else []
+        if self.log is not None:
+            self.comparison.notes += self.log.notes
+            self.comparison.other_rows = self.log.others
+            self.comparison.complete &= not self.log.broken
         return self.comparison
 
     # -- before anything is measured ---------------------------------------------------------------------------------

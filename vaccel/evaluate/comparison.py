@@ -63,6 +63,7 @@ class Comparison:
     failures: list[Failure] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
     interrupted: KeyboardInterrupt | None = None
+    other_rows: str = ""
 
     def summary(self) -> list[dict[str, Any]]:
         """One entry a contender: medians and spreads over its rows, in the contenders' order."""

@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from .. import methods
 from ..api import Handle, accelerate
 from ..methods import Method
+from ..planning.schema import step_count
 
 Kind = Literal["vaccel", "diffusers", "steps"]
 _CACHES = ("FirstBlockCache", "MagCache", "TaylorSeer", "SeaCache")
@@ -98,11 +100,12 @@ def parse_contender(text: str, folder: str | Path = ".") -> Contender:
     name = ast.unparse(node.func)
     if name == "steps":
         args = _arguments(node, Path(folder), text)
-        if set(args) != {""} or not isinstance(args[""], int) or args[""] < 1:
+        if set(args) != {""} or type(args[""]) is not int or args[""] < 1:
             raise ValueError(f"{text!r}: steps takes one positive number")
+        step_count(args[""], "steps")
         return Contender(text, "steps", "fewer steps", num_steps=args[""])
     if name.startswith("diffusers."):
-        cache = name.split(".")[1]
+        cache = name.removeprefix("diffusers.")
         if cache not in _CACHES:
             raise ValueError(f"unknown cache {name!r}; known: {', '.join('diffusers.' + c for c in _CACHES)}")
         options = _arguments(node, Path(folder), text)
@@ -174,7 +177,7 @@ def calibrated(contenders: list[Contender], pipe: Any, prompt: str, call: dict[s
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
-            pipe(prompt, **call)
+            pipe(prompt, **{"generator": torch.Generator().manual_seed(0), **call})
     finally:
         pipe.transformer.disable_cache()
     ratios = next(line for line in said.getvalue().splitlines() if line.startswith("["[0]) and line[1:2].isdigit())

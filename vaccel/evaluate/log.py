@@ -31,6 +31,8 @@ class Log:
     Attributes:
         rows: those that there are.
         notes: in words, what was damaged and what could not be written.
+        others: in words, which of the rows count for nothing here.
+        broken: whether a row could not be written.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, restart: bool = False):
@@ -39,7 +41,8 @@ class Log:
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.rows: dict[Key, dict[str, Any]] = {}
         self.notes: list[str] = []
-        self._broken = False
+        self.others = ""
+        self.broken = False
         for file in (path, path.with_name(REFERENCES)):
             self._take(file, restart)
 
@@ -47,7 +50,7 @@ class Log:
         """Reads a file's rows, and writes it anew where a line was cut short or all is measured again."""
         if not file.is_file():
             return
-        whole, damaged = [], 0
+        whole, damaged, others = [], 0, 0
         for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 line = json.loads(text)
@@ -57,10 +60,13 @@ class Log:
                 damaged += 1
                 continue
             ours = line.get("fingerprint") == self.fingerprint
+            others += not ours
             if not (ours and restart):
                 whole.append(line)
             if ours and not restart:
                 self.rows[key] = {k: v for k, v in line.items() if k not in ("key", "fingerprint")}
+        if others and file == self.path:
+            self.others = f"{others} rows of {file.name} are of other weights, schedulers or calls: they stay there"
         if damaged:
             self.notes.append(f"{damaged} damaged line(s) of {file.name}: those runs were made again")
         if damaged or restart:
@@ -69,7 +75,7 @@ class Log:
     def append(self, key: Key, row: dict[str, Any]) -> None:
         """Adds a run.  Where that is not possible, it is noted once, and the comparison goes on without."""
         self.rows[key] = row
-        if self._broken:
+        if self.broken:
             return
         line = {**row, "key": key[0], "prompt": key[1], "seed": key[2], "fingerprint": self.fingerprint}
         file = self.path.with_name(REFERENCES) if key[0] in ("full", "small") else self.path
@@ -77,7 +83,7 @@ class Log:
             with file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(line) + "\n")
         except OSError as error:
-            self._broken = True
+            self.broken = True
             self.notes.append(f"{file} could not be written ({error.strerror or error}): it holds only part")
 
     # -- clips -------------------------------------------------------------------------------------------------------

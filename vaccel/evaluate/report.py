@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import imageio.v3 as iio
 import jinja2
 
 from ..methods import DualExpert, LeMiCa
-from ..planning import artifacts, files
+from ..planning import artifacts, files, noise_levels
 from . import clips, plots
 from .comparison import Comparison
 from .observations import Observations
@@ -95,29 +94,12 @@ def _noise_levels(comparison: Comparison) -> list[dict[str, Any]]:
         if not path.is_file():
             continue
         try:
-            curves = json.loads(path.read_text())["curves"].items()
-            found.append({name: {key: curve[key] for key in _CURVE} for name, curve in curves if _is_curve(curve)})
-            if len(found[-1]) < len(curves):
-                raise ValueError("a curve of it is no lists of as many numbers each")
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            OSError,
-            RecursionError,
-        ) as error:  # the comparison is reported all the same
-            warnings.warn(f"{path} is not what `vaccel distill diagnose` writes: {error!r}", stacklevel=2)
+            curves = noise_levels.read(path)
+        except (ValueError, OSError) as error:  # the comparison is reported all the same
+            warnings.warn(str(error), stacklevel=2)
+            continue
+        found.append({name: {key: curve[key] for key in _CURVE} for name, curve in curves.items()})
     return found
-
-
-def _is_curve(curve: dict[str, Any]) -> bool:
-    """Whether a curve can be plotted: a boundary and three lists of as many finite numbers."""
-    lists = [curve[key] for key in _CURVE[:3]]
-    numbers = [curve["boundary"], *(value for values in lists for value in values)]
-    return len({len(values) for values in lists}) == 1 and all(
-        type(value) in (int, float) and math.isfinite(value) for value in numbers
-    )
 
 
 def _show(comparison: Comparison, prompt: str, seed: int) -> dict[str, Any]:

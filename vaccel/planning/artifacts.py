@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from . import files, joining, schema
+from .file_state import state
 from .packing import pack, unpack
 from .schema.errors import shown
 
@@ -66,6 +67,7 @@ def read_sealed(path: str | Path, method: str) -> tuple[dict[str, Any], str]:
 
 def _sealed(path: str | Path, method: str) -> tuple[dict[str, Any], str]:
     """As ``read_sealed``, before the fields are checked."""
+    state(path)
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"), parse_int=_whole_number)
         schema.check_nesting(data)
