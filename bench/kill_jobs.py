@@ -51,7 +51,7 @@ def calibration(function: Any, name: str, prompts: list[str], path: Path, **opti
     function(pipe(), prompts, path / f"{name}.json", call=CALL, **options)
 
 
-FORECAST = functools.partial(calibration, calibrate.calibrate_forecast, "forecast", tails=2, trials=())
+FORECAST = functools.partial(calibration, calibrate.calibrate_forecast, "forecast", tails=2)
 LEMICA = functools.partial(calibration, calibrate.calibrate_lemica, "lemica", max_gap=3)
 MIXCACHE = functools.partial(calibration, calibrate.calibrate_mixcache, "mixcache")
 TEACACHE = functools.partial(calibration, calibrate.calibrate_teacache, "teacache")
@@ -113,7 +113,12 @@ def jobs(shared: Path) -> list[Job]:
     vae = ("diffusers:AutoencoderKLWan.encode",)
     seconds = ("seconds",)
     return [
-        Job("calibrate forecast", functools.partial(FORECAST, PROMPTS), units=3, varying=seconds),
+        Job(
+            "calibrate forecast",
+            functools.partial(FORECAST, PROMPTS, trials=(0.5,)),
+            units=6,
+            varying=("seconds", "times"),
+        ),
         # A prompt's own run, and its edges in batches of one: the longest tails are as long as that run.
         Job("calibrate lemica", functools.partial(LEMICA, PROMPTS[:2]), units=12),
         Job("calibrate mixcache", functools.partial(MIXCACHE, PROMPTS), units=3),
@@ -129,7 +134,9 @@ def jobs(shared: Path) -> list[Job]:
 def two_writers() -> list[tuple[str, Any, Any, Any, bool]]:
     """(name, one process, the other, both in one, whether they are ranks)."""
     found = []
-    for name, function in (("forecast", FORECAST), ("lemica", LEMICA)):
+    # Without trial runs, which are planned by the samples that a process knows of at that time.
+    without = functools.partial(FORECAST, trials=())
+    for name, function in (("forecast", without), ("lemica", LEMICA)):
         one, two = (functools.partial(function, prompts) for prompts in (PROMPTS[:2], OTHERS))
         found.append((f"two calibrate {name}", one, two, functools.partial(_both, one, two), False))
         every = functools.partial(function, PROMPTS[:2] + OTHERS)
