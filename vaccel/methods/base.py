@@ -198,7 +198,9 @@ class Method:
         for name, field in known.items():
             if name in fields:
                 made[name] = _unplain(fields[name])
-                if not isinstance(made[name], Method):  # which the class itself judges
+                if isinstance(made[name], Method) and _takes_methods(declared[name]):
+                    pass  # the class itself judges which
+                else:
                     _check_plain(fields[name], declared[name], f"{cls.__name__}.{name}")
             elif field.default is dataclasses.MISSING:
                 raise ValueError(f"{cls.__name__}.{name} is missing")
@@ -258,6 +260,12 @@ def _check_plain(value: Any, declared: Any, at: str) -> None:
     for number in _numbers(value):
         if number != number or abs(number) >= 2**63:
             raise ValueError(f"{at} must hold numbers that can be reckoned with, got {shown(number)}")
+
+
+def _takes_methods(declared: Any) -> bool:
+    """Whether a field is declared to hold a method."""
+    members = typing.get_args(declared) or (declared,)
+    return any(isinstance(member, type) and issubclass(member, Method) for member in members)
 
 
 def _listed(value: Any) -> Any:
