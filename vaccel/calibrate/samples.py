@@ -47,8 +47,7 @@ class Samples:
         #: (key, prompt, seed) of this process's samples.
         self.jobs = [(key, *job) for key, job in every.items()][self.rank :: self.world]
         files.check(path)
-        with files.locked(path):  # what killed processes have left goes
-            files.sweep(path)
+        files.settle(path)
         self.data: dict[str, dict[str, Any]] = {}
         self.others: dict[str, Any] = {}
         for file in (path, self.own):

@@ -13,12 +13,12 @@ import torch
 
 from ..calibrate.samples import Progress, silent
 from ..models import Family, find, fingerprints
-from ..planning import artifacts
+from ..planning import artifacts, files
 from ..planning.leftovers import sweep
 from .outputs import check_call, check_counts, check_folder, claimed
 from .recorded_arguments import SET_BY_RECORDING, record
 from .shard_store import ShardStore
-from .shards import METHOD
+from .shards import INDEX, METHOD
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -71,6 +71,7 @@ def prepare(
     check_folder(Path(out))
     with claimed(Path(out)):
         sweep(Path(out))  # what a killed call had not finished writing
+        files.settle(Path(out) / INDEX)
         return _prepare(pipe, family, clips, Path(out), call, negative_prompt, shard_size, total, progress, dtype)
 
 

@@ -18,6 +18,7 @@ from ..experts.files import DESCRIPTION, SEMANTIC, read_experts, save_experts
 from ..experts.weights import unsuitable
 from ..methods import DualExpert
 from ..models import Family, find
+from ..planning import files
 from ..planning.leftovers import sweep
 from ..planning.trajectory import Trajectory
 from . import plots
@@ -99,6 +100,7 @@ def train(
     with claimed(folder) if accelerator.is_main_process else contextlib.nullcontext():
         if accelerator.is_main_process:
             sweep(Path(out), folder)  # what a killed training had not finished writing
+            files.settle(Path(out) / DESCRIPTION)
         _train(
             pipe, data, Path(out), settings, dict(call or {}), family, samples, dtype, base, save_every, progress,
             {"accelerator": accelerator, "parts": parts, "checkpointing": checkpointing, "workers": workers},

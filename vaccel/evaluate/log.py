@@ -74,8 +74,10 @@ class Log:
 
     def append(self, key: Key, row: dict[str, Any]) -> None:
         """Adds a run.  Where that is not possible, it is noted once, and the comparison goes on without."""
+        names = {"prompt": key[1], "seed": key[2]}
+        again = key in self.rows and {**self.rows[key], **names} == {**row, **names}
         self.rows[key] = row
-        if self.broken:
+        if again or self.broken:  # the full model's row is there already where only its clip was lost
             return
         line = {**row, "key": key[0], "prompt": key[1], "seed": key[2], "fingerprint": self.fingerprint}
         file = self.path.with_name(REFERENCES) if key[0] in ("full", "small") else self.path

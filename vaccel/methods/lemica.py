@@ -89,9 +89,9 @@ class LeMiCa(Method):
         step_count(self.num_steps)
         object.__setattr__(self, "full_steps", step_list(self.full_steps))
         object.__setattr__(self, "fitted", tuple((name, value) for name, value in self.fitted))
-        schedule = self.schedule  # checks the range
-        ends = {0, self.num_steps - 1} <= set(self.full_steps)
-        require(ends, f"the first and the last step are computed: {schedule.timeline} leaves one of them out")
+        _ = self.schedule  # checks the range
+        left = next((i for i in (0, self.num_steps - 1) if i not in self.full_steps), None)
+        require(left is None, f"the first and the last step must be computed: full_steps leave {left} out")
 
     @classmethod
     def preset(cls, model: str, *, budget: int | None = None, **overrides: Any) -> LeMiCa:

@@ -86,9 +86,9 @@ def _sealed(path: str | Path, method: str) -> tuple[dict[str, Any], str]:
 
 
 def _whole_number(text: str) -> int:
-    """An integer of JSON, refused where it is too large for a floating-point number."""
-    if len(text) > 300:
-        raise ValueError(f"it has a whole number of {len(text)} digits")
+    """An integer of JSON, refused where it is too large for 64 bits."""
+    if len(text) > 300 or abs(int(text)) >= 2**63:
+        raise ValueError(f"it has a whole number of {len(text.lstrip('-'))} digits")
     return int(text)
 
 
@@ -166,7 +166,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata
 
     Tensors may be strided and share memory, which the format itself does not allow.
     """
-    with files.replacing(path) as partial:
+    with files.replacing(path, folder=True) as partial:  # safetensors has a temporary file of its own, beside it
+        partial.touch()
         mode = partial.stat().st_mode  # as the umask has it; safetensors' own files are for their owner alone
         save_file(_savable(tensors), partial, metadata=metadata)
         partial.chmod(mode)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,25 +33,38 @@ def temporary(path: Path, suffix: str = "") -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
+def replacing(path: str | Path, suffix: str = "", *, folder: bool = False) -> Iterator[Path]:
     """A new, empty file to be written within the context, which then takes the place of ``path`` in one move.
 
-    Its name ends in ``suffix``, for writers that go by it.
+    Its name ends in ``suffix``, for writers that go by it; with ``folder`` it is to be made in a folder of its own, for
+    writers that make others beside it.
 
     After an exception the old file is as it was and the new one is gone.
     """
     path = Path(path)
     sweep(path)
-    partial = temporary(path, suffix)
+    partial = holder = temporary(path, suffix)
     try:
-        partial.touch()
+        if folder:
+            holder.mkdir()
+            partial = holder / f"file{suffix}"
+        else:
+            partial.touch()
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
+        _remove(holder)
+
+
+def _remove(path: Path) -> None:
+    """Deletes a file, or a folder with what is in it."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
 
 
 def check(path: str | Path) -> None:
@@ -77,8 +91,13 @@ def sweep(path: str | Path) -> None:
     """Removes what killed writers of ``path`` have left on this host."""
     path = Path(path)
     for left in partials(path):
-        with contextlib.suppress(OSError):
-            os.unlink(left)
+        _remove(left)
+
+
+def settle(path: str | Path) -> None:
+    """Removes what killed writers of ``path`` have left, their lock too; its folder must exist."""
+    with locked(path):
+        sweep(path)
 
 
 def partials(path: Path) -> list[Path]:

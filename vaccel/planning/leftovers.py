@@ -67,7 +67,7 @@ class Leftover:
             return _remove_lock(self.path)
         if _in_use(self.path, self.kind, self.of, _opened()):
             return False
-        if self.kind == "parked weights":
+        if self.path.is_dir():
             shutil.rmtree(self.path, ignore_errors=True)
         else:
             self.path.unlink(missing_ok=True)
@@ -102,10 +102,10 @@ def find(folders: Iterable[Path]) -> list[Leftover]:
 def sweep(*folders: Path) -> None:
     """Deletes the partial files in these folders, not below, that no running process uses."""
     for folder in folders:
-        partial = [p for p in folder.glob("*.partial") if p.is_file() and not p.is_symlink()]
+        partial = [p for p in folder.glob("*.partial") if not p.is_symlink()]
         for found in filter(None, (recognised(path) for path in partial)):
             if found.kind == "partial file" and not found.used:
-                found.path.unlink(missing_ok=True)
+                shutil.rmtree(found.path) if found.path.is_dir() else found.path.unlink(missing_ok=True)
 
 
 def recognised(path: Path, opened: set[tuple[int, int]] | None = None) -> Leftover | None:
@@ -122,12 +122,15 @@ def recognised(path: Path, opened: set[tuple[int, int]] | None = None) -> Leftov
         match = pattern.fullmatch(path.name)
         if match is None:
             continue
+        if pattern is not _PARTIAL and path.is_dir():
+            return None
         of = path.with_name(match["of"])
         ours = kind == "lock" and of.suffix in _OURS
         if pattern in (_OLD_RECORD, _LOCK) and not (ours or of.is_file()):
             return None  # nothing says that it is ours
         try:
-            nbytes = path.lstat().st_size
+            inner = list(path.iterdir()) if path.is_dir() else [path]
+            nbytes = sum(each.lstat().st_size for each in inner)
         except OSError:  # gone in the meantime
             return None
         used = _in_use(path, kind, of, _opened() if opened is None else opened)
@@ -137,11 +140,13 @@ def recognised(path: Path, opened: set[tuple[int, int]] | None = None) -> Leftov
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Plain files of a folder and of those below; links are not followed."""
+    """Plain files and partial folders of a folder and of those below; links are not followed."""
     root = len(folder.parts)
     for at, folders, names in os.walk(folder):
         deep = len(Path(at).parts) - root >= _DEEP
-        folders[:] = [] if deep else sorted(set(folders) - _SKIPPED)
+        own = {name for name in folders if _PARTIAL.fullmatch(name)}  # safetensors on their way
+        yield from (Path(at, name) for name in sorted(own))
+        folders[:] = [] if deep else sorted(set(folders) - _SKIPPED - own)
         for name in sorted(names):
             if ".part" in name or name.endswith((".lock", ".safetensors")):
                 path = Path(at, name)
