@@ -408,7 +408,7 @@ CALLS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=2000, derandomize=True, database=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(TEXTS)
 def test_any_contender_is_parsed_or_refused(text):
     refused = ""
@@ -419,7 +419,7 @@ def test_any_contender_is_parsed_or_refused(text):
     assert refused or made.key
 
 
-@settings(max_examples=300, deadline=2000, derandomize=True, database=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(CALLS)
 def test_any_argument_is_read_or_refused(text):
     refused, name = "", None
