@@ -19,7 +19,7 @@ from . import metrics
 from .clips import frames_of
 from .comparison import Comparison, Failure, Row, finite, mean, row_of
 from .contenders import Contender, calibrated
-from .log import Key, Log
+from .log import Key, Log, is_reference
 
 #: Measures a clip against its prompt: (clip, prompt) -> {name: 0 or 1}; the demo family has one.
 Checker = Callable[[np.ndarray, str], dict[str, float]]
@@ -140,7 +140,7 @@ class _Work:
         self.total, self.done = len(jobs) * (len(comparison.contenders) + 1), 0
         self.log = Log(log, _header(pipe, small, comparison.call), restart=restart) if log is not None else None
         held = self.log.rows if self.log is not None else {}
-        self.rows = {key: row for key, row in held.items() if row_of(row) is not None or key[0] in ("full", "small")}
+        self.rows = {key: row for key, row in held.items() if row_of(row) is not None or is_reference(key)}
         self.full: dict[tuple[str, int], dict[str, Any]] = {}  # of the full model: its checks, by prompt and seed
 
     def run(self) -> None:
@@ -176,15 +176,21 @@ class _Work:
         if "callback_on_step_end" not in inspect.signature(self.pipe.__call__).parameters:
             return True
         for contender in (c for c in contenders if not c.needs_ratios):
+            tried = (f"tried {contender.key}", "", 0)
+            if tried in self.rows:  # by the command that was stopped
+                continue
             steps = contender.num_steps or self.comparison.call["num_inference_steps"]
             call = {**self.comparison.call, "num_inference_steps": steps, "callback_on_step_end": _stop}
             try:
                 with contender.applied(self.pipe, self.small):
                     _frames(self.pipe, *self.jobs[0], call)
             except _TriedError:
-                continue
+                pass
             except Exception as error:
                 self.comparison.failures.append(Failure(contender.label, _words(error)))
+                continue
+            if self.log is not None:
+                self.log.append(tried, {})
         return not self.comparison.failures
 
     # -- runs --------------------------------------------------------------------------------------------------------

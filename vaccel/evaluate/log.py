@@ -21,8 +21,13 @@ from .clips import as_uint8
 
 #: (the contender's key, or "full" or "small"; prompt; seed)
 Key = tuple[str, str, int]
-#: Rows of the full and the small model, which are no contenders, lie in a file of their own.
+#: Rows of the full and the small model and of trials, which are no contenders' runs, lie in a file of their own.
 REFERENCES = "references.jsonl"
+
+
+def is_reference(key: Key) -> bool:
+    """Whether a row is none of a contender's run: one of the full or the small model, or that a contender was tried."""
+    return key[0] in ("full", "small") or key[0].startswith("tried ")
 
 
 class Log:
@@ -80,7 +85,7 @@ class Log:
         if again or self.broken:  # the full model's row is there already where only its clip was lost
             return
         line = {**row, "key": key[0], "prompt": key[1], "seed": key[2], "fingerprint": self.fingerprint}
-        file = self.path.with_name(REFERENCES) if key[0] in ("full", "small") else self.path
+        file = self.path.with_name(REFERENCES) if is_reference(key) else self.path
         try:
             with file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(line) + "\n")
