@@ -68,10 +68,13 @@ def _remove(path: Path) -> None:
 
 
 def check(path: str | Path) -> None:
-    """Makes the folder of a file that is to be written, and raises ``OSError`` where it could not be."""
+    """Makes the folder of a file that is to be written.
+
+    Raises ``ValueError`` for a folder, and ``OSError`` where the file could not be written.
+    """
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file to write")
+        raise ValueError(f"{path} is a folder: name a file to write")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = temporary(path)
