@@ -192,9 +192,11 @@ def test_experts_of_earlier_versions_say_nothing_of_weights(folder):
     artifacts.write(folder / "dual_expert.json", described)
     assert read_experts(folder).weights is None
     vaccel.accelerate(tiny.wan_pipeline(transformer=MAKE["wan"](9)), vaccel.DualExpert(folder)).remove()
-    for odd in (3, {"digest": "0"}, {"digest": None, "dtype": "float32"}):
+    whole = {"weights": "0", "adapters": "none", "storage": "float32"}
+    for odd, said in ((3, "must be an object"), ({"weights": "0"}, "adapters is missing"),
+                      ({**whole, "storage": None}, "storage must be a string")):  # fmt: skip
         artifacts.write(folder / "dual_expert.json", {**described, "weights": odd})
-        with pytest.raises(ValueError, match=r"dual_expert\.json: weights must be an object of"):
+        with pytest.raises(ValueError, match=rf"dual_expert\.json: weights.*{said}"):
             read_experts(folder)
 
 

@@ -16,8 +16,9 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedTy
 from torch import nn
 
 from ..calibrate.samples import hash_of
-from ..experts.files import identity, naming
+from ..experts.files import naming
 from ..models import Family
+from ..models.weights_digest import identity
 from ..planning.trajectory import Trajectory
 from . import checkpoint
 from .batches import Slots
@@ -75,7 +76,7 @@ class Trainer:
         self.made_with = {
             "data": hash_of(json.dumps(shards.index, sort_keys=True)),
             "semantic": semantic_training,
-            "weights": identity(teacher),
+            "weights": identity({"transformer": teacher}),
         }
         world = self.accelerator.num_processes
         self.slots = Slots(

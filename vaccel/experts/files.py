@@ -15,10 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..models.fingerprints import of_model
-from ..models.weights_digest import digest
+from ..models.weights_digest import identity
 from ..planning import artifacts
 from ..planning.files import temporary
-from ..planning.schema.errors import shown
 from ..planning.trajectory import Trajectory
 from .trees import Adapter
 
@@ -39,8 +38,8 @@ class SavedExperts:
         semantic: whether the semantic expert has its own weights; without, it is the base model.
         kind: the detail expert: "lora" (with ``adapter``), "full", or "none": one model for all steps.
         training: the settings of each stage, plain data.
-        weights: the digest of that model's weights (``vaccel.models.weights_digest``) and the dtypes that they had;
-            None of experts that were saved by an earlier version.
+        weights: what tells that model's weights apart (``vaccel.models.weights_digest.identity``); None of experts
+            that were saved by an earlier version.
     """
 
     folder: Path
@@ -67,26 +66,20 @@ class SavedExperts:
     def refuse_other_weights(self, model: nn.Module) -> None:
         """Raises ``ValueError`` for a model with other weights than the one they were made from.
 
-        Weights in another precision than those had cannot be told apart, and pass.
+        Weights that are stored in another way than those were cannot be told apart, and pass.
         """
-        if self.weights is None or self.weights["dtype"] != _dtypes(model):
+        if self.weights is None:
             return
-        if (found := digest(model)) != self.weights["digest"]:
-            base = f", {self.base}" if self.base else ""
+        here = identity({"transformer": model})
+        if here["storage"] != self.weights["storage"]:
+            return
+        if different := [f"{k} {self.weights[k]}, here {here[k]}" for k in here if here[k] != self.weights[k]]:
+            base = f"({self.base}) " if self.base else ""
             raise ValueError(
-                f"the experts in {self.folder} were made from other weights (digest {self.weights['digest']}{base}) "
-                f"than this {self.model['class']} has (digest {found}): load the base model that they were distilled "
-                "from, without adapters fused into it, or distil experts from this one"
+                f"the experts in {self.folder} were made from other weights {base}than this {self.model['class']} has "
+                f"({'; '.join(different)}): load the base model that they were distilled from, without adapters, or "
+                "distil experts from this one"
             )
-
-
-def identity(model: nn.Module) -> dict[str, str]:
-    """The digest of a model's weights and the dtypes that they have, which the digest depends on."""
-    return {"digest": digest(model), "dtype": _dtypes(model)}
-
-
-def _dtypes(model: nn.Module) -> str:
-    return ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}))
 
 
 def save_experts(
@@ -134,7 +127,7 @@ def save_experts(
         "method": METHOD,
         "base": str(base),
         "model": of_model(model),
-        "weights": identity(model),
+        "weights": identity({"transformer": model}),
         "trajectory": trajectory.to_json(),
         "boundary": float(boundary),
         "guidance": dict(guidance or {}),
@@ -203,22 +196,12 @@ def read_experts(folder: str | Path) -> SavedExperts:
         kind,
         Adapter.from_json(_fields(Adapter, data["detail"])) if kind == "lora" else None,
         data["training"],
-        _identity(data.get("weights"), folder),
+        data.get("weights"),
     )
     for name in [SEMANTIC] * saved.semantic + [DETAIL] * (kind != "none"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}, which its {DESCRIPTION} names")
     return saved
-
-
-def _identity(weights: Any, folder: Path) -> dict[str, str] | None:
-    """The base model's identity, where the description has it."""
-    good = isinstance(weights, dict) and all(isinstance(weights.get(name), str) for name in ("digest", "dtype"))
-    if weights is not None and not good:
-        raise ValueError(
-            f"{folder / DESCRIPTION}: weights must be an object of a digest and a dtype, got {shown(weights)}"
-        )
-    return weights
 
 
 def _fields(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:

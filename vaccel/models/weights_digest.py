@@ -38,8 +38,8 @@ def digest(model: nn.Module, *, cached: bool = True) -> str:
     A weight on the meta device counts with its contents where accelerate's offloading has them, else by name and
     shape alone.
     """
-    lines, contents, _ = _described(model, cached)
-    return hash_of("\n".join(sorted(f"{name} {line}" for name, line in [*lines, *contents])).encode())
+    found, contents = _described(model, cached)
+    return hash_of("\n".join(sorted(f"{name} {line}" for name, line in [*found.lines, *contents])).encode())
 
 
 def digest_of(models: Mapping[str, nn.Module]) -> str:
@@ -55,14 +55,12 @@ def identity(models: Mapping[str, nn.Module]) -> dict[str, str]:
     """
     base, adapted, storage = [], [], set()
     for model_name in sorted(models):
-        lines, contents, tuners = _described(models[model_name], cached=True)
-        for name, line in [*lines, *contents]:
-            inner = next((name[len(t) + 1 :] for t in tuners if name.startswith(f"{t}.") or name == t), "base_layer.")
-            if inner.startswith("base_layer."):
-                base.append(f"{model_name} {name.replace('.base_layer.', '.')} {line}")
-            else:
-                adapted.append(f"{model_name} {name} {line}")
-        storage |= _storage(models[model_name])
+        found, contents = _described(models[model_name], cached=True)
+        storage |= found.storage
+        for name, line in [*found.lines, *contents]:
+            (adapted if _of_adapter(name, found.tuners) else base).append(
+                f"{model_name} {name.replace('.base_layer.', '.')} {line}"
+            )
     return {
         "weights": hash_of("\n".join(sorted(base)).encode()),
         "adapters": hash_of("\n".join(sorted(adapted)).encode()) if adapted else "none",
@@ -70,25 +68,26 @@ def identity(models: Mapping[str, nn.Module]) -> dict[str, str]:
     }
 
 
-def _storage(model: nn.Module) -> set[str]:
-    found = set()
-    for _, tensor, _ in _tensors(list(model.named_modules())):
-        plain = type(tensor) in (torch.Tensor, nn.Parameter) or nn.parameter.is_lazy(tensor)
-        found.add(str(tensor.dtype).removeprefix("torch.") if plain else type(tensor).__qualname__)
-    return found
+def _of_adapter(name: str, tuners: set[str]) -> bool:
+    """Whether a name is that of one of peft's layers or of what such a layer adds to its base layer."""
+    parts = name.split(".")
+    return any(
+        ".".join(parts[:end]) in tuners and parts[end : end + 1] != ["base_layer"] for end in range(1, len(parts) + 1)
+    )
 
 
-def _described(model: nn.Module, cached: bool) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[str]]:
-    """(name, words) and (name, digest of the contents) of everything that counts, and the names of peft's layers."""
+def _described(model: nn.Module, cached: bool) -> tuple[_Found, list[tuple[str, str]]]:
+    """What a model consists of, and (name, digest) of all contents."""
     found = _Found()
     modules = list(model.named_modules())
     for name, tensor, file in _tensors(modules):
         found.add(name, tensor, file)
+        plain = type(tensor) in (torch.Tensor, nn.Parameter) or nn.parameter.is_lazy(tensor)
+        found.storage.add(str(tensor.dtype).removeprefix("torch.") if plain else type(tensor).__qualname__)
     found.lines += _adapters(modules)
+    found.tuners = {_plain_name(name) for name, module in modules if _is_tuner(module)}
     contents = contents_of(found.leaves, cached)
-    tuners = [_plain_name(name) for name, module in modules if _is_tuner(module)]
-    named = [(leaf.name, content) for leaf, content in zip(found.leaves, contents, strict=True)]
-    return [tuple(line.split(" ", 1)) for line in found.lines], named, tuners
+    return found, [(leaf.name, content) for leaf, content in zip(found.leaves, contents, strict=True)]
 
 
 def _is_tuner(module: nn.Module) -> bool:
@@ -146,23 +145,25 @@ def _offloaded(
 
 
 class _Found:
-    """Plain memory by name, and in words what is to be said besides."""
+    """Plain memory by name; (name, words) of what is to be said besides; how it is stored; names of peft's layers."""
 
     def __init__(self) -> None:
         self.leaves: list[Leaf] = []
-        self.lines: list[str] = []
+        self.lines: list[tuple[str, str]] = []
+        self.storage: set[str] = set()
+        self.tuners: set[str] = set()
 
     def add(self, name: str, tensor: torch.Tensor, file: Leaf | None = None) -> None:
         if nn.parameter.is_lazy(tensor):
-            self.lines.append(f"{name} not initialised")
+            self.lines.append((name, "not initialised"))
             return
         kind = type(tensor)
-        self.lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)}")
+        self.lines.append((name, f"{tensor.dtype} {tuple(tensor.shape)}"))
         if kind not in (torch.Tensor, nn.Parameter):
-            self.lines.append(f"{name} is {kind.__module__}.{kind.__qualname__}")
+            self.lines.append((name, f"is {kind.__module__}.{kind.__qualname__}"))
             if hasattr(tensor, "__tensor_flatten__"):
                 inner, context = tensor.__tensor_flatten__()
-                self.lines.append(f"{name} with {_words(context)}")
+                self.lines.append((name, f"with {_words(context)}"))
                 for key in inner:
                     self.add(f"{name}.{key}", getattr(tensor, key))
                 return
@@ -183,7 +184,7 @@ class _Found:
             elif depth and hasattr(value, "__dict__") and not isinstance(value, (int, type)):
                 self._attributes(at, value, depth - 1)
             else:
-                self.lines.append(f"{at} {_words(value)}")
+                self.lines.append((at, _words(value)))
 
 
 def _words(value: Any) -> str:
@@ -206,7 +207,7 @@ def _plain(tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     return [("", tensor.resolve_conj() if tensor.is_complex() else tensor)]
 
 
-def _adapters(modules: list[tuple[str, nn.Module]]) -> Iterator[str]:
+def _adapters(modules: list[tuple[str, nn.Module]]) -> Iterator[tuple[str, str]]:
     """In words, what peft's layers do with their adapters.
 
     Scales are rounded: a pipeline that multiplies them for a call and divides them after it leaves 0.4 a little off.
@@ -224,4 +225,4 @@ def _adapters(modules: list[tuple[str, nn.Module]]) -> Iterator[str]:
             "merged": [(a, scale(scaling, a)) for a in getattr(module, "merged_adapters", ())],
             "disabled": module.disable_adapters,
         }
-        yield f"{_plain_name(name)} {type(module).__qualname__} {_words(said)}"
+        yield _plain_name(name), f"{type(module).__qualname__} {_words(said)}"

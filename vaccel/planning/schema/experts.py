@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType, field
 
-from .fields import Above0, Count, Declared, Fault, Fraction, Model, Share
+from .fields import Above0, Count, Declared, Fault, Fraction, Model, Share, Weights
 
 
 class Path(Declared, kw_only=True):
@@ -37,6 +37,7 @@ class Experts(Declared, kw_only=True):
     semantic: bool
     detail: Detail
     training: dict[str, dict[str, Any]]
+    weights: Weights | UnsetType = UNSET  # files of earlier versions do not say
     guidance: dict[str, Any] = field(default_factory=dict)
 
     def faults(self) -> Iterator[Fault]:
