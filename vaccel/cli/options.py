@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
-import inspect
-import types
-import typing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,40 +53,17 @@ RESERVED = {
 
 
 def check_call(pipe: Any, call: dict[str, Any]) -> None:
-    """Raises ``typer.BadParameter`` for arguments that the pipeline's call does not take, or not of this kind."""
-    signature = inspect.signature(type(pipe).__call__).parameters
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.values())
-    try:
-        hints = typing.get_type_hints(type(pipe).__call__)
-    except Exception:  # annotations that cannot be resolved say nothing
-        hints = {}
-    for name, value in call.items():
+    """Raises ``typer.BadParameter`` for arguments that the pipeline's call does not take or the command itself sets."""
+    from ..integrations.diffusers import call_arguments
+
+    for name in call:
         if name in RESERVED:
             instead = f": use {RESERVED[name]}" if RESERVED[name] else ""
             raise typer.BadParameter(f"{name} is set by the command itself{instead}", param_hint="--call")
-        if (name not in signature and not open_ended) or name == "self":
-            near = difflib.get_close_matches(name, signature, 1)
-            guess = f", did you mean {near[0]}?" if near else ""
-            raise typer.BadParameter(f"{type(pipe).__name__} takes no {name}{guess}", param_hint="--call")
-        kinds = _kinds(hints.get(name))
-        if kinds and not _is(value, kinds):
-            wanted = " or ".join(sorted("nothing" if k is type(None) else k.__name__ for k in kinds))
-            raise typer.BadParameter(f"{name} must be {wanted}, got {value!r}", param_hint="--call")
-
-
-def _kinds(hint: Any) -> set[type]:
-    """The plain kinds that an annotation allows; empty where it says nothing that could be checked."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        every = [_kinds(member) for member in typing.get_args(hint)]
-        return set().union(*every) if all(every) else set()
-    kind = typing.get_origin(hint) or hint
-    return {kind} if kind in (int, float, str, bool, list, dict, tuple, type(None)) else set()
-
-
-def _is(value: Any, kinds: set[type]) -> bool:
-    if isinstance(value, bool):
-        return bool in kinds
-    return isinstance(value, tuple(kinds)) or (isinstance(value, int) and float in kinds)
+    try:
+        call_arguments.check_call(pipe, call)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--call") from None
 
 
 def prompts_of(options: list[str] | None, file: Path | None, default: list[str] | None) -> list[str]:

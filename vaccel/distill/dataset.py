@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from ..calibrate.samples import Progress, silent
+from ..integrations.diffusers.call_arguments import check_call
 from ..models import Family, find, fingerprints
 from ..planning import artifacts, files
 from ..planning.leftovers import sweep
-from .outputs import check_call, check_counts, check_folder, claimed
+from .outputs import check_counts, check_folder, claimed
 from .recorded_arguments import SET_BY_RECORDING, record
 from .shard_store import ShardStore
 from .shards import INDEX, METHOD

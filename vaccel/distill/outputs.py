@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from ..experts.files import naming
-from ..planning.files import temporary
+from ..planning import files
 
 try:
     import fcntl
@@ -40,13 +39,6 @@ def check_folder(folder: Path) -> None:
         ) from None
 
 
-def check_file(path: Path) -> None:
-    """Raises ``ValueError`` where a file could not be written."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: give the name of a file")
-    check_folder(path.parent)
-
-
 def write_text(path: Path, text: str) -> None:
     """As ``write_bytes``, in UTF-8."""
     write_bytes(path, text.encode())
@@ -56,13 +48,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replaces a file in one move; creates its folder.  Raises ``OSError`` that names the file."""
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    partial = temporary(path)
-    try:
-        with naming(path):
+        with files.replacing(path) as partial:
             partial.write_bytes(content)
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def append(file: IO[bytes], content: bytes) -> None:
@@ -107,25 +94,6 @@ def _lock(held: int, folder: Path) -> None:
             time.sleep(0.05)
         except OSError:  # a file system without such locks
             return
-
-
-def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` for arguments that the pipeline's call does not have, and sizes that are no sizes."""
-    known = inspect.signature(type(pipe).__call__).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
-        known = {**known, **dict.fromkeys(call)}
-    if unknown := [name for name in call if name not in known or name == "self"]:
-        takes = ", ".join(name for name in known if name != "self")
-        raise ValueError(f"{type(pipe).__name__} takes no argument {unknown[0]!r}: it takes {takes}")
-    for name in ("height", "width", "num_frames", "max_sequence_length", "num_inference_steps"):
-        value = call.get(name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{name} of the pipeline's call must be a whole number of at least 1, got {value!r}")
-    for name in ("guidance_scale", "true_cfg_scale"):
-        value = call.get(name)
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6  # NaN is not
-        if value is not None and not good:
-            raise ValueError(f"{name} of the pipeline's call must be a finite number, got {value!r}")
 
 
 def check_counts(**counts: tuple[Any, int]) -> None:

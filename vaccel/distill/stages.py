@@ -16,13 +16,14 @@ from torch import nn
 from ..calibrate.samples import Progress, silent
 from ..experts.files import DESCRIPTION, SEMANTIC, read_experts, save_experts
 from ..experts.weights import unsuitable
+from ..integrations.diffusers.call_arguments import check_call
 from ..methods import DualExpert
 from ..models import Family, find
 from ..planning import files
 from ..planning.leftovers import sweep
 from ..planning.trajectory import Trajectory
 from . import plots
-from .outputs import check_call, check_counts, check_folder, claimed, write_bytes
+from .outputs import check_counts, check_folder, claimed, write_bytes
 from .settings import Distillation
 from .shards import Shards
 from .trainer import Trainer, accelerator_for

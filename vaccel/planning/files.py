@@ -16,8 +16,11 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
+#: Seconds that a process may seem younger than a file it has made: clocks of processes and of files differ.
+SLACK = 2.0
 #: Seconds that a writer waits for another one of the same file: a write takes milliseconds.
 PATIENCE = 60.0
 
@@ -110,19 +113,27 @@ def partials(path: Path) -> list[Path]:
     with contextlib.suppress(OSError):
         for name in os.listdir(path.parent):
             match = named.fullmatch(name)
-            if match and not (match[1] and _alive(int(match[1]))):
+            if match and not (match[1] and _in_use(path.with_name(name), int(match[1]))):
                 found.append(path.with_name(name))
     return found
 
 
-def _alive(pid: int) -> bool:
+def _in_use(partial: Path, pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # somebody else's
+        return alive(pid, partial.stat().st_mtime)
+    except OSError:  # gone in the meantime
         return True
-    return True
+
+
+def alive(pid: int, made: float) -> bool:
+    """Whether the process that made a file at ``made`` runs; a later one may have its number."""
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() <= made + SLACK and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except (psutil.Error, OSError, OverflowError):
+        return True
 
 
 @contextlib.contextmanager

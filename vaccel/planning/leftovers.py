@@ -18,15 +18,13 @@ from typing import Any
 
 import psutil
 
-from .files import host
+from .files import SLACK, alive, host
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-#: Seconds that a process may seem younger than a file it has made: clocks of processes and of files differ.
-_SLACK = 2.0
 #: Folders below which nothing of vaccel's is looked for.
 _SKIPPED = {".git", ".venv", "__pycache__", "node_modules"}
 #: Levels of folders that are looked into.
@@ -185,25 +183,14 @@ def _in_use(path: Path, kind: str, of: Path, opened: set[tuple[int, int]]) -> bo
     if match is None:
         return False
     elsewhere = match["host"] not in (None, host())  # on a shared disk: its processes cannot be seen from here
-    return elsewhere or _alive(int(match["pid"]), status.st_mtime)
-
-
-def _alive(pid: int, made: float) -> bool:
-    """Whether the process that made a file at ``made`` runs; a later one may have its number."""
-    try:
-        process = psutil.Process(pid)
-        return process.create_time() <= made + _SLACK and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except (psutil.Error, OSError, OverflowError):
-        return True
+    return elsewhere or alive(int(match["pid"]), status.st_mtime)
 
 
 def _may_have_parked(process: psutil.Process, made: float) -> bool:
     """Whether it is a Python of this user that ran when a file was made."""
     try:
         ours = not hasattr(os, "getuid") or process.uids().real == os.getuid()
-        old = process.create_time() <= made + _SLACK and process.status() != psutil.STATUS_ZOMBIE
+        old = process.create_time() <= made + SLACK and process.status() != psutil.STATUS_ZOMBIE
         return (
             ours and old and process.pid != os.getpid() and "python" in " ".join([process.name(), *process.cmdline()])
         )

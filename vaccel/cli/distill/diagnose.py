@@ -35,14 +35,14 @@ def diagnose(
     Writes {"curves": {"teacher": ..., "trained": ...}}: before training, and what --experts holds.
     """
     from ...distill import diagnosis
-    from ...distill.outputs import check_file, write_text
     from ...distill.shards import Shards
     from ...models import find
+    from ...planning import files
     from ...planning.trajectory import Trajectory
 
     changes = {k: v for k, v in {"split": split, "shift": shift, "guidance": guidance}.items() if v is not None}
     with clear_errors(f"{out} was not written"):
-        check_file(out)
+        files.check(out)
         loaded = Loaded(pipeline, None, None, dtype)
         teacher = loaded.pipe.transformer
         family = find(teacher)
@@ -57,7 +57,7 @@ def diagnose(
                     teacher, family, trajectory, shards, settings, student=student, batches=batches,
                     progress=functools.partial(_advance, bar, task, name),
                 )  # fmt: skip
-        write_text(out, json.dumps({"curves": curves}, indent=1))
+        files.write_text(out, json.dumps({"curves": curves}, indent=1))
     say(f"{out}: {', '.join(curves)}; {len(curves['teacher']['points'])} points")
 
 
