@@ -16,7 +16,7 @@ import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_distill_training import CALL, clips, curve, settings
+from test_distill_training import CALL, clips, curve, no_pictures, prepared, settings
 
 import vaccel.cli
 from vaccel.cli.console import clear_errors
@@ -27,15 +27,13 @@ from vaccel.planning import artifacts, leftovers
 
 @pytest.fixture(autouse=True)
 def _no_pictures():
-    with mock.patch.object(plots, "losses"):
+    with no_pictures():
         yield
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    prepare(tiny.wan_pipeline(), clips(), folder, call=CALL, shard_size=4)
-    return folder
+    return prepared(tmp_path_factory.mktemp("data"))
 
 
 def trained(data, out, steps=2, **options):

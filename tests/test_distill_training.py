@@ -48,11 +48,15 @@ def _no_pictures(request):
         yield
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
+def prepared(folder):
+    """The training data that all of these trainings read."""
     prepare(tiny.wan_pipeline(), clips(), folder, call=CALL, shard_size=4)
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepared(tmp_path_factory.mktemp("data"))
 
 
 def settings(stage, steps=4, **changes):

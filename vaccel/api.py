@@ -15,7 +15,7 @@ from .experts.weights import suitable
 from .integrations.diffusers.attention import Attention
 from .integrations.diffusers.fitting import mismatches
 from .integrations.diffusers.scope import Scope
-from .integrations.diffusers.session import TRANSFORMERS, Session, dtype_of, refuse_other_caches, unwrapped
+from .integrations.diffusers.session import TRANSFORMERS, Session, dtype_of, unwrapped
 from .methods import Method
 from .models import Family, find
 from .planning.schema import step_count
@@ -166,8 +166,6 @@ def accelerate(
     if not transformers or not hasattr(pipe, "scheduler"):
         raise ValueError(f"{type(pipe).__name__} has no transformer and scheduler to accelerate")
     described = find(transformers[0], family)
-    for transformer in transformers:
-        refuse_other_caches(transformer)
     wanted, saved = method.experts, None
     if wanted is not None:
         saved = read_experts(wanted.folder)

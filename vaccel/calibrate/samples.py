@@ -96,7 +96,7 @@ class Samples:
         """Joins the parts that there are."""
         for part in artifacts.parts_of(self.path):
             self._checked(part)
-            artifacts.absorb(self.path, part)
+            artifacts.absorb(self.path, part, self.header["method"])
             self._adopt(self.path)
 
     def _adopt(self, file: Path) -> None:

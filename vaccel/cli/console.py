@@ -7,6 +7,7 @@ arguments.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -27,14 +28,20 @@ class Terminated(KeyboardInterrupt):
 
 
 class Bar:
-    """Progress of a long command: a bar on a terminal, plain lines elsewhere.  A context manager."""
+    """Progress of a long command: a bar on a terminal, plain lines elsewhere.  A context manager.
 
-    def __init__(self) -> None:
+    Args:
+        every: seconds between two plain lines at least, for work that says something else at every unit.
+        visible: False for processes that are not to show any.
+    """
+
+    def __init__(self, *, every: float = 0.0, visible: bool = True) -> None:
+        self.every, self.visible = every, visible
         self._bar: Progress | None = None
-        self._said, self._last = "", 0.0
+        self._said, self._last = "", -math.inf
 
     def __enter__(self) -> Bar:
-        if console.is_terminal:
+        if self.visible and console.is_terminal:
             columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
             self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
             self._bar.start()
@@ -46,19 +53,16 @@ class Bar:
             self._bar.stop()
 
     def update(self, done: int, total: int, what: str) -> None:
-        """``done`` of ``total`` units of work are done, and ``what`` is being done."""
-        what = " ".join(what.split())[:70]
+        """``done`` of ``total`` units of work are done (0 where that is unknown), and ``what`` is being done."""
+        what = " ".join(what.split())[:90]
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, description=what)
-        elif what != self._said or time.monotonic() - self._last > PATIENCE:
+            self._bar.update(self._task, completed=done, total=total or None, description=what)
+            return
+        waited = time.monotonic() - self._last
+        due = waited > PATIENCE or (what != self._said and (waited >= self.every or done == total))
+        if self.visible and due:
             self._said, self._last = what, time.monotonic()
-            console.print(f"{done}/{total} {what}", highlight=False, soft_wrap=True)
-
-
-def progress_bar() -> Progress:
-    """A progress bar with counts, elapsed and remaining time."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console)
+            console.print(f"{done}/{total or '?'} {what}", highlight=False, soft_wrap=True)
 
 
 def say(text: str, style: str = "") -> None:

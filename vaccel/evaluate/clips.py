@@ -26,7 +26,7 @@ def frames_of(output: Any) -> np.ndarray:
     if frames is None:
         frames = [[output.images[0]]]
     clip = np.asarray(frames[0])
-    return clip.astype(np.float32) / (255 if clip.dtype == np.uint8 else 1)
+    return clip.astype(np.float32) / 255 if clip.dtype == np.uint8 else np.asarray(clip, dtype=np.float32)
 
 
 def data_uri(clip: np.ndarray, fps: int = 12) -> tuple[str, bool]:

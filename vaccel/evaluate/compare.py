@@ -63,10 +63,11 @@ def _frames(pipe: Any, prompt: str, seed: int, call: dict[str, Any]) -> tuple[np
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
-    frames = frames_of(pipe(prompt, generator=generator, output_type="np", **call))
+    output = pipe(prompt, generator=generator, output_type="np", **call)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return frames, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    return frames_of(output), seconds
 
 
 def _run(

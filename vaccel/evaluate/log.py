@@ -106,7 +106,8 @@ class Log:
             with files.replacing(self._clip(name, prompt, seed, exact)) as partial, partial.open("wb") as file:
                 np.save(file, clip if exact else as_uint8(clip), allow_pickle=False)
         except OSError as error:
-            self.notes.append(f"a clip could not be kept ({error.strerror or error})")
+            said = f"clips could not be kept ({error.strerror or error})"
+            self.notes += [said] if said not in self.notes else []
 
     def clip(self, name: str, prompt: str, seed: int, exact: bool = False) -> np.ndarray | None:
         """A clip that was kept, in [0, 1]; None where it is not there."""

@@ -21,7 +21,6 @@ import torch
 from ..actions import Action, ModelName, Weights
 from ..cache import Buffers, Store
 from ..planning import artifacts, schema
-from ..planning.file_state import state
 from ..planning.flow import Flow
 from ..planning.schema.errors import problem, shown
 from ..signals import Signal
@@ -229,7 +228,6 @@ class Method:
 
         Raises ``ValueError`` for a file that is no whole artifact of this method, ``FileNotFoundError`` for none.
         """
-        state(artifact)  # raises for what is no file
         data = artifacts.read(artifact, cls.id)
         fields = {k: _unplain(v) for k, v in data["fields"].items()}
         if "fitted" in {f.name for f in dataclasses.fields(cls)}:

@@ -87,9 +87,10 @@ def _sealed(path: str | Path, method: str) -> tuple[dict[str, Any], str]:
 
 def _whole_number(text: str) -> int:
     """An integer of JSON, refused where it is too large for 64 bits."""
-    if len(text) > 300 or abs(int(text)) >= 2**63:
+    number = int(text) if len(text) <= 20 else 2**63
+    if abs(number) >= 2**63:
         raise ValueError(f"it has a whole number of {len(text.lstrip('-'))} digits")
-    return int(text)
+    return number
 
 
 def _is_name(value: Any) -> bool:
@@ -119,11 +120,11 @@ def replace(path: str | Path, data: dict[str, Any]) -> None:
         _replace(path, data)
 
 
-def absorb(path: Path, part: Path) -> None:
+def absorb(path: Path, part: Path, method: str) -> None:
     """Moves the samples of a part (``part_of``) into the artifact.  Raises as ``write`` does."""
     with files.locked(_whole(path)):
         if part.exists():
-            _write(path, read(part, json.loads(part.read_text())["method"]))
+            _write(path, read(part, method))
             part.unlink(missing_ok=True)
         files.sweep(part)
 

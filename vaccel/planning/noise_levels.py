@@ -6,10 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from msgspec import ValidationError, convert
-
 from . import schema
-from .schema.errors import problem
 from .schema.training_data import Diagnosis
 
 
@@ -27,10 +24,7 @@ def read(path: str | Path) -> dict[str, dict[str, Any]]:
             f"{path} is not what `vaccel distill diagnose` writes, or was cut short: {error or type(error).__name__}"
         ) from None
     try:
-        found = convert(data, Diagnosis)
-    except ValidationError:
-        where, what = problem(data, Diagnosis)
-        raise ValueError(f"{path}: {where} {what}; run `vaccel distill diagnose` again") from None
-    for where, what in found.faults():
-        raise ValueError(f"{path}: {where} {what}; run `vaccel distill diagnose` again")
+        schema.check_as(data, Diagnosis)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; run `vaccel distill diagnose` again") from None
     return data["curves"]

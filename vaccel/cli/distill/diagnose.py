@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ...distill.settings import Distillation
-from ..console import clear_errors, progress_bar, say
+from ..console import PATIENCE, Bar, clear_errors, say
 from ..loading import Loaded
 from ..options import Dtype, Pipeline
 from .options import Data, Guidance, Shift, Split
@@ -50,19 +50,18 @@ def diagnose(
         trajectory, shards = Trajectory.of(loaded.pipe.scheduler, settings.shift), Shards(data, model=teacher)
         students = {"teacher": None} | ({"trained": _single(experts, teacher)} if experts is not None else {})
         curves: dict[str, Any] = {}
-        with progress_bar() as bar:
+        with Bar(every=PATIENCE) as bar:
             for name, student in students.items():
-                task = bar.add_task(name, total=settings.points)
                 curves[name] = diagnosis.diagnose(
                     teacher, family, trajectory, shards, settings, student=student, batches=batches,
-                    progress=functools.partial(_advance, bar, task, name),
+                    progress=functools.partial(_advance, bar, name),
                 )  # fmt: skip
         files.write_text(out, json.dumps({"curves": curves}, indent=1))
     say(f"{out}: {', '.join(curves)}; {len(curves['teacher']['points'])} points")
 
 
-def _advance(bar: Any, task: Any, name: str, done: int, total: int, what: str) -> None:
-    bar.update(task, completed=done, total=total, description=f"{name}: {what}")
+def _advance(bar: Bar, name: str, done: int, total: int, what: str) -> None:
+    bar.update(done, total, f"{name}: {what}")
 
 
 def _single(folder: Path, teacher: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..console import clear_errors, progress_bar, say
+from ..console import PATIENCE, Bar, clear_errors, say
 from ..loading import Loaded
 from ..options import Call, Dtype, Pipeline
 
@@ -45,12 +45,8 @@ def prepare(
             sizes = {"num_frames": frames, "height": height, "width": width}
             known = inspect.signature(type(loaded.pipe).__call__).parameters
             loaded.call = {k: v for k, v in sizes.items() if k in known} | loaded.call
-        with progress_bar() as bar:
-            task = bar.add_task("starting", total=count)
+        with Bar(every=PATIENCE) as bar:
             index = run(
-                loaded.pipe, clips, out, call=loaded.call, negative_prompt=negative, total=count,
-                progress=lambda done, total, what: bar.update(
-                    task, completed=done, total=total or None, description=what[:60]
-                ),
-            )  # fmt: skip
+                loaded.pipe, clips, out, call=loaded.call, negative_prompt=negative, total=count, progress=bar.update
+            )
     say(f"{out}: {index['count']} samples in {len(index['shards'])} shards")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...distill.settings import Distillation
-from ..console import clear_errors, progress_bar, say
+from ..console import PATIENCE, Bar, clear_errors, say
 from ..loading import Loaded
 from ..options import DTYPES, Call, Dtype, Pipeline, one_of
 from .options import (
@@ -128,14 +128,11 @@ def _train(
     prompts = prompts or (demo.calibration_captions(4) if pipeline == "demo" else [])
     samples = Samples(tuple(prompts), sample_every)
     kept = getattr(torch, save_dtype) if save_dtype is not None else None
-    with progress_bar() as bar:
-        task = bar.add_task("starting", total=settings.steps, visible=accelerator.is_main_process)
+    with Bar(every=PATIENCE, visible=accelerator.is_main_process) as bar:
         run(
             loaded.pipe, data, out, settings, call=loaded.call, accelerator=accelerator, samples=samples, dtype=kept,
-            base=pipeline,
-            progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what[:90]),
+            base=pipeline, progress=bar.update,
             **options,
         )  # fmt: skip
     if accelerator.is_main_process:
-        said = f"{out}: {stage} expert; loss curves and samples in {out / 'training' / stage}"
-        say(said)
+        say(f"{out}: {stage} expert; loss curves and samples in {out / 'training' / stage}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,12 @@ def guider_of(pipe: Any) -> Any:
     return getattr(pipe, "guider", None)
 
 
+@functools.cache
+def _switches(kind: type) -> tuple[str, ...]:
+    """The methods by which a kind of guider says what of it is on."""
+    return tuple(n for n in dir(kind) if n.startswith("_is_") and n.endswith("_enabled"))
+
+
 def conditions(pipe: Any) -> tuple[Any, ...]:
     """What tells apart the predictions that a modular pipeline's guiders ask for at the current step.
 
@@ -35,8 +42,7 @@ def conditions(pipe: Any) -> tuple[Any, ...]:
     for name in ("guider", "guider_2"):
         guider = getattr(pipe, name, None)
         if guider is not None:
-            switches = [n for n in dir(type(guider)) if n.startswith("_is_") and n.endswith("_enabled")]
-            said += [getattr(guider, n)() for n in switches]
+            said += [getattr(guider, n)() for n in _switches(type(guider))]
             said.append(getattr(guider, "num_conditions", None))
     return tuple(said)
 

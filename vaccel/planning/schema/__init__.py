@@ -25,7 +25,17 @@ from .old_names import translate
 from .teacache import TeaCache
 from .training_data import TrainingData
 
-__all__ = ["FORMATS", "MOST_NESTED", "MOST_STEPS", "check", "check_nesting", "step_count", "step_list", "translate"]
+__all__ = [
+    "FORMATS",
+    "MOST_NESTED",
+    "MOST_STEPS",
+    "check",
+    "check_as",
+    "check_nesting",
+    "step_count",
+    "step_list",
+    "translate",
+]
 
 #: Nesting of an artifact's JSON; what is written is nested a handful of times.
 MOST_NESTED = 64
@@ -49,7 +59,11 @@ FORMATS: dict[str, type[Declared]] = {
 
 def check(data: dict[str, Any], method: str) -> None:
     """Raises ``ValueError`` that names the first field of an artifact of ``method`` that is not what it must be."""
-    declared = FORMATS.get(method, Plain)
+    check_as(data, FORMATS.get(method, Plain))
+
+
+def check_as(data: Any, declared: type[Declared]) -> None:
+    """Raises ``ValueError`` that names the first field of an object that is not as declared."""
     try:
         found = convert(data, declared)
     except ValidationError:
