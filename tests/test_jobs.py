@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import tiny
@@ -233,7 +234,10 @@ def test_a_ragged_diagnosis_is_left_out(curve, tmp_path):
 
 def test_mathematics_is_no_label(tmp_path):
     curve = {"sigma": [0.1, 0.9], "loss": [1.0, 2.0], "gradient": [1.0, 2.0], "boundary": 0.5}
-    assert "<svg" in report_module.plots.noise_levels({"$\\bad{$": curve})
+    drawn = report_module.plots.noise_levels({"$\\bad{$": curve})
+    assert "<!-- $\\bad{$ -->" in drawn, "as it is written"
+    assert "<!-- $\\mathdefault{10^{0}}$ -->" in drawn
+    assert matplotlib.rcParams["text.parse_math"], "the axes' own numbers are formulas"
 
 
 # -- the command line ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from .console import Bar, clear_errors, console, interrupted, leave, say
 from .loading import Loaded
@@ -142,7 +142,9 @@ def _facts() -> dict[str, Any]:
 
 def _summary_table(result: Any) -> Table:
     names = list(result.full_checks)
-    table = Table("method", "speedup", "large", "small", "PSNR", "worst", "SSIM", *names, box=None)
+    table = Table(
+        Column("method", overflow="fold"), "speedup", "large", "small", "PSNR", "worst", "SSIM", *names, box=None
+    )
     table.add_row("full model", "1.00", "", "", "", "", "", *(f"{v:.0%}" for v in result.full_checks.values()))
     for e in result.summary():
         table.add_row(

@@ -18,7 +18,6 @@ from ..methods.lemica import edges
 from .observations import Observations
 
 EQUAL = 100.0
-matplotlib.rcParams["text.parse_math"] = False  # labels are people's own texts, in which a "$" is one
 
 
 def _svg(figure: Any) -> str:
@@ -26,6 +25,11 @@ def _svg(figure: Any) -> str:
     figure.savefig(out, format="svg", bbox_inches="tight")
     plt.close(figure)
     return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def _label(text: str) -> str:
+    """A user's own text as Matplotlib takes it: a "$" is one, and begins no formula."""
+    return text.replace("$", r"\$")
 
 
 def cost_fidelity(summary: list[dict[str, Any]], small: dict[str, Any] | None) -> str:
@@ -45,7 +49,7 @@ def cost_fidelity(summary: list[dict[str, Any]], small: dict[str, Any] | None) -
             linestyle=line,
             linewidth=width,
             color=plt.get_cmap("tab10")(number % 10),
-            label=group,
+            label=_label(group),
         )
     if small is not None:
         axes.plot([small["speedup"]], [small["psnr"]], "k*", markersize=12, linestyle="", label="small model alone")
@@ -81,7 +85,7 @@ def error_graph(artifact: dict[str, Any], paths: dict[str, tuple[int, ...]]) -> 
         shift = 0.5 * ((number + 1) / (len(paths) + 1) - 0.5)
         axes.plot(
             [i for i, _ in taken], [gap + shift for _, gap in taken], marker="os^Dv"[number % 5], color="white",
-            markerfacecolor=plt.get_cmap("tab10")(number % 10), linewidth=0.6, markersize=6, label=name,
+            markerfacecolor=plt.get_cmap("tab10")(number % 10), linewidth=0.6, markersize=6, label=_label(name),
         )  # fmt: skip
     axes.set_xlabel("computed step i")
     axes.set_ylabel("steps to the next")
@@ -99,7 +103,9 @@ def noise_levels(curves: dict[str, dict[str, Any]]) -> str:
     figure, axes = plt.subplots(1, 2, figsize=(12, 3.8))
     for axis, key, title in zip(axes, ("loss", "gradient"), ("consistency loss", "gradient norm"), strict=True):
         for number, (name, curve) in enumerate(curves.items()):
-            axis.plot(curve["sigma"], curve[key], ".-", color=plt.get_cmap("tab10")(number), linewidth=1.2, label=name)
+            axis.plot(
+                curve["sigma"], curve[key], ".-", color=plt.get_cmap("tab10")(number), linewidth=1.2, label=_label(name)
+            )
         for boundary in {curve["boundary"] for curve in curves.values()}:
             axis.axvline(boundary, color="0.4", linestyle="--", linewidth=1)
             for text, side, offset in (("semantic", "right", -2), ("detail", "left", 2)):
