@@ -7,6 +7,7 @@ import fnmatch
 import gc
 import importlib.util
 import os
+import signal
 import warnings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in what the tests start
@@ -23,6 +24,9 @@ import tiny
 import vaccel
 
 torch.set_num_threads(1)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests of Ctrl-C send it, and children inherit it
 
 #: A polynomial that makes TeaCache skip on the tiny random models.
 COEFFICIENTS = (1.0, 0.0)

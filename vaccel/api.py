@@ -15,7 +15,7 @@ from .experts.weights import suitable
 from .integrations.diffusers.attention import Attention
 from .integrations.diffusers.fitting import mismatches
 from .integrations.diffusers.scope import Scope
-from .integrations.diffusers.session import TRANSFORMERS, Session, dtype_of, unwrapped
+from .integrations.diffusers.session import TRANSFORMERS, Session, dtype_of, usable
 from .methods import Method
 from .models import Family, find
 from .planning.schema import step_count
@@ -162,7 +162,7 @@ def accelerate(
         raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
     captures = graphs.backend() if cuda_graphs else None
     names = [n for n in TRANSFORMERS if getattr(pipe, n, None) is not None]
-    transformers = [unwrapped(getattr(pipe, n)) for n in names]
+    transformers = [usable(getattr(pipe, n)) for n in names]
     if not transformers or not hasattr(pipe, "scheduler"):
         raise ValueError(f"{type(pipe).__name__} has no transformer and scheduler to accelerate")
     described = find(transformers[0], family)

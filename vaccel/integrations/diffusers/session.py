@@ -105,8 +105,7 @@ class Session:
             module = getattr(pipe, name, None)
             if module is None:
                 continue
-            unwrapped(module)
-            refuse_other_caches(module)
+            usable(module)
             if not any(module is known for known, _ in self._modules):
                 self._check(module)
                 ownership.listen(module)
@@ -213,22 +212,19 @@ def _let_go(modules: list[tuple[nn.Module, bool]]) -> None:
             del module.__dict__[REGISTRY]  # an empty one, which a call of the pipeline has left behind
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
-    """Raises ``ValueError`` for a module that is wrapped by torch.compile."""
+def usable(module: nn.Module) -> nn.Module:
+    """Raises ``ValueError`` for a module that is wrapped by torch.compile, and for one that diffusers caches: each would
+    take the other's outputs for the model's."""
     if hasattr(module, "_orig_mod"):
         raise ValueError(
             "the transformer is wrapped by torch.compile, which would compile vaccel's decisions too; pass "
             "compile=True to accelerate instead (or compile in place with transformer.compile())"
         )
-    return module
-
-
-def refuse_other_caches(module: nn.Module) -> None:
-    """Raises ``ValueError`` where diffusers caches: each would take the other's outputs for the model's."""
     if getattr(module, "is_cache_enabled", False):
         raise ValueError(
             f"diffusers' own cache is enabled on this {type(module).__name__}: call its disable_cache() first"
         )
+    return module
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
