@@ -213,8 +213,11 @@ def _let_go(modules: list[tuple[nn.Module, bool]]) -> None:
 
 
 def usable(module: nn.Module) -> nn.Module:
-    """Raises ``ValueError`` for a module that is wrapped by torch.compile, and for one that diffusers caches: each would
-    take the other's outputs for the model's."""
+    """The module.
+
+    Raises ``ValueError`` where it is wrapped by torch.compile, and where diffusers caches: each would take the other's
+    outputs for the model's.
+    """
     if hasattr(module, "_orig_mod"):
         raise ValueError(
             "the transformer is wrapped by torch.compile, which would compile vaccel's decisions too; pass "
