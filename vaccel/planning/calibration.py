@@ -16,6 +16,7 @@ from . import artifacts, gram
 from .file_state import FileState, state
 from .flow import Flow
 from .gram import MAX_GAP, Gram, Plan
+from .packing import summed
 
 #: [T + 1][T] (``vaccel.planning.flow.Flow.response``).
 Response = tuple[tuple[float, ...], ...]
@@ -50,7 +51,7 @@ class Calibration:
         bands, channels, steps = data["bands"], samples[0]["channels"], len(levels) - 1
         kept = [data["products"]] if "products" in data else []
         kept += [s["products"] for s in samples if "products" in s]  # not summed yet
-        products = _matrices(_sum(kept), (bands, channels, steps, steps))
+        products = _matrices(summed(kept), (bands, channels, steps, steps))
         products /= len(samples)
         self.gram = Gram(levels, products, samples[0]["elements"])
         self.error_growth = interpolated_error_growth([s["error_growth"] for s in samples], steps)
@@ -150,10 +151,6 @@ def packed(products: np.ndarray) -> str:
     """Symmetric matrices [..., T, T] as text: their upper triangles, in fp64."""
     rows, columns = np.triu_indices(products.shape[-1])
     return artifacts.pack(products[..., rows, columns])
-
-
-def _sum(texts: Iterable[str]) -> np.ndarray:
-    return sum(artifacts.unpack(text) for text in texts)
 
 
 def unpacked(text: str, shape: Sequence[int]) -> np.ndarray:

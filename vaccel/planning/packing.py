@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,10 +15,15 @@ def pack(values: np.ndarray) -> str:
 
 
 def unpack(text: str) -> np.ndarray:
-    """The numbers that ``pack`` was called with, flat."""
-    return np.frombuffer(base64.b64decode(text), dtype="<f8").astype(np.float64)
+    """The numbers that ``pack`` was called with, flat; not to be written to."""
+    return np.frombuffer(base64.b64decode(text), dtype="<f8").astype(np.float64, copy=False)
+
+
+def summed(texts: Iterable[str]) -> np.ndarray:
+    """The sum of the numbers of several texts of ``pack``, added in this order; not to be written to."""
+    return functools.reduce(np.add, map(unpack, texts))
 
 
 def added(texts: Iterable[str]) -> str:
-    """The sum of several texts of ``pack``, added in this order."""
-    return pack(sum(unpack(text) for text in texts))
+    """``summed`` as a text."""
+    return pack(summed(texts))
