@@ -179,8 +179,10 @@ def test_errors_come_before_any_forward(wan, small):
         vaccel.accelerate(wan, dmd, small=tiny.wan_small().to(torch.bfloat16))
     with pytest.raises(ValueError, match="own transformer"):
         vaccel.accelerate(wan, dmd, small=wan.transformer)
-    with pytest.raises(ValueError, match="unknown family 'flux'"):
-        vaccel.accelerate(wan, dmd, small=small, family="flux")
+    with pytest.raises(ValueError, match="unknown family 'fluxx'"):
+        vaccel.accelerate(wan, dmd, small=small, family="fluxx")
+    with pytest.raises(ValueError, match="family 'cogvideox' describes CogVideoXTransformer3DModel"):
+        vaccel.accelerate(wan, dmd, small=small, family="cogvideox")
     stranger = type("Pipe", (), {"transformer": torch.nn.Linear(1, 1), "scheduler": wan.scheduler})()
     with pytest.raises(ValueError, match="no family describes Linear"):
         vaccel.accelerate(stranger, dmd, small=small)

@@ -173,9 +173,10 @@ def test_every_method():
 
 
 def test_every_family():
-    assert set(FAMILIES) == set(families()), "a family that tiny.py has no pipeline for"
-    for name, family in FAMILIES.items():
+    for name, family in FAMILIES.items():  # those of other pipelines: tests/test_families.py
         assert isinstance(family, Family)
         assert family.name == name
+        if name not in families():
+            continue
         pipe, _ = tiny.family(name)
         assert type(pipe.transformer).__name__ in family.transformers

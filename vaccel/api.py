@@ -15,9 +15,10 @@ from .experts.weights import suitable
 from .integrations.diffusers.attention import Attention
 from .integrations.diffusers.fitting import mismatches
 from .integrations.diffusers.scope import Scope
-from .integrations.diffusers.session import TRANSFORMERS, Session, dtype_of, usable
+from .integrations.diffusers.session import Session, dtype_of, usable
 from .methods import Method
 from .models import Family, find
+from .models.denoisers import denoisers_of, takes_timestep
 from .planning.schema import step_count
 
 
@@ -136,11 +137,14 @@ def accelerate(
     compile: bool = False,
     cuda_graphs: bool = False,
     attention: str | None = None,
+    strict: bool = True,
 ) -> Handle:
     """Accelerates one diffusers pipeline object in place; its class and other pipelines stay as they are.
 
     Args:
-        pipe: a pipeline with ``transformer`` (and ``transformer_2``, as Wan 2.2 has) and ``scheduler``.
+        pipe: a pipeline with one or several denoisers: ``transformer``, ``transformer_2``, ``unet``, ``prior``,
+            ``decoder``, or whatever module takes a sample and a timestep.  What no family describes is accelerated at
+            its outputs (methods that reach for its blocks say so).
         method: what decides, such as ``vaccel.DirectionMagnitude(threshold=0.005)``.
         small: the small transformer, for methods that need one (two for two-transformer pipelines, or one for both).
             It must lie on the pipeline's device, in its dtype.
@@ -150,6 +154,8 @@ def accelerate(
             captured (offloaded models, say) runs without: said once, and in ``handle.refused``.
         attention: the kernel for attention: "auto" for the fastest exact one here, or "sdpa", "cudnn", "flash2",
             "flash3", "sageattention" or any name of diffusers' dispatcher; by default the models' own stays.
+        strict: whether a loop whose steps cannot be followed raises at its first step; otherwise it is computed in
+            full, with one warning and a note in the trace.
 
     Returns the ``Handle``: ``handle.trace`` after a run, ``handle.remove()`` to undo.
 
@@ -161,20 +167,31 @@ def accelerate(
     if not isinstance(method, Method):
         raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
     captures = graphs.backend() if cuda_graphs else None
-    names = [n for n in TRANSFORMERS if getattr(pipe, n, None) is not None]
-    transformers = [usable(getattr(pipe, n)) for n in names]
-    if not transformers or not hasattr(pipe, "scheduler"):
-        raise ValueError(f"{type(pipe).__name__} has no transformer and scheduler to accelerate")
+    denoisers = denoisers_of(pipe)
+    names, transformers = list(denoisers), [usable(module) for module in denoisers.values()]
+    if not transformers:
+        raise ValueError(
+            f"{type(pipe).__name__} has no transformer and scheduler, nor any other module that takes a sample and a "
+            "timestep: there is nothing to accelerate"
+        )
+    for module in transformers:
+        if not takes_timestep(module):
+            raise ValueError(f"no family describes {type(module).__name__}, and its forward takes no timestep")
     described = find(transformers[0], family)
+    for other in transformers[1:]:
+        find(other, family if isinstance(family, str) else None)
+    method, asked = (method if described.described else method.outside()), method
     wanted, saved = method.experts, None
     if wanted is not None:
         saved = read_experts(wanted.folder)
-        if len(names) > 1 or names[0] != TRANSFORMERS[0]:
+        if len(names) > 1 or not described.described:
             raise ValueError(f"experts are for one transformer; this {type(pipe).__name__} has {' and '.join(names)}")
         suitable(transformers[0], saved)
     smalls = _smalls(method, small, transformers, described)
     mismatches(method, pipe)
-    session = Session(pipe, method, described, smalls, compile=compile, captures=captures)
+    session = Session(pipe, method, described, smalls, compile=compile, captures=captures, strict=strict)
+    if method != asked:
+        session.notes.append(f"seen from outside, so that {type(method).__name__} leaves the blocks alone")
     session.attach()
     try:
         if saved is not None:
@@ -205,7 +222,7 @@ def _smalls(
     if len(smalls) != len(transformers):
         raise ValueError(f"the pipeline has {len(transformers)} transformers, small=... gives {len(smalls)}")
     for large, one in zip(transformers, smalls, strict=True):
-        if type(one).__name__ not in family.transformers:
+        if family.described and type(one).__name__ not in family.transformers:
             raise ValueError(f"small must be one of {family.transformers}, got {type(one).__name__}")
         family.check_small(large, one)
         if one is large:

@@ -13,9 +13,9 @@ from .cache.buffers import Buffers
 from .engine.run import Run
 from .engine.trace import Trace
 from .methods import Method
-from .models import Family, find
+from .models import Family, find, model_of
 from .models.call import Model, Stage
-from .models.transformer import PlainCallable, Transformer
+from .models.generic import Generic, PlainCallable
 from .planning.flow import Flow
 from .planning.schema import step_count
 
@@ -103,7 +103,7 @@ class DenoiserRun:
         self._denoiser = denoiser
         self._stage, self._buffers = taken = denoiser._taken()
         for model in (self._stage.large, self._stage.small):
-            if isinstance(model, Transformer):
+            if isinstance(model, Generic):
                 model.refresh()
         # Given back when the context ends, or when the run is garbage-collected.
         self._given_back = weakref.finalize(self, denoiser._idle.append, taken)
@@ -165,7 +165,7 @@ class DenoiserRun:
 
 def _model(model: Any, family: str | Family | None, is_small: bool) -> Model:
     if isinstance(model, nn.Module) and (family is not None or hasattr(model, "config")):
-        return Transformer(model, find(model, family), small=is_small)
+        return model_of(model, find(model, family), small=is_small)
     if not callable(model):
         raise ValueError(f"a model must be a callable (x, t, condition) -> output or a transformer, got {model!r}")
     return PlainCallable(model)

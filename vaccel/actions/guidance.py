@@ -59,5 +59,7 @@ def _captured(call: Any, block: int | None, inputs: Any, states: dict[int, Any])
     def step(given: Any) -> torch.Tensor:
         return large.recording(given, None, states) if block is None else large.resuming(given, block, states)
 
+    if any(state.hidden is None for state in states.values()):
+        return step(inputs)
     overwritten = [state.hidden for state in states.values()]
     return call.execute(("conditional", block, call.key), step, inputs, overwritten)

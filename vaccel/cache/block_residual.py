@@ -33,11 +33,29 @@ class BlockResidual(Store):
         return plan.calls * elements * plan.x.element_size()
 
 
-class _Slot(Slot):
-    __slots__ = ()
+class Kept:
+    """A residual on its own, for whoever keeps residuals outside a run; made where blocks are entered."""
 
-    def prepare(self, call: Any) -> None:
-        if self.buffer is None:
-            model = call.large if self.key[0] == "large.blocks" else call.small
-            shape = model.hidden_shape(call.inputs)
-            self.buffer = call.buffers.empty(self.key, shape, call.x.dtype, call.x.device)
+    def __init__(self, buffer: torch.Tensor | None = None) -> None:
+        self.buffer = buffer
+
+    def allocate(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.buffer = torch.empty_like(hidden)
+        return self.buffer
+
+
+class _Slot(Slot):
+    __slots__ = ("buffers", "fits")
+
+    def __init__(self, name: str, call: Any):
+        super().__init__(name, call)
+        self.buffers = call.buffers
+        self.fits = (call.shape, call.dtype)
+        if self.buffers.fit(self.key, self.fits):  # an earlier run of the same kind has made it
+            self.buffer = self.buffers.held(self.key)
+
+    def allocate(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The buffer for residuals like ``hidden``, which enters the blocks."""
+        self.buffer = self.buffers.like(self.key, hidden)
+        self.buffers.made(self.key, self.fits)
+        return self.buffer

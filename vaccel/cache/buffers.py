@@ -24,6 +24,7 @@ class Buffers:
         self._tensors: dict[Hashable, torch.Tensor] = {}
         self._pinned: dict[Hashable, torch.Tensor] = {}
         self._constants: dict[Hashable, torch.Tensor] = {}
+        self._fits: dict[Hashable, Hashable] = {}
         #: How often a buffer has been put elsewhere: as long as it stays, every address given out is good.
         self.moves = 0
 
@@ -60,6 +61,18 @@ class Buffers:
         """The buffer ``key`` as it stands.  Raises ``KeyError`` if it was never allocated."""
         return self._tensors[key]
 
+    def held(self, key: Hashable) -> torch.Tensor | None:
+        """The buffer ``key`` as it stands, None if it was never allocated."""
+        return self._tensors.get(key)
+
+    def made(self, key: Hashable, fits: Hashable) -> None:
+        """Says what kind of call the buffers under ``key`` were made for, by what entered a model's blocks."""
+        self._fits[key] = fits
+
+    def fit(self, key: Hashable, fits: Hashable) -> bool:
+        """Whether the buffers under ``key`` were made for such calls: then they need not be made by one."""
+        return self._fits.get(key) == fits
+
     def keep(self, key: Hashable, tensor: torch.Tensor) -> torch.Tensor:
         """Copies ``tensor`` into the buffer ``key`` and returns the buffer."""
         return self.like(key, tensor).copy_(tensor)
@@ -86,6 +99,7 @@ class Buffers:
         self.moves += 1
         self._tensors.clear()
         self._constants.clear()
+        self._fits.clear()
         self._pinned.clear()
 
 

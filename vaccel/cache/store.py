@@ -84,9 +84,6 @@ class Slot:
     def begin(self) -> None:
         """A step begins."""
 
-    def prepare(self, call: Any) -> None:
-        """Makes the buffer, before a forward that writes to it."""
-
     def fill(self, call: Any, x: torch.Tensor, output: torch.Tensor) -> None:
         """Writes what the output for latents x leaves behind; in the step function, so that it may be captured."""
 

@@ -23,6 +23,7 @@ from ..integrations.diffusers.auto import durations
 from ..methods import Forecast, Method, Recording, Schedule
 from ..methods.recording import Recorded
 from ..models import find, fingerprints
+from ..models.denoisers import main_denoiser
 from ..planning.calibration import Calibration, interpolated_error_growth, sample_of
 from ..planning.flow import Flow
 from ..planning.gram import Plan
@@ -106,7 +107,7 @@ def calibrate_forecast(
 def _check(pipe: Any, bands: int, tails: int, tail_samples: int | None, trials: Sequence[float]) -> None:
     if bands not in (1, 2) or not 0 <= tails <= len(POSITIONS):
         raise ValueError(f"bands must be 1 or 2 and tails 0 to {len(POSITIONS)}, got {bands} and {tails}")
-    if bands == 2 and not find(pipe.transformer).spatial:
+    if bands == 2 and not find(main_denoiser(pipe)).spatial:
         raise ValueError("bands=2 needs latents with rows and columns; this model's are packed into tokens")
     if tail_samples is not None and tail_samples < 0:
         raise ValueError(f"tail_samples must be 0 or more, got {tail_samples}")
@@ -185,7 +186,7 @@ class _Sample:
         steps = int(self.call["num_inference_steps"])
         self.report(0)
         final, recorded = self._in_full("latent")
-        self.gram, data = sample_of(*recorded, find(self.pipe.transformer).channel_axis, self.bands)
+        self.gram, data = sample_of(*recorded, find(main_denoiser(self.pipe)).channel_axis, self.bands)
         data["seconds_recording"] = time.perf_counter() - began
         done, total = steps, steps + sum(steps - j for j in positions)
         for j in positions:

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..methods.lemica import LeMiCa
 from ..models import fingerprints
+from ..models.denoisers import main_denoiser
 from ..planning import artifacts, files
 from ..planning.joining import hash_of
 from .replay import Record, Replayer, Reuse, Stretch, Tails
@@ -173,9 +174,9 @@ def _recorded(replayer: Replayer, kept: Path, header: dict[str, str], prompt: st
         for name in sorted(tensors):
             if name.endswith(".0"):
                 outputs.append([])
-            outputs[-1].append(tensors[name].to(replayer.pipe.transformer.device))
+            outputs[-1].append(tensors[name].to(main_denoiser(replayer.pipe).device))
         replayer.residuals.clear()
-        return Record(outputs, final.to(replayer.pipe.transformer.device))
+        return Record(outputs, final.to(main_denoiser(replayer.pipe).device))
     record = replayer.record(prompt, seed)
     named = {f"{i:05d}.{b}": v for i, step in enumerate(record.outputs) for b, v in enumerate(step)}
     kept.parent.mkdir(parents=True, exist_ok=True)

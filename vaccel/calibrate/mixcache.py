@@ -92,18 +92,15 @@ class _Run(StandInRun):
         return output
 
     def _states(self, call: Invocation) -> dict[int, BlockState]:
-        """The buffers of the candidates' conditional block states, by block."""
+        """Where the candidates' conditional block states go, by block."""
         if not self.kept:
-            large, rows = call.stage.large, len(call.x) - call.half
-            hidden, text = large.hidden_shape(call.inputs), large.encoder_shape(call.inputs)
+            rows = len(call.x) - call.half
 
-            def empty(shape: tuple[int, ...]) -> torch.Tensor:
-                return torch.zeros((rows, *shape[1:]), dtype=call.x.dtype, device=call.x.device)
+            def make(hidden: torch.Tensor, encoder: torch.Tensor | None) -> tuple:
+                change = torch.zeros(rows, device=hidden.device)
+                return torch.empty_like(hidden), None if encoder is None else torch.empty_like(encoder), change
 
-            for number in self.candidates:
-                change = torch.zeros(rows, device=call.x.device)
-                encoder = None if text is None else empty(text)
-                self.kept[number] = BlockState(empty(hidden), encoder, change, call.half)
+            self.kept = {number: BlockState(make, call.half, len(call.x)) for number in self.candidates}
         return self.kept
 
     def finish(self) -> None:
@@ -184,7 +181,9 @@ class _Disturbing(_Run):
         inputs = large.rows(call.inputs, slice(call.half, None)) if call.batched else call.inputs
         for number in self.candidates:
             state = self.kept[number]
-            disturbed = state._replace(hidden=self._disturbed(str(number), state.hidden), start=0)
+            _, encoder, change = state.tensors
+            tensors = self._disturbed(str(number), state.hidden), encoder, change
+            disturbed = BlockState(None, 0, len(change), tensors)
             other = large.resuming(inputs, number, {number: disturbed})
             self._record(
                 str(number), real, self.guided(call, other, None if uncond is None else other + (uncond - cond))

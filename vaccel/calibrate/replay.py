@@ -15,12 +15,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from ..cache.block_residual import Kept
 from ..engine.trace import Trace
 from ..integrations.diffusers.scope import Scope
 from ..integrations.diffusers.session import Session
 from ..methods import Schedule
 from ..models import find
 from ..models.call import Stage
+from ..models.denoisers import main_denoiser
 from . import samples
 
 #: What skipped steps reuse, by the names of ``vaccel.Schedule``; the measured errors hold for it alone.
@@ -61,10 +63,13 @@ class StandInRun:
     """Base class of runs that replace the engine's: ``take`` returns the output of every call."""
 
     def __init__(self) -> None:
-        self.index, self.calls = -1, 0
+        self.index, self.calls, self.num_steps = -1, 0, 0
+        self.kinds: tuple[str, ...] = ()
         self.method, self.trace = None, Trace({}, 0)
 
-    def call(self, index: int, stage: Stage, inputs: Any, x: torch.Tensor, batched: bool = False) -> torch.Tensor:
+    def call(
+        self, index: int, stage: Stage, inputs: Any, x: torch.Tensor, batched: bool = False, condition: Any = None
+    ) -> torch.Tensor:
         branch = self.calls if index == self.index else 0
         call = Invocation(stage, branch, inputs, x, batched)
         if branch == 0:
@@ -135,10 +140,9 @@ class _Replaying(StandInRun):
             if self.replayer.reuse == "residual":
                 residuals[key] = self.record.outputs[index][call.branch] - call.x[rows]
             else:
-                inputs = call.stage.large.rows(call.inputs, rows)
-                shape = call.stage.large.hidden_shape(inputs)
-                residuals[key] = torch.empty(shape, dtype=call.x.dtype, device=call.x.device)
-                call.stage.large.recording(inputs, residuals[key], {})
+                residual = Kept()
+                call.stage.large.recording(call.stage.large.rows(call.inputs, rows), residual, {})
+                residuals[key] = residual.buffer
                 self.replayer.stored += len(rows)
         while len(residuals) > self.replayer.window:
             residuals.popitem(last=False)
@@ -167,14 +171,16 @@ class _Replaying(StandInRun):
             return stage.large.reusing(call.inputs, self._tail[call.branch])
         self.replayer.forwards += len(call.x)
         if tails == "coarse":
-            shape = stage.large.hidden_shape(call.inputs)
-            self._tail[call.branch] = torch.empty(shape, dtype=call.x.dtype, device=call.x.device)
-            return stage.large.recording(call.inputs, self._tail[call.branch], {})
+            residual = Kept()
+            output = stage.large.recording(call.inputs, residual, {})
+            self._tail[call.branch] = residual.buffer
+            return output
         return stage.large.full(call.inputs)
 
 
 class _Scope(Scope):
-    def _new_run(self, timesteps: Any, begin: int, own: bool) -> Any:
+    def _new_run(self, place: Any) -> Any:
+        self.session.standing_in.num_steps = place.total - place.position
         return self.session.standing_in
 
 
@@ -185,7 +191,7 @@ class StandIn(Session):
         if getattr(pipe, "transformer_2", None) is not None:
             raise ValueError("calibrations of pipelines with two transformers are not supported yet")
         never = Schedule([0], num_steps=1)  # a session needs a method; ``run`` decides by itself
-        super().__init__(pipe, never, find(pipe.transformer), [small])
+        super().__init__(pipe, never, find(main_denoiser(pipe)), [small])
         self.standing_in = run
 
     def scope(
@@ -198,8 +204,8 @@ class StandIn(Session):
         self.standing_in = run
 
     @property
-    def blocks(self) -> nn.ModuleList:
-        return getattr(self.pipe.transformer, self.family.blocks)
+    def blocks(self) -> list[nn.Module]:
+        return self.family.block_list(main_denoiser(self.pipe))
 
     def __enter__(self) -> StandIn:
         self.attach()

@@ -9,6 +9,7 @@ import torch
 
 from .. import ops
 from ..models import find, fingerprints
+from ..models.denoisers import main_denoiser
 from .samples import Progress, Samples, silent, steps_of
 
 
@@ -44,7 +45,7 @@ def calibrate_teacache(
 @torch.no_grad()
 def _sample(pipe: Any, prompt: str, seed: int, call: dict[str, Any], retention: bool) -> dict[str, list[float]]:
     """One full run: the changes of embedding and output from step to step."""
-    family = find(pipe.transformer)
+    family = find(main_denoiser(pipe))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def record(module: torch.nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -53,7 +54,7 @@ def _sample(pipe: Any, prompt: str, seed: int, call: dict[str, Any], retention: 
         modulation = family.modulation(module, inputs, retention)[half:]
         seen.append((modulation.clone(), output[0][half:].clone()))
 
-    hook = pipe.transformer.register_forward_hook(record, with_kwargs=True)
+    hook = main_denoiser(pipe).register_forward_hook(record, with_kwargs=True)
     try:
         pipe(prompt, generator=torch.Generator().manual_seed(seed), output_type="latent", **call)
     finally:

@@ -56,7 +56,7 @@ def tapped(model: nn.Module, family: Family, numbers: tuple[int, ...]) -> Iterat
         found, taken[:] = list(taken), []
         return found
 
-    blocks = getattr(model, family.blocks)
+    blocks = family.block_list(model)
     hooks = [blocks[n].register_forward_hook(keep) for n in numbers]
     try:
         yield take

@@ -51,7 +51,7 @@ class Networks(nn.Module):
                     p.data = p.data.float() if p.element_size() < 4 else p.data
         self.heads = None
         if settings.discriminates:
-            blocks = getattr(teacher, family.blocks)
+            blocks = family.block_list(teacher)
             channels = family.width(teacher)
             self.heads = Discriminator(
                 channels, len(blocks), width=settings.head_width, stride=settings.head_stride

@@ -47,6 +47,8 @@ class Call:
             self.slots[store.name] = store.slot(self)
         self._sort(run.stores)
         self.signals = run.signals_computed
+        self.condition: Any = None  # what it was conditioned by last; ``settled`` once that was so at two steps
+        self.settled, self.kind = False, ""
 
     def _sort(self, stores: Sequence[Any]) -> None:
         large = [s for s in stores if s.model == "large"]
@@ -68,8 +70,6 @@ class Call:
         """The large model's output; every store and signal is renewed."""
         run, residual, kept, inputs = self.run, self.residual, self.states, self.inputs
         index, states = run.index, {}
-        if residual is not None and residual.buffer is None:
-            residual.prepare(self)
         if kept is not None:
             states = kept.prepared(self)
         if self.execute is None:
@@ -90,12 +90,13 @@ class Call:
             self.ops = ops.inner(self.device, None)
         for slot in self.after_slots:
             slot.after(self, output)
-        for signal in self.signals:
-            signal.computed(self, output)
+        if self.signals and self.stage is run.first_call.stage:  # what a step shows is of one model
+            for signal in self.signals:
+                signal.computed(self, output)
         return output
 
     def _forward(self, inputs: Any, states: dict[int, Any]) -> torch.Tensor:
-        return self.large.recording(inputs, None if self.residual is None else self.residual.buffer, states)
+        return self.large.recording(inputs, self.residual, states)
 
     def _captured(self, inputs: Any, states: dict[int, Any]) -> torch.Tensor:
         """A forward and what the stores make of it, as one step function."""
@@ -106,8 +107,11 @@ class Call:
                 slot.fill(self, x, output)
             return output
 
-        overwritten = [state.hidden for state in states.values()]
-        output = self.execute(("large", self.key), step, inputs, overwritten)
+        unmade = self.residual is not None and self.residual.buffer is None
+        if unmade or any(state.hidden is None for state in states.values()):
+            output = step(inputs)  # which makes the buffers, at addresses that can be captured from then on
+        else:
+            output = self.execute(("large", self.key), step, inputs, [state.hidden for state in states.values()])
         for slot in self.step_slots:
             if slot.buffer is None:  # a captured step was replayed: it wrote where it was captured
                 slot.buffer = self.buffers.of(slot.key)
@@ -118,9 +122,12 @@ class Call:
         """The small model's output, of every branch in the call."""
         small, residual = self.small, self.small_residual
         if residual is not None:
-            residual.prepare(self)
-            buffer = residual.buffer
-            output = self.executed(("small", self.key), lambda given: small.recording(given, buffer, {}), self.inputs)
+
+            def step(given: Any) -> torch.Tensor:
+                return small.recording(given, residual, {})
+
+            unmade = residual.buffer is None
+            output = step(self.inputs) if unmade else self.executed(("small", self.key), step, self.inputs)
             residual.step = self.run.index
         else:
             output = self.executed(("small", self.key), small.full, self.inputs)

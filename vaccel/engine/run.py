@@ -105,8 +105,11 @@ class Run:
         self.action: Action | None = None
         self.index, self.last = -1, num_steps - 1
         self.calls = 0  # of the current step so far
+        self.within: dict[int, int] = {}  # by stage: a step may ask two models, one for each branch
         self.expected = 0  # calls a step: as many as the last one had, unless the loop has said how many ``branches``
         self.branches = 0
+        #: What the calls of a step are, in order, where the loop says so.
+        self.kinds: tuple[str, ...] = ()
         self.calls_bound: dict[tuple[int, int], Call] = {}
         self.shared: dict[str, Any] = {}  # what an action leaves for the other branches of the current step
         self.step = Step(self)
@@ -139,14 +142,37 @@ class Run:
         """The run's own object of a signal."""
         return self._signals[kind]
 
-    def call(self, index: int, stage: Stage, inputs: Any, x: torch.Tensor, batched: bool = False) -> torch.Tensor:
-        """The model's output for one invocation of step ``index``, [rows, ...], computed or substituted."""
-        branch = self.calls if index == self.index else 0
+    def call(
+        self,
+        index: int,
+        stage: Stage,
+        inputs: Any,
+        x: torch.Tensor,
+        batched: bool = False,
+        condition: Any = None,
+    ) -> torch.Tensor:
+        """The model's output for one invocation of step ``index``, [rows, ...], computed or substituted.
+
+        Args:
+            batched: whether its rows are [unconditional; conditional].
+            condition: what tells branches apart: where a branch has had the same object at two steps, a call with
+                another one in its place is of another kind, and nothing that was stored is of it.
+        """
+        begins = index != self.index
+        branch = 0 if begins else self.within.get(stage.index, 0)
         call = self.calls_bound.get((stage.index, branch))
         if call is None or call.shape != x.shape or call.dtype != x.dtype or call.batched != batched:
-            call = self._bind(stage, branch, x, batched)
+            call = self._bind(stage, branch, x, batched, condition)
+        elif self.kinds and call.kind != self._kind(branch):  # noqa: SIM114
+            call = self._bind(stage, branch, x, batched, condition)
+        elif call.condition is condition or (condition.__class__ is list and _alike(call.condition, condition)):
+            call.settled = True
+        elif call.settled:
+            call = self._bind(stage, branch, x, batched, condition)
+        else:
+            call.condition = condition
         call.inputs, call.x = inputs, x
-        if branch == 0:
+        if begins:
             self._begin(index, stage, call)
             action = self.action
         else:
@@ -155,8 +181,9 @@ class Run:
                 action = action.substitute()
                 self.record.reason = f"branch {branch} computed in full: no {missing} cached for it yet"
         self.calls += 1
+        self.within[stage.index] = branch + 1
         output = action.run(call)
-        if branch == 0 and self._observes_early and index < self.last:
+        if begins and self._observes_early and index < self.last:
             seen = self._early
             seen.action = self.action
             for signal in self.watched:
@@ -167,7 +194,10 @@ class Run:
             self._finish()
         return output
 
-    def _bind(self, stage: Stage, branch: int, x: torch.Tensor, batched: bool) -> Call:
+    def _kind(self, branch: int) -> str:
+        return self.kinds[branch] if branch < len(self.kinds) else ""
+
+    def _bind(self, stage: Stage, branch: int, x: torch.Tensor, batched: bool, condition: Any = None) -> Call:
         """A kind of call that this run has not seen yet, or whose shape has changed."""
         key = (stage.index, branch)
         changed = key in self.calls_bound
@@ -176,12 +206,8 @@ class Run:
                 del self.calls_bound[other]
             self._reshaped = True
         self.calls_bound[key] = call = Call(self, stage, branch, x, batched)
+        call.condition, call.kind = condition, self._kind(branch)
         return call
-
-    def forget_branches(self) -> None:
-        """The second and further calls of a step will be of another kind than before: nothing is cached for them."""
-        for key in [key for key in self.calls_bound if key[1] > 0]:
-            del self.calls_bound[key]
 
     def _begin(self, index: int, stage: Stage, call: Call) -> None:
         if self._observes_late and self.index >= 0:
@@ -197,7 +223,7 @@ class Run:
         self._began = _now()
         self.expected = self.branches or self.calls
         self.index, self.calls, self.first_call = index, 0, call
-        self.shared = {}
+        self.shared, self.within = {}, {}
         for slot in call.step_begins:
             slot.begin()
         step = self.step
@@ -235,3 +261,9 @@ class Run:
             )
             self.trace.notes.append(note)
             warnings.warn(note, stacklevel=2)
+
+
+def _alike(known: Any, condition: Any) -> bool:
+    """Whether two lists hold the same objects."""
+    lists = isinstance(known, (list, tuple)) and isinstance(condition, (list, tuple))
+    return lists and len(known) == len(condition) and all(a is b for a, b in zip(known, condition, strict=True))

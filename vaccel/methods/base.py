@@ -124,6 +124,12 @@ class Policy:
         """Called once, when the last step is over; ``seen`` is what the signals show of it."""
 
 
+#: What works on a model that is seen from outside.
+OUTSIDE = (
+    'Auto, Forecast, EasyCache, Schedule and LeMiCa with reuse="residual", "output" or "forecast", MixCache with '
+    'levels=("step", "cfg"), and with a small model DirectionMagnitude and SRDiffusion'
+)
+
 _METHODS: dict[str, type[Method]] = {}
 
 
@@ -135,6 +141,8 @@ class Method:
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     #: The model and scheduler it was calibrated with; empty for a method that fits every pipeline.
     fitted: ClassVar[artifacts.Fitted] = ()
+    #: Whether it watches the embedding of the timestep inside the model.
+    embeds: ClassVar[bool] = False
     #: Whether it may run on others all the same.
     allow_mismatch: ClassVar[bool] = False
     #: Whether it makes what another solver needs of the same calibration: then that is said and not refused.
@@ -170,6 +178,20 @@ class Method:
     def adaptive(self) -> bool:
         """Whether the run itself decides what is skipped (a run that skips nothing is then worth a warning)."""
         return True
+
+    def outside(self) -> Method:
+        """The method as it runs on a model that is seen from outside.
+
+        Raises ``ValueError``, which names the methods that do, where it reaches for the model's blocks.
+        """
+        inside = [store for store in self.stores if store.inside]
+        if inside or self.embeds:
+            what = "blocks" if inside else "embedding of the timestep"
+            raise ValueError(
+                f"{type(self).__name__} needs the {what} of a model that a family describes, and this one is seen from "
+                f"outside; what works on it: {OUTSIDE}"
+            )
+        return self
 
     def keeps(self, sample: torch.Tensor) -> dict[str, torch.Tensor]:
         """What its policy keeps in a run's buffers, by name, as tensors like ``sample``: one call's latents [B, ...].

@@ -101,6 +101,11 @@ class MixCache(Method):
     def watches(self) -> tuple[type[Signal], ...]:
         return (Prediction, Branches, BlockChanges)
 
+    def outside(self) -> Method:
+        """Without its lowest level."""
+        upper = tuple(level for level in self.levels if level != "block")
+        return super(MixCache, dataclasses.replace(self, levels=upper) if upper else self).outside()
+
     def keeps_states(self, depth: int) -> tuple[int, ...]:
         """Raises ``ValueError`` for a candidate that the model has no block for."""
         if self.candidates is None:

@@ -49,7 +49,8 @@ class Schedule(Method):
         num_steps: T of the runs it is for; a run with another number of steps is refused.
         reuse: what stands in for the other steps: "blocks" (x + the residual of the block stack, head recomputed),
             "residual" (x + the residual of the output), "output" (the last output again) or "forecast" (the straight
-            line through the last two outputs' velocities, damped by half).
+            line through the last two outputs' velocities, damped by half).  By default "blocks" where a family
+            describes the model, and "residual" where it is seen from outside.
 
     Raises ``ValueError`` for indices out of range, or for a first step with nothing to reuse.  One with ``Expert``
     steps shows what a run did; it cannot run, as it has no weights to switch between.
@@ -59,16 +60,16 @@ class Schedule(Method):
 
     actions: tuple[Action, ...]
 
-    def __init__(self, full_steps: Iterable[int], *, num_steps: int, reuse: Reuse = "blocks"):
+    def __init__(self, full_steps: Iterable[int], *, num_steps: int, reuse: Reuse | None = None):
         num_steps, full = step_count(num_steps), step_list(full_steps)
         outside = [i for i in full if not 0 <= i < num_steps]
         require(not outside, f"full_steps {outside} are outside the run of {num_steps} steps")
         stand_in = _stand_in(reuse)
         computed = set(full)
         actions = [Full() if i in computed else stand_in for i in range(num_steps)]
-        self._set(tuple(actions))
+        self._set(tuple(actions), insists=reuse == "blocks")
 
-    def _set(self, actions: tuple[Action, ...]) -> None:
+    def _set(self, actions: tuple[Action, ...], *, insists: bool = False) -> None:
         require(len(actions) > 0, "a schedule needs at least one step")
         step_count(len(actions), "the number of actions")
         seen: set[str] = set()
@@ -77,6 +78,8 @@ class Schedule(Method):
             require(need <= seen, f"step {i} ({type(action).__name__}) reuses what no earlier step has computed")
             seen |= {"large"} if isinstance(action, Full) else {"small"} if isinstance(action, Small) else set()
         object.__setattr__(self, "actions", actions)
+        # Whether the residual of the blocks was asked for by name: then nothing else will do.  No part of the data.
+        object.__setattr__(self, "_insists", insists)
 
     @classmethod
     def from_actions(cls, actions: Iterable[Action]) -> Schedule:
@@ -86,14 +89,16 @@ class Schedule(Method):
         return self
 
     @classmethod
-    def from_timeline(cls, letters: str, *, reuse: Reuse = "blocks") -> Schedule:
+    def from_timeline(cls, letters: str, *, reuse: Reuse | None = None) -> Schedule:
         """From a timeline's letters (``vaccel.actions``); "r" is what ``reuse`` says, "b" resumes after block 0.
 
         Raises ``ValueError`` for an unknown letter, or a step with nothing to reuse.
         """
         stand_in = _stand_in(reuse)
         actions = (from_json(letter) for letter in letters)
-        return cls.from_actions(stand_in if isinstance(a, Residual) else a for a in actions)
+        made = cls.from_actions(stand_in if isinstance(a, Residual) else a for a in actions)
+        object.__setattr__(made, "_insists", reuse == "blocks")
+        return made
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Schedule:
@@ -149,6 +154,15 @@ class Schedule(Method):
             found.append(VelocityHistory(remembered, self.banded))
         return tuple(found)
 
+    def outside(self) -> Method:
+        at_output = (
+            dataclasses.replace(a, reuse="output") if isinstance(a, Residual) and a.model == "large" else a
+            for a in self.actions
+        )
+        if self._insists:
+            return super().outside()
+        return super(Schedule, Schedule.from_actions(at_output)).outside()
+
     @property
     def adaptive(self) -> bool:
         return False
@@ -180,7 +194,8 @@ class Schedule(Method):
         return any(w is not None and w.values.shape[1] > 1 for w in self._forecasts)
 
 
-def _stand_in(reuse: str) -> Action:
+def _stand_in(reuse: str | None) -> Action:
+    reuse = reuse or "blocks"
     known = ", ".join(map(repr, _STAND_INS))
     require(reuse in _STAND_INS, f"reuse must be one of {known}, got {reuse!r}")
     return _STAND_INS[reuse]

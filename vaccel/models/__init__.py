@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+
 from torch import nn
 
 from .cogvideox import CogVideoX
-from .family import Family
+from .family import DESCRIBED, BlockList, Family
+from .generic import Generic
 from .qwen_image import QwenImage
+from .transformer import Transformer
 from .wan import Wan
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (Wan(), CogVideoX(), QwenImage())}
+for _module in pkgutil.iter_modules(__path__):  # a family is there once its file is
+    importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["FAMILIES", "CogVideoX", "Family", "QwenImage", "Wan", "find"]
+FAMILIES: dict[str, Family] = {kind.name: kind() for kind in sorted(DESCRIBED, key=lambda kind: kind.name)}
+#: What stands for every model that no family describes.
+GENERIC = Family()
+
+__all__ = ["FAMILIES", "GENERIC", "BlockList", "CogVideoX", "Family", "QwenImage", "Wan", "find", "model_of"]
 
 
-def find(transformer: nn.Module, family: str | Family | None = None) -> Family:
-    """The family of a transformer, by class name, or the one asked for.
+def find(model: nn.Module, family: str | Family | None = None) -> Family:
+    """The family of a denoiser: the one asked for, or by its class or a class that it is derived from.
 
-    Raises ``ValueError`` for a name or a transformer that no family describes.
+    A model that no family describes is ``GENERIC``: seen from outside.  Raises ``ValueError`` for a name that does not
+    exist and for a family that does not describe the model.
     """
-    if isinstance(family, Family):
-        return family
     if family is not None:
-        if family not in FAMILIES:
-            raise ValueError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
-        return FAMILIES[family]
-    name = type(transformer).__name__
-    for known in FAMILIES.values():
-        if name in known.transformers:
-            return known
-    classes = ", ".join(c for f in FAMILIES.values() for c in f.transformers)
-    raise ValueError(
-        f"no family describes {name} (described: {classes}); pass family=... (a vaccel.families.Family), or use "
-        "vaccel.Denoiser with plain callables"
-    )
+        if isinstance(family, str) and family not in (*FAMILIES, GENERIC.name):
+            raise ValueError(f"unknown family {family!r}; known: {', '.join((*FAMILIES, GENERIC.name))}")
+        chosen = family if isinstance(family, Family) else FAMILIES.get(family, GENERIC)
+        chosen.check(model)
+        return chosen
+    names = [kind.__name__ for kind in type(model).__mro__]
+    for name in names:
+        for known in FAMILIES.values():
+            if name in known.transformers:
+                return known
+    return GENERIC
+
+
+def model_of(module: nn.Module, family: Family, *, small: bool = False, compile: bool = False) -> Generic:
+    """A module as the engine calls it."""
+    return (Transformer if family.described else Generic)(module, family, small=small, compile=compile)

@@ -35,8 +35,13 @@ class Model(Protocol):
 
 @dataclasses.dataclass(slots=True)
 class Stage:
-    """The models of one part of a run (Wan 2.2 has two parts); what is stored never crosses from one to the other."""
+    """The models of one part of a run (Wan 2.2 has two parts); what is stored never crosses from one to the other.
+
+    ``time`` and ``condition`` are the names of the arguments that say when a call is, and what tells branches apart.
+    """
 
     index: int
     large: Model
     small: Model | None = None
+    time: str = "timestep"
+    condition: str = "encoder_hidden_states"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .family import Family, Inputs
+from .family import BlockList, Family, Inputs
 
 
 class CogVideoX(Family):
@@ -15,8 +15,7 @@ class CogVideoX(Family):
 
     name = "cogvideox"
     transformers = ("CogVideoXTransformer3DModel",)
-    blocks = "transformer_blocks"
-    returns = "hidden_encoder"
+    blocks = (BlockList("transformer_blocks", "hidden_encoder"),)
     indexes_blocks = False
     batched_guidance = True
     frame_axis = 1

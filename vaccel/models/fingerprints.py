@@ -12,16 +12,8 @@ from torch import nn
 
 from ..planning.artifacts import SCHEMA, Fitted, fitted
 from .contents import hash_of
+from .denoisers import denoisers_of
 from .weights_digest import identity
-
-#: The attributes of a pipeline that hold what a calibration measures.
-TRANSFORMERS = ("transformer", "transformer_2")
-
-
-def transformers_of(pipe: Any) -> dict[str, nn.Module]:
-    """The transformers of a pipeline by name."""
-    found = {name: getattr(pipe, name, None) for name in TRANSFORMERS}
-    return {name: module for name, module in found.items() if module is not None}
 
 
 def of_model(model: nn.Module) -> dict[str, str]:
@@ -37,7 +29,7 @@ def of_scheduler(scheduler: Any) -> dict[str, Any]:
 
 def header(method: str, pipe: Any, call: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
     """What all samples of an artifact of ``method`` share: models, weights, scheduler, the call's plain arguments."""
-    models = transformers_of(pipe)
+    models = denoisers_of(pipe)
     return {
         "schema": SCHEMA,
         "method": method,

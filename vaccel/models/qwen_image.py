@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .family import Family, Inputs
+from .family import BlockList, Family, Inputs
 
 
 class QwenImage(Family):
@@ -25,8 +25,8 @@ class QwenImage(Family):
     transformers = ("QwenImageTransformer2DModel",)
     channel_axis = -1
     spatial = False
-    blocks = "transformer_blocks"
-    returns = "encoder_hidden"
+    blocks = (BlockList("transformer_blocks", "encoder_hidden"),)
+    batched_guidance = False
     indexes_blocks = False
     converts_timesteps = True
     row_arguments = (
@@ -95,7 +95,7 @@ class QwenImage(Family):
         if samples is None:
             return inputs
         # Added after every block: the residual holds all but the last one's.
-        blocks = len(getattr(model, self.blocks))
+        blocks = len(self.block_list(model))
         last = (blocks - 1) // -(-blocks // len(samples))
         return {**inputs, "controlnet_block_samples": samples[last : last + 1]}
 

@@ -9,165 +9,58 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from .. import ops
 from ..cache.block_states import BlockState
-from .family import Family
+from .family import BlockList, Family
+from .replacements import (
+    AddFirst,
+    AddResidual,
+    KeepState,
+    PassThrough,
+    Remember,
+    Resumption,
+    StoreEntry,
+    StoreExit,
+)
 
 HOOK_ATTRIBUTES = ("forward", "_diffusers_hook", "_hf_hook", "_old_forward", "_compiled_call_impl")
 
 
-class _Replacement(nn.Module):
-    """Stands in a block list's place; finds hidden states and text whether a model passes them by name or position.
-
-    Nobody hangs hooks on it, so it is called past ``nn.Module.__call__``.  What it reads and writes are plain
-    attributes and no registered buffers: offload that moves the model while such a block is in it must not put a copy
-    in their place.
-    """
-
-    def __init__(self, returns: str):
-        super().__init__()
-        self.returns = returns
-
-    @staticmethod
-    def entering(args: tuple, kwargs: dict) -> torch.Tensor:
-        return args[0] if args else kwargs["hidden_states"]
-
-    def result(self, hidden: torch.Tensor, args: tuple, kwargs: dict) -> Any:
-        if self.returns == "hidden":
-            return hidden
-        encoder = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
-        return (hidden, encoder) if self.returns == "hidden_encoder" else (encoder, hidden)
-
-
-class _PassThrough(_Replacement):
-    """The identity."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.result(self.entering(args, kwargs), args, kwargs)
-
-    __call__ = forward
-
-
-class _AddResidual(_Replacement):
-    """Adds the cached residual of the block stack.  ``buffer`` is set before each call; it is the branch's own."""
-
-    def __init__(self, returns: str):
-        super().__init__(returns)
-        self.buffer: torch.Tensor | None = None
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = (args[0] if args else kwargs["hidden_states"]) + self.buffer
-        return hidden if self.returns == "hidden" else self.result(hidden, args, kwargs)
-
-    __call__ = forward
-
-
-class _StoreEntry(_Replacement):
-    """The first block; what enters it is copied into the buffer, where ``_StoreExit`` turns it into the residual."""
-
-    def __init__(self, block: nn.Module, returns: str):
-        super().__init__(returns)
-        self.block = block
-        self.buffer: torch.Tensor | None = None
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.buffer.copy_(args[0] if args else kwargs["hidden_states"])
-        return self._modules["block"](*args, **kwargs)
-
-    __call__ = forward
-
-
-class _StoreExit(_Replacement):
-    """The last block; the buffer becomes what leaves it minus what the buffer holds."""
-
-    def __init__(self, block: nn.Module, returns: str):
-        super().__init__(returns)
-        self.block = block
-        self.buffer: torch.Tensor | None = None
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        out, buffer = self._modules["block"](*args, **kwargs), self.buffer
-        hidden = out if self.returns == "hidden" else out[0 if self.returns == "hidden_encoder" else 1]
-        torch.sub(hidden, buffer, out=buffer)
-        return out
-
-    __call__ = forward
-
-
-class _KeepState(_Replacement):
-    """A block whose state is kept on the way."""
-
-    def __init__(self, block: nn.Module, returns: str):
-        super().__init__(returns)
-        self.block, self.start = block, 0
-        self.relative_l1: Callable[..., torch.Tensor] = ops.relative_l1
-        self.at = 1 if returns == "encoder_hidden" else 0  # where a block's tuple has the hidden states
-        self.__dict__.update(dict.fromkeys(BlockState._fields[:3]))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        out = self._modules["block"](*args, **kwargs)
-        hidden = out if self.returns == "hidden" else out[self.at]
-        start, kept, encoder = self.start, self.hidden, self.encoder
-        if start:
-            hidden = hidden[start:]
-        self.change.copy_(self.relative_l1(hidden, kept))
-        kept.copy_(hidden)
-        if encoder is not None:
-            encoder.copy_(out[1 - self.at][start:])
-        return out
-
-    __call__ = forward
-
-
-class _Resumption(_Replacement):
-    """The kept state in a block's place."""
-
-    def __init__(self, returns: str):
-        super().__init__(returns)
-        self.__dict__.update(dict.fromkeys(BlockState._fields[:3]))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.returns == "hidden":
-            return self.hidden
-        return (self.hidden, self.encoder) if self.returns == "hidden_encoder" else (self.encoder, self.hidden)
-
-    __call__ = forward
-
-
-def _parts(model: nn.Module, attribute: str) -> list[Any]:
+def _parts(model: nn.Module, attributes: Sequence[str]) -> list[Any]:
     """What a view has taken over from its model, beside what they share by register (weights, inner modules)."""
     own = [v for k, v in model.__dict__.items() if k not in HOOK_ATTRIBUTES]
-    return [*own, *model._modules.values(), *model._modules[attribute]]
+    return [*own, *model._modules.values(), *(b for a in attributes for b in model._modules[a])]
 
 
 class View:
-    """A transformer with ``blocks`` in place of its own.  ``set_buffer`` names the storage of the next call."""
+    """A transformer with other block lists: attribute -> blocks.  ``set_buffer`` names the storage of the next call."""
 
-    def __init__(self, model: nn.Module, attribute: str, blocks: list[nn.Module] | None):
-        self.model, self.attribute = model, attribute
-        self.blocks = nn.ModuleList(blocks) if blocks is not None else None
-        self.buffered = [b for b in blocks or () if isinstance(b, _AddResidual)]
-        self._kept: dict[int, _KeepState | _Resumption] = {}
+    def __init__(self, model: nn.Module, family: Family, lists: dict[str, list[nn.Module]] | None):
+        self.model = model
+        self.attributes = tuple(dict.fromkeys(one.attribute for one in family.blocks))
+        self.lists = {name: nn.ModuleList(blocks) for name, blocks in (lists or {}).items()}
+        every = [b for blocks in self.lists.values() for b in blocks]
+        self.buffered = [b for b in every if isinstance(b, (AddResidual, AddFirst))]
+        self._kept: dict[int, KeepState | Resumption] = {}
         self._states: dict[int, BlockState] | None = None  # those of the last call
-        self._of = _parts(model, attribute)
+        self._of = _parts(model, self.attributes)
         self.module = copy.copy(model)
         self.module.__dict__["_modules"] = dict(model._modules)
         for name in HOOK_ATTRIBUTES:
             self.module.__dict__.pop(name, None)
-        if self.blocks is not None:
-            self.module._modules[attribute] = self.blocks
-        self.call: Callable[..., Any] = self.module.forward
+        self.module._modules.update(self.lists)
+        self.eager: Callable[..., Any] = self.module.forward
+        self.call: Callable[..., Any] = self.eager
 
     def stale(self) -> bool:
-        """Whether something at the model's root or in its block list has been replaced since."""
-        now = _parts(self.model, self.attribute)
+        """Whether something at the model's root or in its block lists has been replaced since."""
+        now = _parts(self.model, self.attributes)
         return len(now) != len(self._of) or any(a is not b for a, b in zip(now, self._of, strict=True))
 
     def compile(self, **options: Any) -> None:
@@ -188,64 +81,102 @@ class View:
             return
         self._states = states
         for number, block in self._kept.items():
-            state = states[number]
-            block.__dict__.update(zip(BlockState._fields[:3], state[:3], strict=True))
-            if isinstance(block, _KeepState):
-                block.start = state.start
-                block.relative_l1 = ops.inner(state.hidden.device, state.hidden.dtype).relative_l1
+            block.set(states[number])
 
-    def set_buffer(self, buffer: torch.Tensor) -> None:
+    def set_buffer(self, buffer: torch.Tensor | None, allocate: Callable | None = None) -> None:
+        """Names the residual's storage; where there is none yet, ``allocate`` makes it of what enters the blocks."""
         for block in self.buffered:
             block.__dict__["buffer"] = buffer
+            if allocate is not None and isinstance(block, StoreEntry):
+                block.__dict__["allocate"] = allocate
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
         """The original model holds this view's blocks while the context lasts."""
-        own = self.model._modules[self.attribute]
-        if self.blocks is not None:
-            self.model._modules[self.attribute] = self.blocks
+        own = {name: self.model._modules[name] for name in self.lists}
+        self.model._modules.update(self.lists)
         try:
             yield
         finally:
-            self.model._modules[self.attribute] = own
+            self.model._modules.update(own)
 
 
 def plain_view(model: nn.Module, family: Family) -> View:
     """The model as it is, without the hooks on its root."""
-    return View(model, family.blocks, None)
+    return View(model, family, None)
 
 
-def recording_view(model: nn.Module, family: Family, numbers: tuple[int, ...], residual: bool) -> View:
-    """Computes everything, keeps the states after the blocks ``numbers`` and, with ``residual``, leaves that of the
-    block stack in the buffer."""
-    blocks = list(getattr(model, family.blocks))
-    kept = {number: _KeepState(blocks[number], family.returns) for number in numbers}
-    blocks = [kept.get(number, block) for number, block in enumerate(blocks)]
-    ends: list[nn.Module] = []
+class _Blocks:
+    """The blocks of a model in the order in which they run, to be exchanged."""
+
+    def __init__(self, model: nn.Module, family: Family, skipped: Sequence[int] = ()):
+        self.model, self.family = model, family
+        self.places = family.places(model)
+        self.blocks: list[nn.Module | None] = [getattr(model, one.attribute)[n] for one, n in self.places]
+        for number in skipped:
+            self.blocks[number] = PassThrough(self.of(number))
+
+    def of(self, number: int) -> BlockList:
+        return self.places[number][0]
+
+    def view(self) -> View:
+        """With what is there now; places that are None are left out."""
+        lists: dict[str, list[nn.Module]] = {one.attribute: [] for one in self.family.blocks}
+        for (one, number), block in zip(self.places, self.blocks, strict=True):
+            if block is not None:
+                own = getattr(self.model, one.attribute)[number]
+                if block is not own:
+                    block.__dict__.update({name: getattr(own, name) for name in self.family.block_attributes})
+                lists[one.attribute].append(block)
+        return View(self.model, self.family, lists)
+
+
+def recording_view(
+    model: nn.Module, family: Family, numbers: tuple[int, ...], residual: bool, skipped: Sequence[int] = ()
+) -> View:
+    """Computes everything but the blocks ``skipped``, keeps the states after the blocks ``numbers`` and, with
+    ``residual``, leaves that of the block stack in the buffer."""
+    every = _Blocks(model, family, skipped)
+    blocks, kept, ends = every.blocks, {}, []
+    for number in numbers:
+        blocks[number] = kept[number] = KeepState(every.of(number), blocks[number])
     if residual:
-        blocks[0] = entry = _StoreEntry(blocks[0], family.returns)
-        blocks[-1] = leaving = _StoreExit(blocks[-1], family.returns)
-        ends = [entry, leaving]
-    view = View(model, family.blocks, blocks)
+        blocks[0] = entry = StoreEntry(every.of(0), blocks[0])
+        last = len(blocks) - 1
+        blocks[-1] = StoreExit(every.of(last), blocks[-1], entry, family, model)
+        ends = [entry]
+    view = every.view()
     view.buffered, view._kept = ends, kept
     return view
 
 
 def reusing_view(model: nn.Module, family: Family) -> View:
     """Calls no block: the residual in the buffer stands in for the stack, embeddings and head are computed."""
-    count = len(getattr(model, family.blocks)) if family.indexes_blocks else 1
-    blocks: list[nn.Module] = [_AddResidual(family.returns)]
-    blocks += [_PassThrough(family.returns) for _ in range(count - 1)]
-    return View(model, family.blocks, blocks)
+    every = _Blocks(model, family)
+    last = len(every.blocks) - 1
+    if len(family.blocks) == 1 and (last == 0 or not family.between):
+        every.blocks[0] = AddResidual(every.of(0))
+        spare = range(1, last + 1)
+    else:
+        every.blocks[0] = first = Remember(every.of(0))
+        every.blocks[last] = AddFirst(every.of(last), first, family, model)
+        spare = range(1, last)
+    for number in spare:
+        every.blocks[number] = PassThrough(every.of(number)) if family.indexes_blocks else None
+    return every.view()
 
 
-def resuming_view(model: nn.Module, family: Family, after: int, numbers: tuple[int, ...]) -> View:
+def resuming_view(
+    model: nn.Module, family: Family, after: int, numbers: tuple[int, ...], skipped: Sequence[int] = ()
+) -> View:
     """Goes on from the state kept after block ``after``, and keeps those after later ones of ``numbers``."""
-    blocks = list(getattr(model, family.blocks))
-    resumption = _Resumption(family.returns)
-    kept = {number: _KeepState(blocks[number], family.returns) for number in numbers if number > after}
-    skipped = [_PassThrough(family.returns) for _ in range(after)] if family.indexes_blocks else []
-    behind = [kept.get(number, blocks[number]) for number in range(after + 1, len(blocks))]
-    view = View(model, family.blocks, [*skipped, resumption, *behind])
-    view._kept = {after: resumption, **kept}
+    every, kept = _Blocks(model, family, skipped), {}
+    for number in range(after):
+        every.blocks[number] = PassThrough(every.of(number)) if family.indexes_blocks else None
+    every.blocks[after] = kept[after] = Resumption(every.of(after))
+    for number in numbers:
+        if number > after:
+            every.blocks[number] = kept[number] = KeepState(every.of(number), every.blocks[number])
+    view = every.view()
+    view._kept = kept
     return view

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .family import Family, Inputs, computing_dtype
+from .family import BlockList, Family, Inputs, computing_dtype
 
 
 class Wan(Family):
@@ -16,6 +16,8 @@ class Wan(Family):
 
     name = "wan"
     transformers = ("WanTransformer3DModel",)
+    blocks = (BlockList("blocks"),)
+    batched_guidance = False
     indexes_blocks = False
     frame_axis = 2
     row_arguments = ("hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep")

@@ -25,6 +25,7 @@ from ...methods import Auto, Forecast, Method, Recording
 from ...methods.auto import Candidate
 from ...methods.recording import Recorded
 from ...models import Family, fingerprints
+from ...models.denoisers import denoisers_of
 from ...models.weights_digest import digest_of
 from ...planning import artifacts, files
 from ...planning.calibration import calibration, sample_of
@@ -128,7 +129,7 @@ class Pilot:
         return chosen.method, [note]
 
     def _fits(self, pipe: Any, fitted: artifacts.Fitted, any_solver: bool) -> bool:
-        model, solver = fingerprints.differences(fitted, fingerprints.transformers_of(pipe), pipe.scheduler)
+        model, solver = fingerprints.differences(fitted, denoisers_of(pipe), pipe.scheduler)
         return not model and (any_solver or not solver)
 
     # -- times -------------------------------------------------------------------------------------------------------

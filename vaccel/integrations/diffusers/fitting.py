@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...methods import Method
-from ...models.fingerprints import differences, transformers_of
+from ...models.denoisers import denoisers_of
+from ...models.fingerprints import differences
 
 
 def mismatches(method: Method, pipe: Any) -> list[str]:
@@ -16,7 +17,7 @@ def mismatches(method: Method, pipe: Any) -> list[str]:
     """
     if not method.fitted:
         return []
-    different, solver = differences(method.fitted, transformers_of(pipe), pipe.scheduler)
+    different, solver = differences(method.fitted, denoisers_of(pipe), pipe.scheduler)
     if not method.any_solver:
         different, solver = different + solver, []
     if different and not method.allow_mismatch:

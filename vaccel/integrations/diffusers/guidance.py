@@ -26,25 +26,37 @@ def guider_of(pipe: Any) -> Any:
     return getattr(pipe, "guider", None)
 
 
+#: Switches of guiders that ask for a prediction by other layers or another model; all others are about that without the
+#: prompt.
+OTHER_PREDICTIONS = ("_is_slg_enabled", "_is_seg_enabled", "_is_pag_enabled", "_is_ag_enabled")
+
+
 @functools.cache
 def _switches(kind: type) -> tuple[str, ...]:
     """The methods by which a kind of guider says what of it is on."""
     return tuple(n for n in dir(kind) if n.startswith("_is_") and n.endswith("_enabled"))
 
 
-def conditions(pipe: Any) -> tuple[Any, ...]:
-    """What tells apart the predictions that a modular pipeline's guiders ask for at the current step.
+def predictions(pipe: Any, stage: int) -> tuple[str, ...]:
+    """What a pipeline's guider asks for at the current step, in the order of the calls; () where there is no guider.
 
-    A guider switches parts of itself on and off along the run (classifier-free guidance, skipped layers), and then its
-    second prediction of a step is another one than before.
+    A guider switches guidance, skipped layers and the like on and off along the run.  By which rule it combines the
+    predictions is its own business.
     """
-    said: list[Any] = []
-    for name in ("guider", "guider_2"):
-        guider = getattr(pipe, name, None)
-        if guider is not None:
-            said += [getattr(guider, n)() for n in _switches(type(guider))]
-            said.append(getattr(guider, "num_conditions", None))
-    return tuple(said)
+    second = getattr(pipe, "guider_2", None) if stage else None
+    guider = second if second is not None else guider_of(pipe)
+    if guider is None:
+        return ()
+    on = [name for name in _switches(type(guider)) if getattr(guider, name)()]
+    others = [name for name in on if name in OTHER_PREDICTIONS]
+    asked = ("cond", *(["uncond"] if len(on) > len(others) else []), *others)
+    count = getattr(guider, "num_conditions", len(asked))
+    return asked if count == len(asked) else tuple(f"{n} of {count}" for n in range(count))
+
+
+def wanted(pipe: Any) -> bool:
+    """Whether the pipeline may have two branches in one call, as far as it says so."""
+    return getattr(pipe, "do_classifier_free_guidance", True) is not False
 
 
 def scale(pipe: Any, family: Family, stage: int, arguments: Mapping[str, Any]) -> float:

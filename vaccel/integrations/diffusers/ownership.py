@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from ...models.transformer import hooked, lock_of
+from ...models.generic import hooked, lock_of
 
 #: Where a pipeline object keeps who accelerates it.
 OWNER = "_vaccel_owner"

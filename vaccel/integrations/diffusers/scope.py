@@ -17,13 +17,17 @@ from ...methods import Method, Recording
 from ...planning.flow import Flow
 from . import guidance, ownership
 from .fitting import mismatches
-from .locating import by_address, by_scheduler, by_value
+from .locating import Locator, Place
 from .schedulers import denoised, flow_of, with_response
 
 #: The arguments by which diffusers' pipelines take a function that they call after each step.
 CALLBACKS = ("callback_on_step_end", "callback")
 
 _now = time.perf_counter
+
+
+class Unfollowed(Exception):  # noqa: N818  it is no error where strict=False
+    """A loop that cannot be followed."""
 
 
 class Scope:
@@ -41,11 +45,16 @@ class Scope:
         self.run: Run | None = None
         self.marks: list[Any] = []  # when each step began, for whoever wants times
         self._timesteps: Any = None
-        self._begin = 0
-        self._two = self._calling = False
+        self._begin, self._rows = 0, -1
+        self._two = self._calling = self._plainly = False
+        self._scheduler: Any = None
+        self._earlier: list[Any] = []  # the timesteps of this call's earlier loops
+        self._locator = Locator(pipe)
+        self._rest: dict[tuple[int, int], Any] = {}  # (stage, call of a step) -> what answers have beside predictions
         self._pilot = session.pilot
         self._learning: Any = None  # the file of what is learnt of such a run
-        self._guider, self._conditions = guidance.guider_of(pipe) if num_steps is None else None, ()
+        self._guider = guidance.guider_of(pipe) if num_steps is None else None
+        self._attends = self._pilot is not None or self._guider is not None
         # Where the run's timesteps lie in memory: first byte, bytes a step, bytes up to the current one and in all.
         self._address = self._next = self._span = 0
         self._size = 1
@@ -141,63 +150,91 @@ class Scope:
     # -- calls -------------------------------------------------------------------------------------------------------
 
     def call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """A transformer was called while this scope is open."""
+        """A denoiser was called while this scope is open."""
         stage = self.stages.get(id(module))
         # of some other pipeline that is called within this one's call; or the handle was removed in the middle of it
-        if stage is None or self.session.removed:
+        if stage is None or self.session.removed or self._plainly:
             return ownership.plain_call(module)(*args, **kwargs)
         if self._calling:
             raise ValueError(
                 f"this {type(module).__name__} was called again from within its own step, by a hook on it or on one of "
                 "its parts: take that hook off, or remove() the acceleration"
             )
-        inputs = self.session.family.bind(module, args, kwargs) if args else kwargs
-        t, index = inputs.get("timestep"), None
-        if self.pipe.scheduler.timesteps is self._timesteps and isinstance(t, torch.Tensor):
-            offset = t.data_ptr() - self._address  # a later step of the run: two comparisons
-            if self._next <= offset < self._span:
-                self._next = offset
-                index = offset // self._size - self._begin
-        if index is None:
-            index = self._locate(t)
-        if index is None:
-            raise ValueError(
-                f"a call of the {type(module).__name__} could not be located as a step of this "
-                f"{type(self.pipe).__name__}'s run: tried the address and the value of its timestep and of "
-                "_current_timestep, and the scheduler's step_index"
-            )
-        as_tuple = inputs.get("return_dict", True) is False
-        if not as_tuple or inputs is not kwargs:
-            inputs = {**inputs, "return_dict": False}
-        x = stage.large.latents(inputs)
-        if torch.is_grad_enabled():
-            self._refuse_gradients(module, x)
-        run = self.run
-        if run.index < 0 and stage.small is not None:
-            _check_small(stage.small.model, x)
-        if index != run.index:
-            if self._pilot is not None:
-                self._mark(x.device)
-            if self._guider is not None:
-                self._follow(run)
+        large = stage.large
+        inputs = large.family.bind(module, args, kwargs) if args else kwargs
         self._calling = True
         try:
-            output = run.call(index, stage, inputs, x, self._two)
+            x, run, scheduler, index = large.latents(inputs), self.run, self._scheduler, -1
+            t = inputs.get(stage.time)
+            if scheduler is not None and scheduler.timesteps is self._timesteps and isinstance(t, torch.Tensor):
+                offset = t.data_ptr() - self._address  # a later step of the run: two comparisons
+                if self._next <= offset < self._span:
+                    step = offset // self._size - self._begin
+                    if 0 <= step - run.index <= 1:
+                        self._next, index = offset, step
+            if index < 0:
+                index, run = self._located(stage, t), self.run
+            if torch.is_grad_enabled():
+                self._refuse_gradients(module, inputs)
+            if len(x) != self._rows:
+                self._look(stage, x)
+            if index != run.index and (self._attends or run.index < 0):
+                self._begins(run, stage, x)
+            output = run.call(index, stage, inputs, x, self._two, inputs.get(stage.condition))
+            layout = large.layout
+            answer = (output,) if layout.single else self._answer(run, stage, layout, output)
+        except Unfollowed as error:
+            return self._give_up(module, inputs, error)
         finally:
             self._calling = False
         if run.trace.finished:
             self._finished(run, x.device)
-        return (output,) if as_tuple else _output(output)
+        return answer
 
-    def _follow(self, run: Run) -> None:
-        """Branches that a guider makes of other conditions than at the step before start without anything cached."""
-        conditions = guidance.conditions(self.pipe)
-        if run.index >= 0 and conditions != self._conditions:
-            run.forget_branches()
-        self._conditions = conditions
+    def _begins(self, run: Run, stage: Any, x: torch.Tensor) -> None:
+        """A step begins."""
+        if run.index < 0 and stage.small is not None:
+            _check_small(stage.small.model, x)
+        if self._pilot is not None:
+            self._mark(x.device)
+        if self._guider is not None:
+            run.kinds = guidance.predictions(self.pipe, stage.index)
 
-    def _refuse_gradients(self, module: nn.Module, x: torch.Tensor) -> None:
-        if x.requires_grad or any(p.requires_grad for p in module.parameters()):
+    def _answer(self, run: Run, stage: Any, layout: Any, output: torch.Tensor) -> Any:
+        """What the pipeline is given: the prediction in the model's own structure."""
+        if stage.large.unused:
+            run.record.large += 1
+            run.record.reason = run.record.reason or "one forward to see what the model answers with"
+        if not layout.answered and stage.small is not None and stage.small.layout is not None:
+            layout = stage.small.layout  # nothing but the small model has spoken
+        if not layout.answered:  # nobody has: the output is recorded
+            return (output,)
+        if not layout.has_rest:
+            return layout.unpack(output)
+        key = (stage.index, run.calls)
+        fresh = layout.take_rest()
+        if fresh is not None and (key not in self._rest or _rows(fresh) == _rows(self._rest[key])):
+            self._rest[key] = fresh
+        return layout.unpack(output, self._rest.get(key, ()))
+
+    def _give_up(self, module: nn.Module, inputs: dict[str, Any], error: Unfollowed) -> Any:
+        """The loop cannot be followed: an error, or the plain model from here on."""
+        if self.session.strict:
+            raise ValueError(f"{error}. With strict=False such a pipeline is computed in full") from None
+        self._plainly = True
+        note = f"vaccel: {error}; computed in full"
+        trace = self.run.trace if self.run is not None else Trace(self.session.method.to_json(), 0)
+        if self.run is None:
+            self.session.traces.append(trace)
+        trace.notes.append(note)
+        if not self.session.gave_up:
+            self.session.gave_up = True
+            warnings.warn(note, stacklevel=4)
+        return ownership.plain_call(module)(**inputs)
+
+    def _refuse_gradients(self, module: nn.Module, inputs: dict[str, Any]) -> None:
+        given = (v for v in inputs.values() if isinstance(v, torch.Tensor))
+        if any(t.requires_grad for t in given) or any(p.requires_grad for p in module.parameters()):
             raise ValueError(
                 "vaccel: an accelerated run computes no gradients: call the pipeline under torch.no_grad(), or use "
                 "handle.remove() before training through it"
@@ -221,71 +258,113 @@ class Scope:
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
-    def _locate(self, t: Any) -> int | None:
-        """The step of the run that timestep ``t`` belongs to; begins a new run where one begins."""
-        pipe = self.pipe
-        timesteps = pipe.scheduler.timesteps
-        position, own = self._position(timesteps, t)
-        if position is None:
-            return None
-        if timesteps is not self._timesteps or position - self._begin < self.run.index:
-            self._start(timesteps, position, own)
-        return position - self._begin
+    def _located(self, stage: Any, t: Any) -> int:
+        """The step of the run that a call with timestep ``t`` belongs to; begins a new run where a loop begins.
 
-    def _position(self, timesteps: Any, t: Any) -> tuple[int | None, bool]:
-        """(where in the scheduler's timesteps a call is, whether the model takes the timestep as it stands there)."""
-        pipe, family = self.pipe, self.session.family
-        position = by_address(timesteps, t)
-        if position is not None:
-            return position, t.ndim < 2
-        current = getattr(pipe, "_current_timestep", None)
-        if current is not None:
-            position = by_address(timesteps, current)
-            if position is not None:
-                return position, family.converts_timesteps
-            return by_value(timesteps, current), False
-        if t is not None and (position := by_value(timesteps, t)) is not None:
-            return position, False
-        return by_scheduler(pipe.scheduler), False
+        Raises ``Unfollowed`` where nothing says it, or steps do not come in order.
+        """
+        place = self._locator.find(t, converts=stage.large.family.converts_timesteps)
+        if place is None:
+            raise Unfollowed(
+                f"a call of the {type(stage.large.model).__name__} could not be located as a step of this "
+                f"{type(self.pipe).__name__}'s run: tried the address and the value of its timestep and of "
+                "_current_timestep, and the scheduler's step_index"
+            )
+        if place.timesteps is not self._timesteps and not self._same_loop(place):
+            self._start(place)
+        elif place.position - self._begin != self.run.index:
+            self._advance(place)
+        return place.position - self._begin
 
-    def _start(self, timesteps: Any, begin: int, own: bool) -> None:
+    def _advance(self, place: Place) -> None:
+        """Another step of the same timesteps than that of the last call."""
+        step = place.position - self._begin
+        if step == self.run.index + 1 and step < self.run.num_steps:
+            return
+        if step < self.run.index:  # the loop begins anew, or goes back to an earlier step
+            self._start(place)
+            return
+        raise Unfollowed(
+            f"the steps of this {type(self.pipe).__name__} are out of order: step {step} of {self.run.num_steps} came "
+            f"after step {self.run.index}"
+        )
+
+    def _same_loop(self, place: Place) -> bool:
+        """Whether another tensor holds the same timesteps, where the loop goes on: a scheduler's state was put back."""
+        if self.run is None or self.run.num_steps < 2 or not isinstance(place.timesteps, torch.Tensor):
+            return False
+        step, known = place.position - self._begin - self.run.index, self._timesteps
+        same = isinstance(known, torch.Tensor) and known.shape == place.timesteps.shape and step in (0, 1)
+        if not same or not bool((known == place.timesteps).all()):
+            return False
+        self._follow_timesteps(place)
+        return True
+
+    def _look(self, stage: Any, x: torch.Tensor) -> None:
+        """Whether both branches are in one call, wherever its rows are others than at the call before."""
+        self._rows = rows = len(x)
+        batched = stage.large.family.batched_guidance
+        if batched is None:
+            batched = rows % 2 == 0 and guidance.wanted(self.pipe) and bool(torch.equal(*x.chunk(2)))
+        elif batched:
+            batched = rows % 2 == 0 and self._guidance(stage.index) > 1
+        self._two = bool(batched)
+
+    def _start(self, place: Place) -> None:
+        """A loop begins.  Raises ``Unfollowed`` where an earlier one goes on instead."""
+        if place.position and any(place.timesteps is earlier for earlier in self._earlier):
+            raise Unfollowed(f"two loops of this {type(self.pipe).__name__} take turns, a step of each")
+        if self.run is not None:
+            self.run.close()
+            self._earlier = [*self._earlier[-7:], self._timesteps]
         self._timesteps = self.run = None  # nothing stays of the last run if the next cannot start
-        self.marks = []
-        two = self.session.family.batched_guidance and self._guidance(0) > 1
-        run = self._new_run(timesteps, begin, own)
-        self.run, self._timesteps, self._begin, self._two = run, timesteps, begin, two
-        if isinstance(timesteps, torch.Tensor):
-            self._address, self._size = timesteps.data_ptr(), timesteps.element_size()
-            self._next, self._span = begin * self._size, len(timesteps) * self._size
+        self.marks, self._rest, self._rows, self._begin = [], {}, -1, place.position
+        place = self._locator.begun(place)
+        run = self._new_run(place)
+        self.run = run
+        self._follow_timesteps(place)
+
+    def _follow_timesteps(self, place: Place) -> None:
+        """From now on these are the loop's timesteps."""
+        self._scheduler, self._timesteps = place.scheduler, place.timesteps
+        if isinstance(place.timesteps, torch.Tensor):
+            self._address, self._size = place.timesteps.data_ptr(), place.timesteps.element_size()
+            self._next, self._span = place.position * self._size, place.total * self._size
         else:
             self._address, self._size, self._next, self._span = 0, 1, 0, 0
 
     def _guidance(self, stage: int) -> float:
         if self.num_steps is not None:  # a loop by hand: the pipeline knows nothing of it
             return self._scale
-        return guidance.scale(self.pipe, self.session.family, stage, self.arguments)
+        return guidance.scale(self.pipe, self.session.family_of(stage), stage, self.arguments)
 
-    def _new_run(self, timesteps: Any, begin: int, own: bool) -> Any:
-        session, pipe = self.session, self.pipe
-        steps = len(timesteps) - begin
+    def _new_run(self, place: Place) -> Any:
+        session, pipe, begin = self.session, self.pipe, place.position
+        steps = place.total - begin
         if self.num_steps is not None and steps != self.num_steps:
             raise ValueError(f"the run was opened for {self.num_steps} steps, the scheduler has {steps}")
         method = session.method
-        notes = [*mismatches(method, pipe), *self._check_experts()]
-        flow = self._flow(begin, method)
+        notes = [*session.notes, *mismatches(method, pipe), *self._check_experts()]
+        flow = self._flow(place, method)
         if session.pilot is not None:
             scales = [self._guidance(stage.index) for stage in self.stages.values()]
             bound = guidance.bound(self.arguments)
             modules = [stage.large.model for stage in self.stages.values()]
             method, chosen, self._learning = session.pilot.choose(pipe, modules, steps, flow, scales, bound)
             notes += chosen
+
+        def x_0(prediction: torch.Tensor, x: torch.Tensor, index: int) -> torch.Tensor:
+            if place.scheduler is None:
+                raise ValueError("the noise levels of this loop are unknown: no estimate of x_0 can be watched")
+            return denoised(place.scheduler, prediction, x, begin + index)
+
         run = Run(
             method,
             steps,
             self._workspace.buffers,
             guidance=self._guidance,
-            denoise=lambda v, x, index: denoised(pipe.scheduler, v, x, begin + index),
-            timesteps=timesteps[begin:] if own else None,
+            denoise=x_0,
+            timesteps=place.timesteps[begin : place.total] if place.own else None,
             execute=self._executor(),
             depth=next(iter(self.stages.values())).large.depth,
             flow=flow,
@@ -294,12 +373,14 @@ class Scope:
         session.traces.append(run.trace)
         return run
 
-    def _flow(self, begin: int, method: Method) -> Flow | None:
+    def _flow(self, place: Place, method: Method) -> Flow | None:
         """The run as a flow; a solver is asked for its response once for all runs at the same levels.
 
         Raises ``ValueError`` for predictions that say nothing of velocities, where the method needs those.
         """
-        scheduler = self.pipe.scheduler
+        scheduler, begin = place.scheduler, place.position
+        if scheduler is None or place.total != len(scheduler.timesteps):
+            return None
         if not any(store.kind == "velocities" for store in method.stores):
             with contextlib.suppress(ValueError):
                 return flow_of(scheduler, begin)
@@ -347,6 +428,10 @@ def _check_small(small: nn.Module, x: torch.Tensor) -> None:
         )
 
 
+def _rows(tensors: Any) -> list[int]:
+    return [len(t) if t is not None and t.ndim else 0 for t in tensors]
+
+
 @contextlib.contextmanager
 def outside() -> Iterator[None]:
     """Calls of transformers are plain while the context lasts."""
@@ -355,9 +440,3 @@ def outside() -> Iterator[None]:
         yield
     finally:
         ownership.CURRENT.reset(token)
-
-
-def _output(sample: torch.Tensor) -> Any:
-    from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-    return Transformer2DModelOutput(sample=sample)

@@ -17,16 +17,15 @@ from ...engine.trace import Trace
 from ...experts.files import SavedExperts
 from ...experts.weights import Experts
 from ...methods import Auto, ExpertWeights, Method
-from ...models import Family
+from ...models import Family, find
 from ...models.call import Stage
-from ...models.fingerprints import TRANSFORMERS
+from ...models.denoisers import NAMES, denoisers_of, timestep_argument
 from . import ownership
 from .auto import Pilot
 from .sampler import ExpertScheduler
 from .scope import Scope
 from .workspace import Pool, Workspace
 
-#: The attributes of a pipeline that are accelerated, in the order of the run.
 #: Where diffusers keeps the hooks of a module.
 REGISTRY = "_diffusers_hook"
 
@@ -48,20 +47,27 @@ class Session:
         *,
         compile: bool = False,
         captures: Any = None,
+        strict: bool = True,
         keep_traces: int = 16,
     ):
         self._pipe, self.method, self.family = weakref.ref(pipe), method, family
-        self.compile = compile
-        numbers = [n for n, name in enumerate(TRANSFORMERS) if getattr(pipe, name, None) is not None]
-        # The small models by the number of the transformer that each stands beside.
+        self.compile, self.strict, self.gave_up = compile, strict, False
+        there = denoisers_of(pipe)
+        #: The attributes that are accelerated, in the order of the run; a denoiser's number is its place here.
+        self.names = tuple(dict.fromkeys((*NAMES[:2], *there)))
+        self.families: dict[int, Family] = {}  # by those numbers
+        numbers = [n for n, name in enumerate(self.names) if name in there]
+        # The small models by the number of the denoiser that each stands beside.
         self.smalls = {n: s for n, s in zip(numbers, smalls, strict=False) if s is not None}
         self.refused: list[str] = []
+        self.notes: list[str] = []  # what every trace says
         self._backend = captures
         self.pool = Pool(self._workspace)
         self.traces: deque[Trace] = deque(maxlen=keep_traces)
         self.removed = True
         # By registered module; given back too where the pipeline is garbage-collected without remove().
         self._modules: list[tuple[nn.Module, bool]] = []  # those that listen; whether they had a registry of hooks
+        self._kinds: dict[int, set[str]] = {}
         self.pilot: Pilot | None = None
         self.experts: Experts | None = None
         self._expert_stage: Any = None
@@ -101,26 +107,37 @@ class Session:
     def listen_to(self, pipe: Any) -> list[tuple[int, nn.Module]]:
         """The pipeline's transformers as they are now, with their numbers; those that are new listen from now on."""
         found = []
-        for number, name in enumerate(TRANSFORMERS):
+        for number, name in enumerate(self.names):
             module = getattr(pipe, name, None)
-            if module is None:
+            if not isinstance(module, nn.Module) or any(module is known for _, known in found):
                 continue
             usable(module)
             if not any(module is known for known, _ in self._modules):
-                self._check(module)
+                self.families[number] = self._family_of(number, module)
                 ownership.listen(module)
                 self._modules.append((module, REGISTRY in module.__dict__))
+                self._kinds.setdefault(number, set()).add(ownership.base_of(module).__name__)
             found.append((number, module))
         return found
 
-    def _check(self, module: nn.Module) -> None:
-        """Raises ``ValueError`` where another kind of transformer has taken the place of one that was accelerated."""
-        kinds = {type(known).__name__ for known, _ in self._modules}
-        if kinds and type(module).__name__ not in kinds | set(self.family.transformers):
+    def family_of(self, number: int) -> Family:
+        """The description of the denoiser of this number."""
+        return self.families.get(number, self.family)
+
+    def _family_of(self, number: int, module: nn.Module) -> Family:
+        """The description of a denoiser that was not seen yet.
+
+        Raises ``ValueError`` where another kind has taken the place of one that was accelerated.
+        """
+        own, known = find(module), self.families.get(number)
+        if known is None and not self.families:
+            return self.family
+        if known is not None and type(module).__name__ not in self._kinds.get(number, ()) and own is not known:
             raise ValueError(
-                f"the pipeline's transformer is a {type(module).__name__} now, and was accelerated as a "
-                f"{' and '.join(sorted(kinds))}: remove() the handle and accelerate it anew"
+                f"the pipeline's {self.names[number]} is a {type(module).__name__} now, and was accelerated as a "
+                f"{' and '.join(sorted(self._kinds[number]))}: remove() the handle and accelerate it anew"
             )
+        return self.family if own.name == self.family.name else known or own
 
     def scope(
         self, pipe: Any, args: tuple, kwargs: dict[str, Any], num_steps: int | None = None, guidance: float = 1.0
@@ -136,18 +153,24 @@ class Session:
             small = self.smalls.get(number)
             if small is None and self.smalls:
                 raise ValueError(
-                    f"the pipeline has a {TRANSFORMERS[number]} now, and no small model was given for it: remove() the "
+                    f"the pipeline has a {self.names[number]} now, and no small model was given for it: remove() the "
                     "handle and accelerate it anew with small=[...]"
                 )
             compiled = self.compile or getattr(module, "_compiled_call_impl", None) is not None
-            large = workspace.model(module, self.family, small=False, compile=compiled)
-            helper = workspace.model(small, self.family, small=True, compile=compiled) if small is not None else None
+            large = workspace.model(module, self.family_of(number), small=False, compile=compiled)
+            helper = self._small(workspace, number, small, compiled)
             if self.experts is not None:
                 large.experts = self.experts.models
-            found[id(module)] = Stage(number, large, helper)
+            when = timestep_argument(module) or "timestep"
+            found[id(module)] = Stage(number, large, helper, when, large.family.condition_of(module))
             models += [m for m in (large, helper) if m is not None]
         workspace.keep_only(models)
         return found
+
+    def _small(self, workspace: Workspace, number: int, small: nn.Module | None, compiled: bool) -> Any:
+        if small is None:
+            return None
+        return workspace.model(small, self.family_of(number), small=True, compile=compiled)
 
     def sample_with(self, saved: SavedExperts, wanted: ExpertWeights) -> None:
         """Puts the experts' weights and their scheduler in place of the pipeline's own, until ``detach``.

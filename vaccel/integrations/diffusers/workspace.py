@@ -13,8 +13,8 @@ from torch import nn
 
 from ...cache import Buffers
 from ...engine.graphs import Captures
-from ...models import Family
-from ...models.transformer import Transformer
+from ...models import Family, model_of
+from ...models.generic import Generic
 
 
 class Workspace:
@@ -22,20 +22,20 @@ class Workspace:
 
     def __init__(self, captures: Captures | None):
         self.buffers, self.captures = Buffers(), captures
-        self._models: list[Transformer] = []
+        self._models: list[Generic] = []
 
-    def model(self, module: nn.Module, family: Family, *, small: bool, compile: bool) -> Transformer:
+    def model(self, module: nn.Module, family: Family, *, small: bool, compile: bool) -> Generic:
         """The module as the engine calls it; its views are kept from run to run."""
         for known in self._models:
             if known.model is module and known.family is family and known.is_small == small:
                 known.compile = compile
-                known.refresh()
+                known.refresh()  # which looks at both
                 return known
-        made = Transformer(module, family, small=small, compile=compile)
+        made = model_of(module, family, small=small, compile=compile)
         self._models.append(made)
         return made
 
-    def keep_only(self, models: list[Transformer]) -> None:
+    def keep_only(self, models: list[Generic]) -> None:
         """Forgets modules that are no longer the pipeline's."""
         self._models = [m for m in self._models if any(m is kept for kept in models)]
 

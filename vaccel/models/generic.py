@@ -1,0 +1,270 @@
+"""Any denoiser, seen from outside: any module that a sampling loop calls once or more a step.
+
+Nothing is known of its inside.  What it is given and what it answers are trees of tensors (``vaccel.models.layout``),
+and which of them are noisy is read off the shapes of its first answer.  A described model (``transformer.py``) is this
+and its blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import ops
+from . import layout
+from .family import Family, Inputs
+from .layout import Layout
+from .views import View, plain_view
+
+#: What peft's layers decide by when they are called.
+ADAPTER_STATE = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
+
+
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+
+
+def lock_of(model: nn.Module) -> threading.RLock:
+    """One for every module: where hooks sit on it, its blocks are exchanged for the length of a call."""
+    return _locks.setdefault(model, threading.RLock())
+
+
+def hooked(model: nn.Module) -> bool:
+    """Whether more than the model's own forward lies below a call: offload, context parallel, a user's hook."""
+    own = model.__dict__
+    return bool("forward" in own or "_hf_hook" in own or own["_forward_hooks"] or own["_forward_pre_hooks"])
+
+
+class Generic:
+    """A denoiser at its root.
+
+    ``original`` calls the model with whatever hooks sit on it.  ``experts`` are the models that ``expert`` chooses
+    from, where it stands for several.
+    """
+
+    described = False
+    depth = 0
+    carries_text = False
+
+    def __init__(self, model: nn.Module, family: Family, *, small: bool = False, compile: bool = False):
+        self.model, self.family, self.is_small, self.compile = model, family, small, compile
+        # The module's own call, past any scope that it would ask for.
+        self.original: Callable[..., Any] = functools.partial(nn.Module.__call__, model)
+        self.experts: tuple[Generic, ...] = ()
+        self._views: dict[Hashable, View] = {}
+        #: How the answers of the current kind of call lie.
+        self.layout: Layout | None = family.layout(model)
+        if self.layout is not None and not self.layout.learnt:  # the family knows it without looking
+            self.latents = self.layout.x
+        self._layouts: list[Layout] = []
+        self._answered: tuple[Inputs, Any] | None = None  # what was computed to see how answers lie
+        # What a family leaves as it is costs nothing.
+        self._cuts = type(family).prediction is not Family.prediction
+        self._adapts = small and type(family).small_inputs is not Family.small_inputs
+        self._warned = False
+        self._look()
+        self._lock = lock_of(model)
+
+    @property
+    def channel_axis(self) -> int:
+        return 1 if self.layout is not None and self.layout.kind in ("packed", "loose") else self.family.channel_axis
+
+    @property
+    def spatial(self) -> bool:
+        return self.family.spatial and (self.layout is None or self.layout.kind in ("single", "samples"))
+
+    def rows(self, inputs: Inputs, rows: slice | list[int]) -> Inputs:
+        return self.family.rows(inputs, rows, self.layout)
+
+    def guided(self, cond: torch.Tensor, uncond: torch.Tensor, scale: float, out: torch.Tensor) -> torch.Tensor:
+        return self.family.guided(cond, uncond, scale, out)
+
+    def modulation(self, inputs: Inputs, projected: bool) -> torch.Tensor:
+        self._onload()
+        return self.family.modulation(self.model, inputs, projected)
+
+    def modulations(self, inputs: Inputs, timesteps: torch.Tensor, projected: bool) -> torch.Tensor | None:
+        self._onload()
+        return self.family.modulations(self.model, inputs, timesteps, projected)
+
+    def _onload(self) -> None:
+        """Brings offloaded weights to where the inputs are, as the model's own call will."""
+        offload = getattr(self.model, "_hf_hook", None)
+        if offload is not None:
+            offload.pre_forward(self.model)
+
+    # -- what goes in and what comes out -----------------------------------------------------------------------------
+
+    def latents(self, inputs: Inputs) -> torch.Tensor:
+        """The noisy part of a call's input, [rows, ...].
+
+        The first call of a kind is computed, to see how its answer lies; ``full`` then gives that answer.  Raises
+        ``ValueError`` where the answer has no tensor of an input's shape.
+        """
+        kept = self.layout
+        if kept is None or not kept.fits(inputs):
+            kept = self.layout = self._layout_for(inputs)
+        return kept.x(inputs)
+
+    def _layout_for(self, inputs: Inputs) -> Layout:
+        for known in self._layouts:
+            if known.fits(inputs):
+                return known
+        with torch.no_grad():
+            answer = self._answer(inputs)
+        made = self._learnt(inputs, answer)
+        self._answered = inputs, answer
+        return made
+
+    def _learnt(self, inputs: Inputs, answer: Any) -> Layout:
+        made = layout.found(inputs, answer)
+        if made is None:
+            shapes = [tuple(t.shape) for t in layout.tensors_of(answer)]
+            given = {k: tuple(v.shape) for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+            raise ValueError(
+                f"{type(self.model).__name__} answers with {shapes or type(answer).__name__}, and none of that has the "
+                f"shape of what it was given ({given}): nothing can stand in for it"
+            )
+        made.pack(answer, inputs)
+        self._layouts = [made, *self._layouts[:7]]
+        return made
+
+    @property
+    def unused(self) -> bool:
+        """Whether a forward was made to see how answers lie, and the step then took another action."""
+        left, self._answered = self._answered is not None, None
+        return left
+
+    def full(self, inputs: Inputs) -> torch.Tensor:
+        kept = self.layout
+        if self._quick and kept is not None and kept.single and self._answered is None:
+            answer = self.original(**inputs)
+            return answer[0] if not self._cuts and len(answer) == 1 else kept.pack(answer, inputs)
+        answered, self._answered = self._answered, None
+        if answered is not None and answered[0] is inputs:
+            return kept.pack(answered[1], inputs)
+        answer = self._answer(self.family.small_inputs(self.model, inputs) if self.is_small else inputs)
+        if kept is None or (self.is_small and not kept.fits(inputs)):
+            kept = self.layout = self._learnt(inputs, answer)
+        return kept.pack(answer, inputs)
+
+    def _answer(self, inputs: Inputs) -> Any:
+        """The model's own answer."""
+        if self.compile:
+            return self._through("plain", plain_view, inputs)
+        if self.bare:
+            return self.original(**inputs)
+        with self._lock:
+            return self.original(**inputs)
+
+    def expert(self, inputs: Inputs, number: int) -> torch.Tensor:
+        """A forward by the weights of expert ``number``.  Raises ``ValueError`` where there is no such expert."""
+        if number >= len(self.experts):
+            raise ValueError(f"the method asks for expert {number} of {len(self.experts)}")
+        return self.experts[number].full(inputs)
+
+    def recording(self, inputs: Inputs, residual: None, states: dict) -> torch.Tensor:
+        """As ``full``: what is inside cannot be asked for."""
+        return self.full(inputs)
+
+    # -- views -------------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Drops views of what has been replaced since: a LoRA at the root, a head, a block.  Called as a run opens."""
+        for name in [name for name, view in self._views.items() if view.stale()]:
+            del self._views[name]
+        self._answered = None
+        self._look()
+
+    def _through(
+        self, name: Hashable, make: Callable, inputs: Inputs, prepare: Callable | None = None, *, eagerly: bool = False
+    ) -> Any:
+        """The answer of a view, made when it is first asked for.
+
+        Args:
+            prepare: tells the view what this call works with.
+            eagerly: not compiled, since the call makes its buffers itself.
+        """
+        view = self._views.get(name)
+        if view is None:
+            view = self._views[name] = make(self.model, self.family)
+            if self.compile:
+                view.compile()
+        if prepare is not None:
+            prepare(view)
+        if self.bare:
+            if eagerly or not self.compile:
+                return view.eager(**inputs)
+            return self._compiled(view, inputs)
+        if self.compile and not self._warned:
+            self._warned = True
+            warnings.warn("vaccel: other hooks sit on the transformer (offload?): running it uncompiled", stacklevel=3)
+        with self._lock, view.swapped_in():
+            return self.original(**inputs)
+
+    def _compiled(self, view: View, inputs: Inputs) -> Any:
+        """A compiled view's outputs; where the compiler has given up on it, those of the view as it is."""
+        try:
+            return view.call(**inputs)
+        except Exception as error:
+            if type(error).__name__ != "FailOnRecompileLimitHit":
+                raise
+            warnings.warn("vaccel: torch.compile's recompile limit is reached: running uncompiled", stacklevel=3)
+            view.call = view.eager
+            return view.call(**inputs)
+
+    def state(self) -> Hashable:
+        """Equal as long as every weight stands where it stood and every adapter is used and scaled as it was."""
+        adapted = [m for m in self.model.modules() if isinstance(getattr(m, "scaling", None), dict)]
+        adapters = [[getattr(m, name, None) for name in ADAPTER_STATE] for m in adapted]
+        others = [expert.state() for expert in self.experts if expert is not self]
+        return tuple(p.data_ptr() for p in self.model.parameters()), repr(adapters), *others
+
+    def uncapturable(self) -> str | None:
+        """Why no CUDA graph of it can be captured, as far as can be seen before trying."""
+        if self.layout is not None and self.layout.has_rest:
+            return f"a {type(self.model).__name__} answers with more than its prediction"
+        for module in self.model.modules():
+            if "_hf_hook" in module.__dict__:
+                return "accelerate's offload moves its weights"
+            registry = module.__dict__.get("_diffusers_hook")
+            if registry is not None and registry.hooks:
+                return f"other hooks sit on {type(module).__name__} ({', '.join(registry.hooks)})"
+        return None
+
+    def _look(self) -> None:
+        """Looks whether more than the model's own forward lies below a call."""
+        self.bare = not hooked(self.model)
+        self._quick = self.bare and not self.compile and not self._adapts
+
+
+class PlainCallable:
+    """A callable ``(x, t, condition) -> output`` of a hand-written loop: nothing inside it can be reached."""
+
+    described = False
+    depth = 0
+    channel_axis = 1
+    spatial = True
+    carries_text = False
+
+    def __init__(self, function: Callable[..., torch.Tensor]):
+        self.function = function
+
+    def latents(self, inputs: tuple) -> torch.Tensor:
+        return inputs[0]
+
+    def recording(self, inputs: tuple, residual: None, states: dict) -> torch.Tensor:
+        """As ``full``: what is inside cannot be asked for."""
+        return self.full(inputs)
+
+    def full(self, inputs: tuple) -> torch.Tensor:
+        return self.function(*inputs)
+
+    def guided(self, cond: torch.Tensor, uncond: torch.Tensor, scale: float, out: torch.Tensor) -> torch.Tensor:
+        return ops.cfg_combine(cond, uncond, scale, out)
