@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -132,7 +132,7 @@ def accelerate(
     pipe: Any,
     method: Method,
     *,
-    small: nn.Module | Sequence[nn.Module] | None = None,
+    small: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module] | None = None,
     family: str | Family | None = None,
     compile: bool = False,
     cuda_graphs: bool = False,
@@ -146,8 +146,9 @@ def accelerate(
             ``decoder``, or whatever module takes a sample and a timestep.  What no family describes is accelerated at
             its outputs (methods that reach for its blocks say so).
         method: what decides, such as ``vaccel.DirectionMagnitude(threshold=0.005)``.
-        small: the small transformer, for methods that need one (two for two-transformer pipelines, or one for both).
-            It must lie on the pipeline's device, in its dtype.
+        small: the small transformer, for methods that need one (two for two-transformer pipelines, or one for both; or
+            by the names of the pipeline's attributes, as in ``{"prior": ..., "decoder": ...}``).  It must lie on the
+            pipeline's device, in its dtype.
         family: the description of the transformer, where its class name does not say.
         compile: compile every forward the method uses, each as one full graph.
         cuda_graphs: capture every forward the method uses, with the ops of its action, and replay it.  What cannot be
@@ -187,6 +188,10 @@ def accelerate(
         if len(names) > 1 or not described.described:
             raise ValueError(f"experts are for one transformer; this {type(pipe).__name__} has {' and '.join(names)}")
         suitable(transformers[0], saved)
+    if isinstance(small, Mapping):
+        if set(small) != set(names):
+            raise ValueError(f"small={{...}} must name {' and '.join(names)}, got {' and '.join(map(str, small))}")
+        small = [small[name] for name in names]
     smalls = _smalls(method, small, transformers, described)
     mismatches(method, pipe)
     session = Session(pipe, method, described, smalls, compile=compile, captures=captures, strict=strict)

@@ -25,11 +25,13 @@ class Guidance(Action):
 
 def missing_delta(call: Any) -> str:
     """What of the delta a call lacks."""
+    if call.branch > 1 or (call.branch and call.first.batched):
+        return "delta of a further call"  # skipped layers, a perturbed one: another kind than the unconditional branch
     if call.branch > 0 and not call.slots["large.last"].written_now():
         return "large.last of the conditional branch"
     delta = call.slots["large.delta"]
     # Without a second branch nothing is made of it.
-    guided = call.batched or call.branch > 0 or call.run.expected > 1
+    guided = call.batched or call.branch > 0 or call.run.guided(call.stage)
     return "" if delta.step >= 0 and (not guided or delta.step >= delta.full) else "large.delta"
 
 

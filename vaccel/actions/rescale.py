@@ -44,7 +44,10 @@ class Rescale(Action):
             norm = call.ops.norm(last)
             length = torch.where(norm == 0, norm, call.ops.cosine(last, direction) * norm)  # zero has no cosine
             return call.ops.direction_magnitude(call.x, residual, length)
-        return call.ops.direction_magnitude(call.x, residual, call.run.shared["magnitude"])
+        magnitude = call.run.shared["magnitude"]
+        if len(magnitude) != len(call.x):  # a further call, of the conditional rows alone
+            magnitude = magnitude[-len(call.x) :]
+        return call.ops.direction_magnitude(call.x, residual, magnitude)
 
     def _run_small(self, call: Any, both: bool) -> None:
         """The small model's magnitudes, one a row, and its conditional output as a signal."""

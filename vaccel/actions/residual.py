@@ -27,7 +27,11 @@ class Residual(Action):
     def missing(self, call: Any) -> str:
         name = _STORES[self.model, self.reuse]
         slot = call.slots.get(name)
-        return "" if slot is not None and 0 <= slot.step >= slot.first.step else name
+        if slot is None or not 0 <= slot.step >= slot.first.step:
+            return name
+        if self.reuse == "blocks" and call.large.carries_text and self.model == "large":
+            return "" if slot.text == call.large.encoder_shape(call.inputs) else f"{name} beside such a text"
+        return ""
 
     def substitute(self) -> Action:
         return Small() if self.model == "small" else super().substitute()

@@ -45,11 +45,11 @@ class Kept:
 
 
 class _Slot(Slot):
-    __slots__ = ("buffers", "fits")
+    __slots__ = ("buffers", "fits", "text")
 
     def __init__(self, name: str, call: Any):
         super().__init__(name, call)
-        self.buffers = call.buffers
+        self.buffers, self.text = call.buffers, None  # the text's shape that the residual was computed beside
         self.fits = (call.shape, call.dtype)
         if self.buffers.fit(self.key, self.fits):  # an earlier run of the same kind has made it
             self.buffer = self.buffers.held(self.key)

@@ -41,9 +41,11 @@ class _Slot(Slot):
             self.full = call.run.index
         if call.batched:
             uncond, cond = output.chunk(2)
-        elif call.branch == 1:
+        elif call.branch == 1 and not call.first.batched:
             cond, uncond = call.first.slots["large.last"].buffer, output
         else:
+            return
+        if uncond.shape != cond.shape:  # a second call of other rows is no unconditional branch
             return
         if self.buffer is None:
             self.buffer = call.buffers.like(self.key, cond)

@@ -179,7 +179,7 @@ class _Replaying(StandInRun):
 
 
 class _Scope(Scope):
-    def _new_run(self, place: Any) -> Any:
+    def _new_run(self, place: Any, stage: Any) -> Any:
         self.session.standing_in.num_steps = place.total - place.position
         return self.session.standing_in
 

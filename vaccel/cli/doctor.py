@@ -31,8 +31,18 @@ def doctor(
         bool,
         typer.Option("--unfinished", help="With --remove: also what an interrupted calibration would go on from."),
     ] = False,
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            "--pipeline",
+            help="Show what vaccel sees of this pipeline: a folder, or a class of diffusers such as LTXPipeline.",
+        ),
+    ] = None,
 ) -> None:
-    """What is installed, built and usable here, and what killed processes left behind."""
+    """What is installed, built and usable here, what killed processes left behind, what is seen of a pipeline."""
+    if pipeline is not None:
+        _pipeline(pipeline, as_json)
+        return
     if unfinished and not remove:
         raise typer.BadParameter("it says what else --remove deletes: give both", param_hint="--unfinished")
     from ..planning.leftovers import find
@@ -47,6 +57,31 @@ def doctor(
         print(json.dumps({"leftovers": told}, indent=1)) if as_json else _list(told)
         return
     _diagnosis(as_json, [_told(one, False) for one in found])
+
+
+def _pipeline(source: str, as_json: bool) -> None:
+    from ..integrations.diffusers.inspection import inspected
+
+    try:
+        found = inspected(source)
+    except ValueError as error:
+        refuse(error)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row(Text("pipeline", style="bold"), Text(found["pipeline"]))
+    for one in found["denoisers"]:
+        counts = (f"{b['list']} ({b['blocks']})" if b["blocks"] else b["list"] for b in one["blocks"])
+        blocks = ", ".join(counts) or "unknown"
+        told = f"{one['class']}, family {one['family']}; blocks: {blocks}; "
+        told += f"denoises {one['sample']} at {one['timestep']}"
+        table.add_row(Text.assemble(("denoiser ", "bold"), one["attribute"]), Text(told))
+    table.add_row(Text("a step is located by", style="bold"), Text("; ".join(found["steps"])))
+    table.add_row(Text("guidance", style="bold"), Text(found["guidance"]))
+    for name, said in found["methods"].items():
+        table.add_row(Text.assemble(("method ", "bold"), name), Text(said))
+    console.print(table)
 
 
 def _removable(one: Leftover, unfinished: bool) -> bool:

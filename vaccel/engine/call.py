@@ -82,6 +82,7 @@ class Call:
         run.record.large += self.forwards
         if residual is not None:
             residual.step = index
+            residual.text = self.large.encoder_shape(inputs) if self.large.carries_text else None
         if kept is not None and states:
             kept.wrote(self, states)
             if self.branch == 0:

@@ -105,7 +105,9 @@ class Run:
         self.action: Action | None = None
         self.index, self.last = -1, num_steps - 1
         self.calls = 0  # of the current step so far
-        self.within: dict[int, int] = {}  # by stage: a step may ask two models, one for each branch
+        # By stage, of this step so far and of the one before: a step may ask two models, one for each branch.
+        self.within: dict[int, int] = {}
+        self.before: dict[int, int] = {}
         self.expected = 0  # calls a step: as many as the last one had, unless the loop has said how many ``branches``
         self.branches = 0
         #: What the calls of a step are, in order, where the loop says so.
@@ -161,9 +163,13 @@ class Run:
         begins = index != self.index
         branch = 0 if begins else self.within.get(stage.index, 0)
         call = self.calls_bound.get((stage.index, branch))
-        if call is None or call.shape != x.shape or call.dtype != x.dtype or call.batched != batched:
-            call = self._bind(stage, branch, x, batched, condition)
-        elif self.kinds and call.kind != self._kind(branch):  # noqa: SIM114
+        if (
+            call is None
+            or call.shape != x.shape
+            or call.dtype != x.dtype
+            or call.batched != batched
+            or (self.kinds and call.kind != self._kind(branch))
+        ):
             call = self._bind(stage, branch, x, batched, condition)
         elif call.condition is condition or (condition.__class__ is list and _alike(call.condition, condition)):
             call.settled = True
@@ -194,6 +200,10 @@ class Run:
             self._finish()
         return output
 
+    def guided(self, stage: Stage) -> bool:
+        """Whether this model is asked for several branches a step, as far as the last step has shown."""
+        return (self.branches or self.before.get(stage.index, 0)) > 1
+
     def _kind(self, branch: int) -> str:
         return self.kinds[branch] if branch < len(self.kinds) else ""
 
@@ -221,7 +231,7 @@ class Run:
             self._reshaped = False
             self.policy.reshaped()
         self._began = _now()
-        self.expected = self.branches or self.calls
+        self.expected, self.before = self.branches or self.calls, self.within
         self.index, self.calls, self.first_call = index, 0, call
         self.shared, self.within = {}, {}
         for slot in call.step_begins:

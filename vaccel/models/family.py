@@ -236,6 +236,10 @@ class Family:
         """
         return self.modulation(model, {**inputs, "timestep": timesteps}, projected)
 
+    def entering(self, hidden: torch.Tensor, arguments: Mapping[str, Any]) -> torch.Tensor:
+        """Of what enters the first block, called with ``arguments``, that which the residual is of."""
+        return hidden
+
     def leaving(self, model: nn.Module, hidden: torch.Tensor, arriving: torch.Tensor, joined: str) -> torch.Tensor:
         """Hidden states as the last block gives them, of those as the first one gets them.
 

@@ -57,7 +57,7 @@ class Kandinsky6(Family):
     shared_config = ("in_visual_dim", "out_visual_dim", "in_audio_dim", "out_audio_dim", "in_text_dim", "in_text_dim2")
 
     def encoder_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...] | None:
-        sound = inputs.get("audio_hidden_states")
+        sound = inputs.get("audio_hidden_states")  # goes through the blocks where elsewhere the text does
         return None if sound is None else tuple(sound.shape)
 
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:

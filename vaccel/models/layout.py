@@ -266,7 +266,7 @@ def _rows(inputs: Inputs) -> int:
 def _is_shared(name: str, value: torch.Tensor) -> bool:
     """Whether a tensor is of all rows alike, whatever its first axis counts: positions and their embeddings."""
     positions = any(word in name for word in ("rotary", "rope", "freqs", "position"))
-    return positions or (name.endswith("_ids") and value.ndim == 2)
+    return positions or (name.endswith("_ids") and value.ndim == 2 and value.shape[1] in (2, 3, 4))
 
 
 # -- finding the noisy input -----------------------------------------------------------------------------------------

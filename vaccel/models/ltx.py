@@ -47,7 +47,7 @@ class LTX2(Packed):
         return None
 
     def encoder_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...] | None:
-        sound = inputs.get("audio_hidden_states")
+        sound = inputs.get("audio_hidden_states")  # goes through the blocks where elsewhere the text does
         return None if sound is None else tuple(sound.shape)
 
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:

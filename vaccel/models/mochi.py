@@ -20,6 +20,10 @@ class Mochi(Video):
     shared_config = ("in_channels", "out_channels", "text_embed_dim")
     fresh = ("time_embed.timestep_embedder", "norm_out", "proj_out")
 
+    def encoder_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...] | None:
+        shape = super().encoder_shape(model, inputs)
+        return None if shape is None else (*shape[:2], model.config.pooled_projection_dim)
+
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
         embed, x = model.time_embed, inputs["hidden_states"]
         return embed.timestep_embedder(embed.time_proj(inputs["timestep"]).to(x.dtype))

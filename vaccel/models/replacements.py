@@ -67,6 +67,7 @@ class AddResidual(Replacement):
     def __init__(self, of: BlockList):
         super().__init__(of)
         self.buffer: torch.Tensor | None = None
+        self.joined = of.joined
 
     def added(self, hidden: torch.Tensor, other: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         """The residuals of both lie one behind the other."""
@@ -78,7 +79,10 @@ class AddResidual(Replacement):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.both:
             return self.added(self.entering(args, kwargs), self.other(args, kwargs))
-        hidden = (args[0] if args else kwargs[self.names[0]]) + self.buffer
+        hidden, buffer = args[0] if args else kwargs[self.names[0]], self.buffer
+        if self.joined == "encoder" and buffer.shape[1] > hidden.shape[1]:
+            buffer = buffer[:, -hidden.shape[1] :]  # what went before the hidden states is kept in a cache since then
+        hidden = hidden + buffer
         return hidden if self.returns == "hidden" else self.result(hidden, args, kwargs)
 
     __call__ = forward
@@ -87,13 +91,13 @@ class AddResidual(Replacement):
 class Remember(PassThrough):
     """The first block's place where several lists are skipped: ``AddFirst`` at the end adds to what entered here."""
 
-    def __init__(self, of: BlockList):
+    def __init__(self, of: BlockList, family: Family):
         super().__init__(of)
-        self.__dict__["entered"] = None
+        self.__dict__.update(entered=None, family=family)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         hidden = self.entering(args, kwargs)
-        self.__dict__["entered"] = hidden
+        self.__dict__["entered"] = self.family.entering(hidden, kwargs)
         return self.result(hidden, args, kwargs)
 
     __call__ = forward
@@ -120,14 +124,15 @@ class AddFirst(Replacement):
 class StoreEntry(Replacement):
     """The first block; what enters it is copied into the buffer, where ``StoreExit`` turns it into the residual."""
 
-    def __init__(self, of: BlockList, block: nn.Module):
+    def __init__(self, of: BlockList, block: nn.Module, family: Family):
         super().__init__(of)
         self.block = block
+        self.__dict__["family"] = family
         self.buffer: torch.Tensor | None = None
         self.allocate: Callable[[torch.Tensor], torch.Tensor] = torch.empty_like
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = self.entering(args, kwargs)
+        hidden = self.family.entering(self.entering(args, kwargs), kwargs)
         if self.both:
             hidden = flattened(hidden, self.other(args, kwargs))
         if self.buffer is None or self.buffer.shape != hidden.shape:

@@ -141,7 +141,7 @@ def recording_view(
     for number in numbers:
         blocks[number] = kept[number] = KeepState(every.of(number), blocks[number])
     if residual:
-        blocks[0] = entry = StoreEntry(every.of(0), blocks[0])
+        blocks[0] = entry = StoreEntry(every.of(0), blocks[0], family)
         last = len(blocks) - 1
         blocks[-1] = StoreExit(every.of(last), blocks[-1], entry, family, model)
         ends = [entry]
@@ -158,7 +158,7 @@ def reusing_view(model: nn.Module, family: Family) -> View:
         every.blocks[0] = AddResidual(every.of(0))
         spare = range(1, last + 1)
     else:
-        every.blocks[0] = first = Remember(every.of(0))
+        every.blocks[0] = first = Remember(every.of(0), family)
         every.blocks[last] = AddFirst(every.of(last), first, family, model)
         spare = range(1, last)
     for number in spare:

@@ -29,10 +29,11 @@ class Branches(Signal):
 
     def value(self, following: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         kept = self.outputs
-        if self.batched and len(kept) == 1:
+        if self.batched:
             uncond, cond = kept[0].chunk(2)
             return cond, uncond
-        return (kept[0], kept[1]) if len(kept) > 1 else (kept[0], None)
+        # A second call of another size (skipped layers, a perturbed one) is no unconditional branch.
+        return (kept[0], kept[1]) if len(kept) > 1 and kept[0].shape == kept[1].shape else (kept[0], None)
 
     @classmethod
     def nbytes(cls, plan: Any) -> dict[str, int]:

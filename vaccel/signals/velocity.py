@@ -46,4 +46,5 @@ def both(calls: list[Any], terms: Any) -> tuple[list | None, list]:
     if calls[0].batched:
         halves = [t.chunk(2) for t in terms(histories[0])]
         return [u for u, _ in halves], [c for _, c in halves]
-    return (terms(histories[1]) if len(histories) > 1 else None), terms(histories[0])
+    two = len(calls) > 1 and calls[0].shape == calls[1].shape
+    return (terms(histories[1]) if two else None), terms(histories[0])

@@ -12,26 +12,57 @@ import torch
 from ...planning import flow
 from ...planning.flow import Flow
 
+#: Settings by which a scheduler places its noise levels by itself.
+OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+
+
+def _kind(scheduler: Any) -> str | None:
+    """What the scheduler takes a prediction for; None where it does not say."""
+    config = scheduler.config
+    if config.get("use_flow_sigmas", False):
+        return "flow_prediction"
+    said = config.get("prediction_type")
+    if said is not None or hasattr(scheduler, "precondition_inputs"):
+        return said if not hasattr(scheduler, "precondition_inputs") else None
+    sigmas = getattr(scheduler, "sigmas", None)  # those of a flow are the levels themselves
+    return "flow_prediction" if sigmas is not None and len(sigmas) and float(sigmas[0]) <= 1 else None
+
+
+def _alpha_sigma(scheduler: Any, begin: int = 0) -> list[tuple[float, float]] | None:
+    """(alpha, sigma) of the latents that the model is given at every step; None where the scheduler does not say.
+
+    From the cumulative alphas at its timesteps, or, where those are none of the training's (Karras), from its sigmas,
+    which are the ratio of both.
+    """
+    sigmas, timesteps = getattr(scheduler, "sigmas", None), torch.as_tensor(scheduler.timesteps)
+    own = any(scheduler.config.get(name, False) for name in OWN_SIGMAS) or bool((timesteps != timesteps.long()).any())
+    cumulative = getattr(scheduler, "alphas_cumprod", None)
+    fits = sigmas is not None and len(sigmas) in (len(timesteps), len(timesteps) + 1)
+    if fits and (own or cumulative is None):
+        ratios = torch.as_tensor(sigmas).double().cpu()[begin : len(timesteps)].tolist()
+        return [(1 / (1 + r * r) ** 0.5, r / (1 + r * r) ** 0.5) for r in ratios]
+    if cumulative is None:
+        return None
+    chosen = cumulative.double().cpu()[timesteps[begin:].long().cpu()]
+    return [(a**0.5, (1 - a) ** 0.5) for a in chosen.tolist()]
+
 
 def denoised(scheduler: Any, prediction: torch.Tensor, x: torch.Tensor, index: int) -> torch.Tensor:
     """The estimate of x_0 that ``prediction`` stands for at ``scheduler.timesteps[index]``; shapes [B, ...].
 
-    Flow matching: x - sigma v.  Diffusion: from the cumulative alphas, for predictions of noise, v or the sample.
-    Raises ``ValueError`` for a prediction type it does not know.
+    Flow matching: x - sigma v.  Diffusion: from alpha and sigma, for predictions of noise, v or the sample.
+    Raises ``ValueError`` for a prediction type or a scheduler that it does not know.
     """
-    config = scheduler.config
-    kind = config.get("prediction_type", "flow_prediction")
-    if kind == "flow_prediction" or config.get("use_flow_sigmas", False):
+    kind = _kind(scheduler)
+    if kind == "flow_prediction":
         return x - scheduler.sigmas[index].to(x.device, x.dtype) * prediction
-    cumulative = scheduler.alphas_cumprod.to(x.device)[scheduler.timesteps[index].long()]
-    alpha, sigma = cumulative.sqrt().to(x.dtype), (1 - cumulative).sqrt().to(x.dtype)
+    pairs = _alpha_sigma(scheduler, index)
+    if not pairs or kind not in ("v_prediction", "epsilon", "sample"):
+        raise ValueError(f"no x_0 estimate for prediction_type {kind!r} of a {type(scheduler).__name__}")
+    alpha, sigma = pairs[0]
     if kind == "v_prediction":
         return alpha * x - sigma * prediction
-    if kind == "epsilon":
-        return (x - sigma * prediction) / alpha
-    if kind == "sample":
-        return prediction
-    raise ValueError(f"no x_0 estimate for prediction_type {kind!r}")
+    return (x - sigma * prediction) / alpha if kind == "epsilon" else prediction
 
 
 def flow_of(scheduler: Any, begin: int = 0) -> Flow | None:
@@ -39,17 +70,17 @@ def flow_of(scheduler: Any, begin: int = 0) -> Flow | None:
 
     Raises ``ValueError`` for a prediction type that says nothing of a velocity.
     """
-    config = scheduler.config
-    kind = config.get("prediction_type", "flow_prediction")
-    if kind == "flow_prediction" or config.get("use_flow_sigmas", False):
+    kind = _kind(scheduler)
+    if kind is None:
+        return None
+    if kind == "flow_prediction":
         sigmas = getattr(scheduler, "sigmas", None)
         if sigmas is None:
             return None
         return Flow(tuple(float(s) for s in sigmas[begin : len(scheduler.timesteps) + 1]))
-    if getattr(scheduler, "alphas_cumprod", None) is None:
+    pairs = _alpha_sigma(scheduler, begin)
+    if pairs is None:
         return None
-    cumulative = scheduler.alphas_cumprod.double().cpu()[scheduler.timesteps[begin:].long().cpu()]
-    pairs = [(a**0.5, (1 - a) ** 0.5) for a in cumulative.tolist()]
     levels = (*(flow.level(a, s) for a, s in pairs), 0.0)
     return Flow(levels, tuple(flow.scales(kind, a, s) for a, s in pairs))
 
@@ -71,22 +102,34 @@ def with_response(flow: Flow, scheduler: Any, begin: int = 0) -> Flow:
 
 
 def _probed(flow: Flow, scheduler: Any, begin: int) -> Flow:
-    steps, copied = flow.num_steps, copy.deepcopy(scheduler)
+    """Noise that a solver draws is the same with and without velocities, and goes out of the difference."""
+    units, nothing = torch.eye(flow.num_steps, dtype=torch.float64), torch.zeros(flow.num_steps, flow.num_steps)
+    try:
+        rows = _rows(flow, scheduler, begin, units) - _rows(flow, scheduler, begin, nothing.double())
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+        return flow
+    causal = bool((rows.triu() == 0).all())
+    if not causal or not bool(torch.isfinite(rows).all()):
+        return flow
+    return dataclasses.replace(flow, response=tuple(map(tuple, rows.tolist())))
+
+
+def _rows(flow: Flow, scheduler: Any, begin: int, velocities: torch.Tensor) -> torch.Tensor:
+    """[T + 1, T]: the latents that enter every step, at last those that are finished, of T runs at once.
+
+    Args:
+        velocities: [T, T], of step i in run k.
+    """
+    copied, steps = copy.deepcopy(scheduler), flow.num_steps
     takes_generator = "generator" in inspect.signature(copied.step).parameters
     own = {"generator": torch.Generator().manual_seed(0)} if takes_generator else {}
     x, rows = torch.zeros(steps, 1, dtype=torch.float64), []
     for i, t in enumerate(scheduler.timesteps[begin:]):
-        rows.append(x[:, 0].tolist())
-        velocity = torch.zeros_like(x)
-        velocity[i] = 1
+        rows.append(x[:, 0])
+        given = copied.scale_model_input(x, t) if hasattr(copied, "scale_model_input") else x
+        velocity = velocities[i][:, None]
         if flow.scales is not None:
             of_prediction, of_x = flow.scales[i]
-            velocity = (velocity - of_x * x) / of_prediction
-        try:
-            x = copied.step(velocity.cpu(), t, x, return_dict=False, **own)[0].double().cpu()
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            return flow
-    rows.append(x[:, 0].tolist())
-    causal = all(value == 0 for n, row in enumerate(rows) for value in row[n:])
-    finite = bool(torch.isfinite(torch.tensor(rows)).all())
-    return dataclasses.replace(flow, response=tuple(map(tuple, rows))) if causal and finite else flow
+            velocity = (velocity - of_x * given) / of_prediction
+        x = copied.step(velocity.cpu(), t, x, return_dict=False, **own)[0].double().cpu()
+    return torch.stack([*rows, x[:, 0]])

@@ -271,18 +271,18 @@ class Scope:
                 "_current_timestep, and the scheduler's step_index"
             )
         if place.timesteps is not self._timesteps and not self._same_loop(place):
-            self._start(place)
+            self._start(place, stage)
         elif place.position - self._begin != self.run.index:
-            self._advance(place)
+            self._advance(place, stage)
         return place.position - self._begin
 
-    def _advance(self, place: Place) -> None:
+    def _advance(self, place: Place, stage: Any) -> None:
         """Another step of the same timesteps than that of the last call."""
         step = place.position - self._begin
         if step == self.run.index + 1 and step < self.run.num_steps:
             return
         if step < self.run.index:  # the loop begins anew, or goes back to an earlier step
-            self._start(place)
+            self._start(place, stage)
             return
         raise Unfollowed(
             f"the steps of this {type(self.pipe).__name__} are out of order: step {step} of {self.run.num_steps} came "
@@ -310,7 +310,7 @@ class Scope:
             batched = rows % 2 == 0 and self._guidance(stage.index) > 1
         self._two = bool(batched)
 
-    def _start(self, place: Place) -> None:
+    def _start(self, place: Place, stage: Any) -> None:
         """A loop begins.  Raises ``Unfollowed`` where an earlier one goes on instead."""
         if place.position and any(place.timesteps is earlier for earlier in self._earlier):
             raise Unfollowed(f"two loops of this {type(self.pipe).__name__} take turns, a step of each")
@@ -320,7 +320,7 @@ class Scope:
         self._timesteps = self.run = None  # nothing stays of the last run if the next cannot start
         self.marks, self._rest, self._rows, self._begin = [], {}, -1, place.position
         place = self._locator.begun(place)
-        run = self._new_run(place)
+        run = self._new_run(place, stage)
         self.run = run
         self._follow_timesteps(place)
 
@@ -338,7 +338,7 @@ class Scope:
             return self._scale
         return guidance.scale(self.pipe, self.session.family_of(stage), stage, self.arguments)
 
-    def _new_run(self, place: Place) -> Any:
+    def _new_run(self, place: Place, stage: Any) -> Any:
         session, pipe, begin = self.session, self.pipe, place.position
         steps = place.total - begin
         if self.num_steps is not None and steps != self.num_steps:
@@ -347,9 +347,10 @@ class Scope:
         notes = [*session.notes, *mismatches(method, pipe), *self._check_experts()]
         flow = self._flow(place, method)
         if session.pilot is not None:
-            scales = [self._guidance(stage.index) for stage in self.stages.values()]
-            bound = guidance.bound(self.arguments)
-            modules = [stage.large.model for stage in self.stages.values()]
+            scales = [self._guidance(each.index) for each in self.stages.values()]
+            # What is learnt of a cascade's first loop is nothing to its second one.
+            bound = [*guidance.bound(self.arguments), *([stage.index] if stage.index else [])]
+            modules = [each.large.model for each in self.stages.values()]
             method, chosen, self._learning = session.pilot.choose(pipe, modules, steps, flow, scales, bound)
             notes += chosen
 
