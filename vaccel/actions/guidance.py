@@ -31,7 +31,7 @@ def missing_delta(call: Any) -> str:
         return "large.last of the conditional branch"
     delta = call.slots["large.delta"]
     # Without a second branch nothing is made of it.
-    guided = call.batched or call.branch > 0 or call.run.guided(call.stage)
+    guided = call.batched or call.branch > 0 or call.run.before.get(call.stage.index, 0) > 1
     return "" if delta.step >= 0 and (not guided or delta.step >= delta.full) else "large.delta"
 
 

@@ -29,11 +29,11 @@ class Resume(Action):
             return missing_delta(call)
         if not call.states.ready(call, self.block):
             return f"state after block {self.block}"
-        return missing_delta(call) if cond and (call.batched or call.run.guided(call.stage)) else ""
+        return missing_delta(call) if cond and (call.batched or call.run.before.get(call.stage.index, 0) > 1) else ""
 
     def run(self, call: Any) -> torch.Tensor:
         large, block = call.large, self.block
-        if self.branches == "cond" and (call.batched or call.branch > 0 or call.run.guided(call.stage)):
+        if self.branches == "cond" and (call.batched or call.branch > 0 or call.run.before.get(call.stage.index, 0) > 1):
             return with_delta(call, block)
         kept, last = call.states, call.slots["large.last"]
         cond_only = self.branches == "cond"

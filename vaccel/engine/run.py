@@ -200,10 +200,6 @@ class Run:
             self._finish()
         return output
 
-    def guided(self, stage: Stage) -> bool:
-        """Whether this model is asked for several branches a step, as far as the last step has shown."""
-        return (self.branches or self.before.get(stage.index, 0)) > 1
-
     def _kind(self, branch: int) -> str:
         return self.kinds[branch] if branch < len(self.kinds) else ""
 
@@ -231,7 +227,8 @@ class Run:
             self._reshaped = False
             self.policy.reshaped()
         self._began = _now()
-        self.expected, self.before = self.branches or self.calls, self.within
+        self.expected = self.branches or self.calls
+        self.before = {stage.index: self.branches} if self.branches else self.within
         self.index, self.calls, self.first_call = index, 0, call
         self.shared, self.within = {}, {}
         for slot in call.step_begins:

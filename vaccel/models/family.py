@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import ops
-from .layout import Inputs, Layout, Part, rows_of
+from .layout import TIMESTEPS, Inputs, Layout, Part, is_sample, rows_of
 
 #: What denoisers call the text, or whatever they are conditioned by.
 CONDITIONS = ("encoder_hidden_states", "cap_feats", "context", "prompt_embeds", "text_bth", "clip_text_pooled",
@@ -155,7 +155,9 @@ class Family:
         if self.condition:
             return self.condition
         takes = inspect.signature(type(model).forward).parameters
-        return next((name for name in CONDITIONS if name in takes), CONDITIONS[0])
+        known = next((name for name in CONDITIONS if name in takes), None)
+        others = (n for n in list(takes)[1:] if not is_sample(n) and n not in TIMESTEPS and "timestep" not in n)
+        return known or next(others, CONDITIONS[0])
 
     def layout(self, model: nn.Module) -> Layout | None:
         """How the model's answers lie; None where the first answer is to tell."""
@@ -275,7 +277,7 @@ class Family:
     def check_small(self, large: nn.Module, small: nn.Module) -> None:
         """Raises ``ValueError`` when a small model cannot take the large one's latents and conditions."""
         for name in self.shared_config:
-            ours, theirs = getattr(large.config, name, None), getattr(small.config, name, None)
+            ours, theirs = (getattr(getattr(m, "config", None), name, None) for m in (large, small))
             if ours != theirs:
                 raise ValueError(
                     f"the small model does not fit: its {name} is {theirs}, the large model's is {ours}; "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from .family import BlockList
+from .layout import Layout, Part
 from .packed import Packed
 
 
@@ -20,3 +23,7 @@ class Flux(Packed):
     )
     batched_guidance = False
     shared_config = ("in_channels", "joint_attention_dim", "pooled_projection_dim", "axes_dims_rope")
+
+    def layout(self, model: nn.Module) -> Layout | None:
+        # Fill and Control append the picture's channels to the noisy ones.
+        return self.static(Part(0, "hidden_states", axis=2, size=model.out_channels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from .family import BlockList, Family, Inputs
@@ -26,6 +27,10 @@ class HunyuanVideo(Family):
 
     def layout(self, model: nn.Module) -> Layout | None:
         return self.static(Part(0, "hidden_states", axis=1, size=model.config.out_channels))
+
+    def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
+        embed, x = model.time_text_embed, inputs["hidden_states"]
+        return embed.timestep_embedder(embed.time_proj(inputs["timestep"]).to(x.dtype))
 
 
 class HunyuanVideoFramepack(HunyuanVideo):

@@ -280,6 +280,9 @@ def found(inputs: Inputs, answer: Any) -> Layout | None:
     """
     leaves, parts, used = tensors_of(answer), [], set()
     candidates = _candidates(inputs)
+    if (batch := _unbound(leaves, candidates)) is not None:
+        rows = [Part(n, batch, (n,)) for n in range(len(leaves))]
+        return Layout(rows, "samples").made_for(inputs)
     for number, leaf in enumerate(leaves):
         if not leaf.is_floating_point() or leaf.ndim < 1:
             continue
@@ -302,6 +305,14 @@ def _shapes(given: Any) -> Any:
     if isinstance(given, torch.Tensor):
         return given.shape
     return tuple(_shapes(inner) for inner in given) if isinstance(given, (list, tuple)) else None
+
+
+def _unbound(leaves: Sequence[torch.Tensor], candidates: Sequence[Any]) -> str | None:
+    """The argument whose rows an answer gives one by one, if any."""
+    if not leaves or any(leaf.shape != leaves[0].shape for leaf in leaves):
+        return None
+    shape = (len(leaves), *leaves[0].shape)
+    return next((name for name, item, t in candidates if not item and is_sample(name) and t.shape == shape), None)
 
 
 def _kind(inputs: Inputs, parts: Sequence[Part], leaves: Sequence[torch.Tensor]) -> str:

@@ -1,0 +1,36 @@
+"""The pipelines that cannot be accelerated, with the error that says so and why."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Known(NamedTuple):
+    """``error`` is a pattern of what is raised, ``why`` is for the table of pipelines."""
+
+    error: str
+    why: str
+
+
+_TOKENS = Known("none of that has the shape", "it predicts which token comes, not noise: nothing of its input's shape")
+_GRADIENTS = Known("no gradients", "it differentiates through its U-Net at every step")
+
+KNOWN: dict[str, Known] = {
+    "AmusedPipeline": _TOKENS,
+    "AmusedImg2ImgPipeline": _TOKENS,
+    "AmusedInpaintPipeline": _TOKENS,
+    "VQDiffusionPipeline": _TOKENS,
+    "StableDiffusionAttendAndExcitePipeline": _GRADIENTS,
+    "StableDiffusionPix2PixZeroPipeline": _GRADIENTS,
+    "StableDiffusionSAGPipeline": Known(
+        "invalid for input of size", "it reads attention maps out of every call's U-Net"
+    ),
+    "ScoreSdeVePipeline": Known(
+        "could not be located", "its U-Net is given noise levels that no scheduler has as timesteps"
+    ),
+    "KarrasVePipeline": Known("could not be located", "its noise levels are drawn anew at every step"),
+    "StableDiffusionParadigmsPipeline": Known("could not be located", "many timesteps are computed in one batch"),
+    "RePaintPipeline": Known("out of order", "its loop jumps back and forth along the timesteps"),
+    "LEditsPPPipelineStableDiffusion": Known("out of order", "its loop follows the timesteps of its inversion"),
+    "LEditsPPPipelineStableDiffusionXL": Known("out of order", "its loop follows the timesteps of its inversion"),
+}
