@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test fast lint bench compile-check doctor clean
+.PHONY: demo test fast lint bench compile-check conformance doctor clean
 
 demo: $(STAMP)
 	$(BIN)/vaccel compare --out out/demo
@@ -31,6 +31,10 @@ bench: $(STAMP)
 compile-check: $(STAMP)
 	$(BIN)/python csrc/compile_check.py
 	$(BIN)/python kernels/compile_check.py
+
+# Every pipeline of diffusers that can be built offline, and docs/pipelines.md; an interrupted run goes on.
+conformance: $(STAMP)
+	$(BIN)/python tests/conformance.py
 
 doctor: $(STAMP)
 	$(BIN)/vaccel doctor

@@ -227,10 +227,10 @@ def _mask(computed: int) -> dict[str, Any]:
 # -- vaccel ---------------------------------------------------------------------------------------------------------
 
 
-def _vaccel(method: vaccel.methods.Method) -> Loop:
+def _vaccel(method: vaccel.methods.Method, family: str | None = None) -> Loop:
     pipe, small = wan_pipeline(transformer=_wan()), wan_small() if method.needs_small else None
     pipe._guidance_scale = 1.0  # the pipeline's call sets it
-    handle = vaccel.accelerate(pipe, method, small=small)
+    handle = vaccel.accelerate(pipe, method, small=small, family=family)
     opened: list[Any] = []
 
     def begin() -> None:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import readme_forecast
+import readme_unet
 
 from vaccel.ops._dispatch import ONE_OPERATION
 
@@ -246,7 +247,7 @@ def fill(text: str) -> str:
     """The README with every generated part made anew."""
 
     def make(match: re.Match) -> str:
-        made = globals().get(match[1]) or getattr(readme_forecast, match[1])
+        made = globals().get(match[1]) or getattr(readme_unet, match[1], None) or getattr(readme_forecast, match[1])
         return f"<!-- figures: {match[1]} -->\n{made()}\n<!-- end -->"
 
     return re.sub(r"<!-- figures: (\w+) -->\n.*?<!-- end -->", make, text, flags=re.DOTALL)

@@ -13,12 +13,13 @@ class Known(NamedTuple):
 
 
 _TOKENS = Known("none of that has the shape", "it predicts which token comes, not noise: nothing of its input's shape")
+_NO_TIME = Known("takes no timestep", "it predicts which token comes, and is not told the time")
 _GRADIENTS = Known("no gradients", "it differentiates through its U-Net at every step")
 
 KNOWN: dict[str, Known] = {
-    "AmusedPipeline": _TOKENS,
-    "AmusedImg2ImgPipeline": _TOKENS,
-    "AmusedInpaintPipeline": _TOKENS,
+    "AmusedPipeline": _NO_TIME,
+    "AmusedImg2ImgPipeline": _NO_TIME,
+    "AmusedInpaintPipeline": _NO_TIME,
     "VQDiffusionPipeline": _TOKENS,
     "StableDiffusionAttendAndExcitePipeline": _GRADIENTS,
     "StableDiffusionPix2PixZeroPipeline": _GRADIENTS,
@@ -33,4 +34,7 @@ KNOWN: dict[str, Known] = {
     "RePaintPipeline": Known("out of order", "its loop jumps back and forth along the timesteps"),
     "LEditsPPPipelineStableDiffusion": Known("out of order", "its loop follows the timesteps of its inversion"),
     "LEditsPPPipelineStableDiffusionXL": Known("out of order", "its loop follows the timesteps of its inversion"),
+    "AnyFlowFARPipeline": Known(
+        "something else than predictions", "some of its calls only fill its cache of keys and values"
+    ),
 }

@@ -33,7 +33,8 @@ class Resume(Action):
 
     def run(self, call: Any) -> torch.Tensor:
         large, block = call.large, self.block
-        if self.branches == "cond" and (call.batched or call.branch > 0 or call.run.before.get(call.stage.index, 0) > 1):
+        several = call.run.before.get(call.stage.index, 0) > 1
+        if self.branches == "cond" and (call.batched or call.branch > 0 or several):
             return with_delta(call, block)
         kept, last = call.states, call.slots["large.last"]
         cond_only = self.branches == "cond"

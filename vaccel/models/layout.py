@@ -144,6 +144,11 @@ class Layout:
             return answer[0]
         leaves: list[torch.Tensor] = []
         tree = _flattened(answer, leaves)
+        if self._tree is not None and len(leaves) != len(self._shapes) and self.kind != "samples":
+            raise ValueError(
+                f"a call was answered with {len(leaves)} tensors, and calls before it with {len(self._shapes)}: the "
+                "pipeline asks for something else than predictions, and nothing may stand in for that"
+            )
         if self._tree is None or len(leaves) >= len(self._shapes):
             self._tree, self._shapes = tree, tuple((t.shape, t.dtype) for t in leaves)
             self.single = self._whole and tree is _SINGLE
@@ -227,7 +232,7 @@ def _rebuilt(tree: Any, leaves: Iterator[torch.Tensor]) -> Any:
     kind, inner = tree
     if isinstance(inner, dict):
         made = {name: _rebuilt(value, leaves) for name, value in inner.items()}
-        return made if kind is dict else kind(**made)
+        return kind(**made) if dataclasses.is_dataclass(kind) else kind(made)
     values = [_rebuilt(value, leaves) for value in inner]
     return kind(*values) if hasattr(kind, "_fields") else kind(values)
 

@@ -42,6 +42,7 @@ class Locator:
         self.pipe = pipe
         self._schedulers: list[Any] | None = None
         self._struck: set[str] = set()
+        self._addressed: Place | None = None  # of the last call that was located by address
         self._last: tuple[Any, int, Any] | None = None  # (timesteps, position, value) of the last call
         self._values: tuple[Any, torch.Tensor] | None = None
         self._map: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -69,8 +70,19 @@ class Locator:
             for said, own in ((t, getattr(t, "ndim", 0) < 2), (current, converts)):
                 position = by_address(scheduler.timesteps, said)
                 if position is not None:
-                    return self._place(scheduler, position, own=own)
-        return self._by_what_is_said(t, current)
+                    self._addressed = self._place(scheduler, position, own=own)
+                    return self._addressed
+        return self._same_step(t) or self._by_what_is_said(t, current)
+
+    def _same_step(self, t: Any) -> Place | None:
+        """Where the step's other calls are located by address: the place of the last one.
+
+        Such a call is given another timestep on purpose (UniDiffuser: what is not denoised is at the last one).
+        """
+        last = self._addressed
+        if last is None or last.timesteps is not last.scheduler.timesteps or last.position == last.total - 1:
+            return None
+        return None if self._moved(last, values_of(t)) else dataclasses.replace(last, own=False)
 
     def _by_what_is_said(self, t: Any, current: Any) -> Place | None:
         value = values_of(t) if t is not None else values_of(current)
@@ -111,7 +123,7 @@ class Locator:
 
         Calls of one step may have other timesteps (UniDiffuser asks at the last one for what is not guided).
         """
-        if isinstance(value, tuple) or place.scheduler is None:
+        if isinstance(value, tuple) or value is None or place.scheduler is None:
             return True
         after = self._position_of(place.timesteps, value, torch.float32, after=place.position + 1)
         return after == place.position + 1
