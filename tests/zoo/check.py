@@ -26,8 +26,11 @@ from vaccel.methods.base import _METHODS
 from .base import Case, generate
 
 STEPS = 6
-#: Where vaccel computes a call that the reference reuses, and says so in its trace.
-MORE_COMPUTED = {"WanAnimate2ModularPipeline": "a step's first call is of another size where a segment begins"}
+#: What the reference cannot tell, so that only whole runs are compared.
+NOT_COMPARED = {
+    "WanAnimate2ModularPipeline": "a step's first call is of another size where a segment begins: vaccel computes it",
+    "UniDiffuserPipeline-joint": "the calls of one step have different timesteps",
+}
 TIMES = ("timestep", "t", "sigma", "timestep_ratio", "timesteps", "time", "r", "timestep_img", "decoder_noise_time")
 
 
@@ -239,7 +242,7 @@ def check(case: Case) -> list[str]:
         with accelerated(pipe, EverySecond(residual)) as handle:
             first = generate(case, pipe, STEPS)
             letters = "".join(trace.timeline() for trace in handle.traces)
-            if not same(first, want) and case.name not in MORE_COMPUTED:
+            if not same(first, want) and case.name not in NOT_COMPARED:
                 wrong.append(f"every second step by {name} differs from the plain loop ({letters})")
             if not same(first, generate(case, pipe, STEPS)):
                 wrong.append(f"the second run by {name} differs from the first")

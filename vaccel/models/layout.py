@@ -251,7 +251,7 @@ def rows_of(inputs: Inputs, rows: slice | list[int], layout: Layout | None) -> I
 
     def cut(name: str, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return value[rows] if value.ndim and len(value) == count and not _is_shared(name, value) else value
+            return _cut(name, value, rows, count)
         if isinstance(value, Mapping) and type(value) is dict:
             return {k: cut(k, v) for k, v in value.items()}
         if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
@@ -268,10 +268,21 @@ def _rows(inputs: Inputs) -> int:
     return next(len(value) for name, _, value in _candidates(inputs) if is_sample(name))
 
 
-def _is_shared(name: str, value: torch.Tensor) -> bool:
+def _is_shared(name: str) -> bool:
     """Whether a tensor is of all rows alike, whatever its first axis counts: positions and their embeddings."""
-    positions = any(word in name for word in ("rotary", "rope", "freqs", "position"))
-    return positions or (name.endswith("_ids") and value.ndim == 2 and value.shape[1] in (2, 3, 4))
+    return name in ("img_ids", "txt_ids") or any(word in name for word in ("rotary", "rope", "freqs", "position"))
+
+
+def _cut(name: str, value: torch.Tensor, rows: slice | list[int], count: int) -> torch.Tensor:
+    """Some rows of a tensor that has as many as the latents, or a text once for every frame of each."""
+    if not value.ndim or _is_shared(name) or not len(value):
+        return value
+    each, left = divmod(len(value), count)
+    if left or not each or (each > 1 and "encoder_hidden_states" not in name):
+        return value
+    if each == 1:
+        return value[rows]
+    return value.unflatten(0, (count, each))[rows].flatten(0, 1)
 
 
 # -- finding the noisy input -----------------------------------------------------------------------------------------

@@ -59,10 +59,11 @@ class Locator:
             self._schedulers = [*([first] if first is not None else []), *found]
         return [s for s in self._schedulers if getattr(s, "timesteps", None) is not None]
 
-    def find(self, t: Any, *, converts: bool) -> Place | None:
+    def find(self, t: Any, *, converts: bool, at: int | None = None) -> Place | None:
         """The place of a call with timestep ``t``; None where nothing says it.
 
         Args:
+            at: the position of the call before, in a loop whose calls are located by address.
             converts: whether the pipelines of this family convert a timestep before the model gets it.
         """
         current = getattr(self.pipe, "_current_timestep", None)
@@ -72,6 +73,8 @@ class Locator:
                 if position is not None:
                     self._addressed = self._place(scheduler, position, own=own)
                     return self._addressed
+        if at is not None and self._addressed is not None:
+            self._addressed = dataclasses.replace(self._addressed, position=at)
         return self._same_step(t) or self._by_what_is_said(t, current)
 
     def _same_step(self, t: Any) -> Place | None:

@@ -13,12 +13,10 @@ from torch import nn
 
 from ...engine.run import Run
 from ...engine.trace import Trace
-from ...methods import Method, Recording
-from ...planning.flow import Flow
+from ...methods import Recording
 from . import guidance, ownership
-from .fitting import mismatches
+from .beginning import executor, new_run
 from .locating import Locator, Place
-from .schedulers import denoised, flow_of, with_response
 
 #: The arguments by which diffusers' pipelines take a function that they call after each step.
 CALLBACKS = ("callback_on_step_end", "callback")
@@ -52,7 +50,7 @@ class Scope:
         self._locator = Locator(pipe)
         self._rest: dict[tuple[int, int], Any] = {}  # (stage, call of a step) -> what answers have beside predictions
         self._pilot = session.pilot
-        self._learning: Any = None  # the file of what is learnt of such a run
+        self.learning: Any = None  # the file of what is learnt of such a run
         self._guider = guidance.guider_of(pipe) if num_steps is None else None
         self._attends = self._pilot is not None or self._guider is not None
         # Where the run's timesteps lie in memory: first byte, bytes a step, bytes up to the current one and in all.
@@ -82,11 +80,11 @@ class Scope:
                     f"a run of this {type(self.pipe).__name__} is open on this thread already: close it first. The "
                     "pipeline's own call opens its run by itself; handle.run() is for loops that call the transformer"
                 )
-        self._workspace = self.session.pool.take()
+        self.workspace = self.session.pool.take()
         try:
-            self.stages = self.session.stages(self.pipe, self._workspace)
+            self.stages = self.session.stages(self.pipe, self.workspace)
         except BaseException:
-            self.session.pool.give_back(self._workspace, whole=False)
+            self.session.pool.give_back(self.workspace, whole=False)
             raise
         self._entered = _now()
         self._token = ownership.CURRENT.set(self)
@@ -114,7 +112,7 @@ class Scope:
             if session.experts is not None:
                 session.experts.offload()
         finally:
-            session.pool.give_back(self._workspace, whole=kind is None)
+            session.pool.give_back(self.workspace, whole=kind is None)
         if session.pilot is not None and kind is None and self.run is not None:
             session.pilot.took(self.run.trace, self.marks, _now() - self._entered)
 
@@ -141,8 +139,8 @@ class Scope:
                 stage.large.refresh()
                 if stage.small is not None:
                     stage.small.refresh()
-            if self._workspace.captures is not None:
-                self._executor()
+            if self.workspace.captures is not None:
+                executor(self)
             return result
 
         return called
@@ -254,7 +252,7 @@ class Scope:
         if pilot is not None:
             self._mark(device)
             if isinstance(run.method, Recording):
-                pilot.learn(self.pipe, run.trace, self._learning)
+                pilot.learn(self.pipe, run.trace, self.learning)
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -263,7 +261,8 @@ class Scope:
 
         Raises ``Unfollowed`` where nothing says it, or steps do not come in order.
         """
-        place = self._locator.find(t, converts=stage.large.family.converts_timesteps)
+        at = self._begin + self.run.index if self.run is not None and self.run.index >= 0 else None
+        place = self._locator.find(t, converts=stage.large.family.converts_timesteps, at=at)
         if place is None:
             raise Unfollowed(
                 f"a call of the {type(stage.large.model).__name__} could not be located as a step of this "
@@ -339,83 +338,7 @@ class Scope:
         return guidance.scale(self.pipe, self.session.family_of(stage), stage, self.arguments)
 
     def _new_run(self, place: Place, stage: Any) -> Any:
-        session, pipe, begin = self.session, self.pipe, place.position
-        steps = place.total - begin
-        if self.num_steps is not None and steps != self.num_steps:
-            raise ValueError(f"the run was opened for {self.num_steps} steps, the scheduler has {steps}")
-        method = session.method
-        notes = [*session.notes, *mismatches(method, pipe), *self._check_experts()]
-        flow = self._flow(place, method)
-        if session.pilot is not None:
-            scales = [self._guidance(each.index) for each in self.stages.values()]
-            # What is learnt of a cascade's first loop is nothing to its second one.
-            bound = [*guidance.bound(self.arguments), *([stage.index] if stage.index else [])]
-            modules = [each.large.model for each in self.stages.values()]
-            method, chosen, self._learning = session.pilot.choose(pipe, modules, steps, flow, scales, bound)
-            notes += chosen
-
-        def x_0(prediction: torch.Tensor, x: torch.Tensor, index: int) -> torch.Tensor:
-            if place.scheduler is None:
-                raise ValueError("the noise levels of this loop are unknown: no estimate of x_0 can be watched")
-            return denoised(place.scheduler, prediction, x, begin + index)
-
-        run = Run(
-            method,
-            steps,
-            self._workspace.buffers,
-            guidance=self._guidance,
-            denoise=x_0,
-            timesteps=place.timesteps[begin : place.total] if place.own else None,
-            execute=self._executor(),
-            depth=next(iter(self.stages.values())).large.depth,
-            flow=flow,
-        )
-        run.trace.notes.extend(notes)
-        session.traces.append(run.trace)
-        return run
-
-    def _flow(self, place: Place, method: Method) -> Flow | None:
-        """The run as a flow; a solver is asked for its response once for all runs at the same levels.
-
-        Raises ``ValueError`` for predictions that say nothing of velocities, where the method needs those.
-        """
-        scheduler, begin = place.scheduler, place.position
-        if scheduler is None or place.total != len(scheduler.timesteps):
-            return None
-        if not any(store.kind == "velocities" for store in method.stores):
-            with contextlib.suppress(ValueError):
-                return flow_of(scheduler, begin)
-            return None
-        flow = flow_of(scheduler, begin)
-        if flow is None:
-            return None
-        kept = getattr(self.session, "responding", None)
-        if kept is None or kept[0] is not scheduler or kept[1] != flow:
-            self.session.responding = kept = scheduler, flow, with_response(flow, scheduler, begin)
-        return kept[2]
-
-    def _check_experts(self) -> list[str]:
-        """What a trace should say of the experts' run.  Raises ``ValueError`` where there can be none."""
-        session = self.session
-        if session.experts is None:
-            return []
-        if self.pipe.scheduler is not session.sampler:
-            raise ValueError("the pipeline's scheduler was replaced, and the experts need theirs: remove() first")
-        session.experts.check()
-        asked, steps = session.sampler.asked, session.sampler.num_inference_steps
-        return [f"the pipeline was asked for {asked} steps and the experts make {steps}"] if asked != steps else []
-
-    def _executor(self) -> Any:
-        """What captures step functions, or None; it is given the present state of models and buffers."""
-        captures = self._workspace.captures
-        if captures is None:
-            return None
-        models = [m for s in self.stages.values() for m in (s.large, s.small) if m is not None]
-        refusals = [reason for model in models if (reason := model.uncapturable())]
-        inference = torch.is_inference_mode_enabled()
-        state = (self._workspace.buffers.moves, inference, *(model.state() for model in models))
-        captures.begin(state, refusals[0] if refusals else None)
-        return captures
+        return new_run(self, place, stage)
 
 
 def _check_small(small: nn.Module, x: torch.Tensor) -> None:
