@@ -31,6 +31,8 @@ class Loaded:
     def __init__(self, name: str, small: str | None, call: list[str] | None, dtype: str, device: str | None = None):
         import torch
 
+        from ..models.denoisers import denoisers_of
+
         one_of("--dtype", dtype, DTYPES)
         kind = getattr(torch, dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,9 +50,11 @@ class Loaded:
             self.pipe.set_progress_bar_config(disable=True)
             self.small, self.call, self.folder = None, {}, Path.cwd()
         if small is not None:
-            transformer = type(self.pipe.transformer)
-            sub = {"subfolder": "transformer"} if (Path(small) / "transformer").is_dir() else {}
-            self.small = transformer.from_pretrained(small, dtype=kind, **sub).eval()
+            attribute, model = next(iter(denoisers_of(self.pipe).items()), (None, None))
+            if model is None:
+                raise ValueError(f"{name} has no denoiser that a small one could stand beside")
+            sub = {"subfolder": attribute} if (Path(small) / attribute).is_dir() else {}
+            self.small = type(model).from_pretrained(small, dtype=kind, **sub).eval()
         self.pipe.to(device)
         if self.small is not None:
             self.small.to(device)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..models.denoisers import denoisers_of, main_denoiser
 from ..models.fingerprints import header, identity
 from . import metrics
 from .clips import frames_of
@@ -77,7 +78,7 @@ def _run(
     call = {**call, "num_inference_steps": contender.num_steps or call["num_inference_steps"]}
     _peak(reset=True)
     with contender.applied(pipe, small) as handle:
-        counter = _Counter(pipe.transformer) if handle is None else None
+        counter = _Counter(main_denoiser(pipe)) if handle is None else None
         try:
             clip, seconds = _frames(pipe, prompt, seed, call)
         finally:
@@ -323,11 +324,11 @@ def _small_alone(
     pipe: Any, small: nn.Module, prompt: str, seed: int, call: dict[str, Any], reference: np.ndarray
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The small model in the large one's place: its clip, its speedup and its fidelity."""
-    large = pipe.transformer
+    name, large = next(iter(denoisers_of(pipe).items()))
     _, full = _frames(pipe, prompt, seed, call)
-    pipe.transformer = small
+    setattr(pipe, name, small)
     try:
         clip, spent = _frames(pipe, prompt, seed, call)
     finally:
-        pipe.transformer = large
+        setattr(pipe, name, large)
     return clip, finite({"speedup": full / spent, "psnr": metrics.psnr(reference, clip)})
