@@ -157,7 +157,8 @@ def _twice(pipe: Any, time: Any, before: list[Any]) -> bool:
     if not isinstance(timesteps, torch.Tensor) or time is None or len(time) != 1 or not before or before[-1] != time:
         return False
     again = (timesteps[1:] == timesteps[:-1]) & (timesteps[1:].double() == time[0])
-    return bool(again.any()) and before.count(time) < int((timesteps.double() == time[0]).sum())
+    calls = before.count(before[0])  # of a step
+    return bool(again.any()) and before.count(time) == calls
 
 
 def _time_of(inputs: Mapping[str, Any]) -> Any:

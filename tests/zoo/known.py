@@ -27,11 +27,10 @@ KNOWN: dict[str, Known] = {
         "invalid for input of size", "it reads attention maps out of every call's U-Net"
     ),
     "ScoreSdeVePipeline": Known(
-        "could not be located", "its U-Net is given noise levels that no scheduler has as timesteps"
+        "skipping changes nothing", "its samples overflow with random weights: nothing could be compared"
     ),
     "KarrasVePipeline": Known("could not be located", "its noise levels are drawn anew at every step"),
     "StableDiffusionParadigmsPipeline": Known("could not be located", "many timesteps are computed in one batch"),
-    "RePaintPipeline": Known("out of order", "its loop jumps back and forth along the timesteps"),
     "LEditsPPPipelineStableDiffusion": Known("out of order", "its loop follows the timesteps of its inversion"),
     "LEditsPPPipelineStableDiffusionXL": Known("out of order", "its loop follows the timesteps of its inversion"),
     "AnyFlowFARPipeline": Known(

@@ -274,11 +274,12 @@ def _is_shared(name: str) -> bool:
 
 
 def _cut(name: str, value: torch.Tensor, rows: slice | list[int], count: int) -> torch.Tensor:
-    """Some rows of a tensor that has as many as the latents, or a text once for every frame of each."""
+    """Some rows of a tensor that has as many as the latents, or a text or a ControlNet's once for every frame."""
     if not value.ndim or _is_shared(name) or not len(value):
         return value
     each, left = divmod(len(value), count)
-    if left or not each or (each > 1 and "encoder_hidden_states" not in name):
+    frames = "encoder_hidden_states" in name or "residual" in name
+    if left or not each or (each > 1 and not frames):
         return value
     if each == 1:
         return value[rows]

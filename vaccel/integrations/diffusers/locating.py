@@ -152,6 +152,19 @@ class Locator:
             position = self._position_of(scheduler.timesteps, value, rounding)
             if position is not None:
                 return self._place(scheduler, position)
+        return self._by_noise_level(value)
+
+    def _by_noise_level(self, value: float) -> Place | None:
+        """A model may be given the scheduler's sigma in the timestep's place."""
+        for scheduler in self.schedulers:
+            sigmas = getattr(scheduler, "sigmas", None)
+            if isinstance(sigmas, torch.Tensor) and len(sigmas) in (
+                len(scheduler.timesteps),
+                len(scheduler.timesteps) + 1,
+            ):
+                near = (sigmas.double().cpu() - value).abs() <= 1e-5 * abs(value)
+                if near.any():
+                    return self._place(scheduler, int(near.nonzero()[0]))
         return None
 
     def _position_of(self, timesteps: Any, value: float, rounding: torch.dtype, after: int | None = None) -> int | None:

@@ -280,8 +280,12 @@ class Scope:
         step = place.position - self._begin
         if step == self.run.index + 1 and step < self.run.num_steps:
             return
-        if step < self.run.index:  # the loop begins anew, or goes back to an earlier step
+        # The loop begins anew, or goes back to an earlier step, or leaves some out after it had got going.
+        if step < self.run.index or (step > self.run.index > 0 and step < self.run.num_steps):
+            note = f"goes on at step {step} of {self.run.num_steps} after step {self.run.index}: a run of its own"
             self._start(place, stage)
+            if place.position:
+                self.run.trace.notes.append(f"the loop {note}")
             return
         raise Unfollowed(
             f"the steps of this {type(self.pipe).__name__} are out of order: step {step} of {self.run.num_steps} came "
@@ -311,7 +315,8 @@ class Scope:
 
     def _start(self, place: Place, stage: Any) -> None:
         """A loop begins.  Raises ``Unfollowed`` where an earlier one goes on instead."""
-        if place.position and any(place.timesteps is earlier for earlier in self._earlier):
+        returns = place.timesteps is not self._timesteps and any(place.timesteps is each for each in self._earlier)
+        if place.position and returns:
             raise Unfollowed(f"two loops of this {type(self.pipe).__name__} take turns, a step of each")
         if self.run is not None:
             self.run.close()
