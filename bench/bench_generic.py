@@ -15,6 +15,7 @@ from typing import Any
 
 import bench_overhead
 import pytest
+import torch
 from results import write
 
 import vaccel
@@ -30,12 +31,14 @@ ROUNDS = 60
 
 
 @pytest.mark.parametrize("name", METHODS)
+@torch.no_grad()
 def test_call(benchmark: Any, name: str) -> None:
     loop = bench_overhead._vaccel(METHODS[name](), "generic")
     rounds = 10 * len(bench_overhead.TIMED)
     benchmark.pedantic(loop, setup=loop.prepare, rounds=rounds, warmup_rounds=len(bench_overhead.TIMED))
 
 
+@torch.no_grad()
 def test_interleaved(capsys: Any) -> None:
     rows = []
     for name, make in METHODS.items():
