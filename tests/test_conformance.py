@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from zoo import load_all
-from zoo.check import check
+from zoo.check import check, check_without_guidance
 from zoo.known import KNOWN
 from zoo.methods import check_methods
 
@@ -41,6 +41,12 @@ def share() -> list[str]:
 @pytest.mark.parametrize("name", share())
 def test_a_pipeline(name):
     wrong = check(CASES[name]) if name not in KNOWN else []
+    assert not wrong, "; ".join(wrong)
+
+
+@pytest.mark.parametrize("name", [name for name in share() if name not in KNOWN and CASES[name].guidance is not None])
+def test_without_guidance(name):
+    wrong = check_without_guidance(CASES[name])
     assert not wrong, "; ".join(wrong)
 
 

@@ -252,3 +252,23 @@ def check(case: Case) -> list[str]:
     if not same(plain, generate(case, pipe, STEPS)):
         wrong.append("after remove() the pipeline is another")
     return wrong
+
+
+def check_without_guidance(case: Case) -> list[str]:
+    """Likewise with the arguments that turn guidance off, and back on by the same handle."""
+    if case.guidance is None or case.name in NOT_COMPARED:
+        return []
+    pipe, off, wrong = case.build(), dict(case.guidance), []
+    plain = generate(case, pipe, STEPS, **off)
+    with substituted(case, pipe, Seen(), False):
+        want, want_on = generate(case, pipe, STEPS, **off), None
+    with substituted(case, pipe, Seen(), False):
+        want_on = generate(case, pipe, STEPS)
+    with accelerated(pipe, Everything()):
+        if not same(plain, generate(case, pipe, STEPS, **off)):
+            wrong.append("without guidance, what skips nothing differs from the plain pipeline")
+    with accelerated(pipe, EverySecond(False)):
+        for changes, expected, said in ((off, want, "without"), ({}, want_on, "with"), (off, want, "again without")):
+            if not same(generate(case, pipe, STEPS, **changes), expected):
+                wrong.append(f"{said} guidance every second step differs from the plain loop")
+    return wrong
