@@ -13,7 +13,7 @@ from torch import nn
 from zoo.check import EverySecond, Everything
 
 import vaccel
-from vaccel.models import layout
+from vaccel.models import GENERIC, layout
 
 STEPS = 8
 
@@ -297,3 +297,46 @@ def test_structures_are_taken_apart_and_put_together(rows):
     for name in ("v", "a"):
         assert torch.equal(again[0][name], answer[0][name])
     assert torch.equal(again[1], answer[1])
+
+
+def test_a_forward_that_only_looks_is_counted():
+    """The first step takes the small model, and the large one was asked once what its answers look like."""
+    pipe, small = Pipeline(), Denoiser()
+    with accelerate(pipe, vaccel.Schedule.from_timeline("sFoFoFos"), small=small) as handle:
+        before = pipe.net.calls
+        pipe()
+        assert (
+            handle.trace.calls == {"large": pipe.net.calls - before, "small": small.calls} == {"large": 4, "small": 2}
+        )
+        assert handle.trace.steps[0].reason == "one forward to see what the model answers with"
+
+
+def test_the_kind_of_answer_may_change_between_calls(wan):
+    """A transformer that was asked for tuples is asked for its dataclass."""
+    wan.scheduler.set_timesteps(4)
+    given = {"hidden_states": torch.randn(1, 16, 3, 4, 4), "encoder_hidden_states": torch.randn(1, 8, 32)}
+    with accelerate(wan, EverySecond()) as handle, torch.no_grad():
+        for asked in (False, True, False):
+            with handle.run(4):
+                for t in wan.scheduler.timesteps:
+                    answer = wan.transformer(**given, timestep=t.expand(1), return_dict=asked)
+                    assert isinstance(answer[0], torch.Tensor)
+                    assert hasattr(answer, "sample") is asked
+
+
+def test_true_guidance_goes_before_the_embedded_number():
+    from types import SimpleNamespace
+
+    pipe = SimpleNamespace(_guidance_scale=3.5)
+    assert GENERIC.guidance(pipe, 0, {"true_cfg_scale": 4.0, "guidance_scale": 3.5}) == 4.0
+    assert GENERIC.guidance(pipe, 0, {"guidance_scale": 7.0}) == 3.5
+    assert GENERIC.guidance(SimpleNamespace(), 0, {"guidance_scale": 7.0}) == 7.0
+
+
+def test_what_a_family_does_not_say():
+    from vaccel.models import FAMILIES
+
+    with pytest.raises(ValueError, match="'flux' does not say how clips are encoded"):
+        FAMILIES["flux"].encode(None, None)
+    with pytest.raises(ValueError, match="noisy shows only once it has answered"):
+        GENERIC.latents(Denoiser(), {})

@@ -15,6 +15,7 @@ from torch import nn
 
 from .. import ops
 from ..models import find
+from ..models.denoisers import main_denoiser
 
 LAGS = (1, 3, 6)
 
@@ -59,7 +60,7 @@ def observe(pipe: Any, small: nn.Module, prompts: list[str], call: dict[str, Any
 
 
 def _observe_one(pipe: Any, small: nn.Module, prompt: str, call: dict[str, Any], seed: int) -> dict:
-    large, family = pipe.transformer, find(pipe.transformer)
+    large, family = main_denoiser(pipe), find(main_denoiser(pipe))
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # x, v_large, v_small of every call
 
     def record(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:

@@ -173,8 +173,14 @@ class Family:
         return made
 
     def latents(self, model: nn.Module, inputs: Inputs) -> torch.Tensor:
-        """The noisy part of the call's input, in the shape of ``prediction``."""
-        raise NotImplementedError
+        """The noisy part of the call's input, in the shape of ``prediction``.
+
+        Raises ``ValueError`` where only an answer can tell.
+        """
+        known = self.layout(model)
+        if known is None or isinstance(known, _Described):
+            raise ValueError(f"which input of a {type(model).__name__} is noisy shows only once it has answered")
+        return known.x(inputs)
 
     def prediction(self, model: nn.Module, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
         """The part of the call's output that is about ``latents``."""
@@ -183,9 +189,9 @@ class Family:
     def encode(self, pipe: Any, clip: torch.Tensor) -> torch.Tensor:
         """Clean latents of clips [B, frames, H, W, 3] in [0, 1], fp32: shaped and normalised as ``latents``.
 
-        The mode of what the VAE says, never a draw.
+        The mode of what the VAE says, never a draw.  Raises ``ValueError`` for a family that does not say how.
         """
-        raise NotImplementedError
+        raise ValueError(f"family {self.name!r} does not say how clips are encoded: no experts can be distilled for it")
 
     def timestep(self, t: torch.Tensor) -> torch.Tensor:
         """A call's ``timestep`` for the scheduler's timesteps t [B]."""
@@ -300,8 +306,9 @@ class Family:
             stage: counts the pipeline's transformers.
             arguments: of the pipeline's running call, by name.
         """
-        said = getattr(pipe, "_guidance_scale", None)
-        for value in (said, *(arguments.get(name) for name in GUIDANCE)):
+        # Where a pipeline has true guidance, its other scale is a number that the model is given.
+        said = arguments.get(GUIDANCE[0]), getattr(pipe, "_guidance_scale", None)
+        for value in (*said, *(arguments.get(name) for name in GUIDANCE[1:])):
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 return float(value)
         return 1.0
@@ -342,17 +349,16 @@ class _Described(Layout):
     """Of a family that says itself which parts of a call are noisy."""
 
     learnt = False
-    _cut = None
 
     def __init__(self, family: Family, model: nn.Module):
         super().__init__([Part(0, family.sample or "hidden_states")])
         self.x = functools.partial(family.latents, model)
-        if type(family).prediction is not Family.prediction:
-            self._cut = functools.partial(family.prediction, model)
+        self.cuts = type(family).prediction is not Family.prediction
+        self._family, self._model = family, model
 
     def pack(self, answer: Any, inputs: Inputs) -> torch.Tensor:
         output = super().pack(answer, inputs)
-        return output if self._cut is None else self._cut(inputs, output)
+        return self._family.prediction(self._model, inputs, output) if self.cuts else output
 
 
 def _unplanned(model: nn.Module) -> str:

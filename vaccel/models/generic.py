@@ -63,9 +63,9 @@ class Generic:
         if self.layout is not None and not self.layout.learnt:  # the family knows it without looking
             self.latents = self.layout.x
         self._layouts: list[Layout] = []
-        self._answered: tuple[Inputs, Any] | None = None  # what was computed to see how answers lie
+        #: What was computed to see how answers lie, with its arguments, until ``full`` gives it.
+        self.looked: tuple[Inputs, Any] | None = None
         # What a family leaves as it is costs nothing.
-        self._cuts = type(family).prediction is not Family.prediction
         self._adapts = small and type(family).small_inputs is not Family.small_inputs
         self._warned = False
         self._look()
@@ -119,7 +119,7 @@ class Generic:
         with torch.no_grad():
             answer = self._answer(inputs)
         made = self._learnt(inputs, answer)
-        self._answered = inputs, answer
+        self.looked = inputs, answer
         return made
 
     def _learnt(self, inputs: Inputs, answer: Any) -> Layout:
@@ -135,20 +135,14 @@ class Generic:
         self._layouts = [made, *self._layouts[:7]]
         return made
 
-    @property
-    def unused(self) -> bool:
-        """Whether a forward was made to see how answers lie, and the step then took another action."""
-        left, self._answered = self._answered is not None, None
-        return left
-
     def full(self, inputs: Inputs) -> torch.Tensor:
-        kept = self.layout
-        if self._quick and kept is not None and kept.single and self._answered is None:
+        kept, looked = self.layout, self.looked
+        if self._quick and looked is None and kept is not None and kept.single:
             answer = self.original(**inputs)
-            return answer[0] if not self._cuts and len(answer) == 1 else kept.pack(answer, inputs)
-        answered, self._answered = self._answered, None
-        if answered is not None and answered[0] is inputs:
-            return kept.pack(answered[1], inputs)
+            return answer[0] if type(answer) is tuple and not kept.cuts else kept.pack(answer, inputs)
+        self.looked = None
+        if looked is not None and looked[0] is inputs:
+            return kept.pack(looked[1], inputs)
         answer = self._answer(self.family.small_inputs(self.model, inputs) if self.is_small else inputs)
         if kept is None or (self.is_small and not kept.fits(inputs)):
             kept = self.layout = self._learnt(inputs, answer)
@@ -179,7 +173,7 @@ class Generic:
         """Drops views of what has been replaced since: a LoRA at the root, a head, a block.  Called as a run opens."""
         for name in [name for name, view in self._views.items() if view.stale()]:
             del self._views[name]
-        self._answered = None
+        self.looked = None
         self._look()
 
     def _through(

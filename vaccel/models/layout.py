@@ -74,6 +74,8 @@ class Layout:
 
     #: Whether it was read off an answer, and holds for calls of the same shapes alone.
     learnt = True
+    #: Whether a part of an answer's tensor is cut off that is no prediction, and that nobody takes.
+    cuts = False
 
     def __init__(self, parts: Sequence[Part], kind: str = "single"):
         self.parts, self.kind = tuple(parts), kind

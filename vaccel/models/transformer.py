@@ -76,7 +76,7 @@ class Transformer(Generic):
         for block in view.buffered:
             block.__dict__["buffer"] = buffer
         answer = view.call(**inputs)
-        return answer[0] if self.layout.single and not self._cuts else self.layout.pack(answer, inputs)
+        return answer[0] if self.layout.single and not self.layout.cuts else self.layout.pack(answer, inputs)
 
     def resuming(self, inputs: Inputs, after: int, states: dict[int, BlockState]) -> torch.Tensor:
         """What the blocks behind ``after`` and the head make of the state kept there."""
@@ -86,7 +86,7 @@ class Transformer(Generic):
         if view is not None and self.bare and not self.is_small and not self.compile:
             view.set_states(states)
             answer = view.call(**inputs)
-            return answer[0] if self.layout.single and not self._cuts else self.layout.pack(answer, inputs)
+            return answer[0] if self.layout.single and not self.layout.cuts else self.layout.pack(answer, inputs)
 
         def make(model: nn.Module, family: Family) -> View:
             return resuming_view(model, family, after, numbers, skipped)

@@ -180,7 +180,8 @@ class Scope:
                 self._begins(run, stage, x)
             output = run.call(index, stage, inputs, x, self._two, inputs.get(stage.condition))
             layout = large.layout
-            answer = (output,) if layout.single else self._answer(run, stage, layout, output)
+            quick = layout.single and large.looked is None
+            answer = (output,) if quick else self._answer(run, stage, layout, output)
         except Unfollowed as error:
             return self._give_up(module, inputs, error)
         finally:
@@ -200,8 +201,9 @@ class Scope:
 
     def _answer(self, run: Run, stage: Any, layout: Any, output: torch.Tensor) -> Any:
         """What the pipeline is given: the prediction in the model's own structure."""
-        if stage.large.unused:
-            run.record.large += 1
+        if stage.large.looked is not None:  # and the step then took another action than to compute
+            stage.large.looked = None
+            run.record.large += run.calls_bound[stage.index, run.within[stage.index] - 1].forwards
             run.record.reason = run.record.reason or "one forward to see what the model answers with"
         if not layout.answered and stage.small is not None and stage.small.layout is not None:
             layout = stage.small.layout  # nothing but the small model has spoken
@@ -282,10 +284,10 @@ class Scope:
             return
         # The loop begins anew, or goes back to an earlier step, or leaves some out after it had got going.
         if step < self.run.index or (step > self.run.index > 0 and step < self.run.num_steps):
-            note = f"goes on at step {step} of {self.run.num_steps} after step {self.run.index}: a run of its own"
+            before, of = self.run.index, self.run.num_steps
             self._start(place, stage)
             if place.position:
-                self.run.trace.notes.append(f"the loop {note}")
+                self.run.trace.notes.append(f"the loop went on at step {step} of {of} after step {before}: a new run")
             return
         raise Unfollowed(
             f"the steps of this {type(self.pipe).__name__} are out of order: step {step} of {self.run.num_steps} came "
