@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
@@ -340,3 +341,16 @@ def test_what_a_family_does_not_say():
         FAMILIES["flux"].encode(None, None)
     with pytest.raises(ValueError, match="noisy shows only once it has answered"):
         GENERIC.latents(Denoiser(), {})
+
+
+@pytest.mark.parametrize("make", [tiny.wan_pipeline, tiny.qwen_pipeline, tiny.cog_pipeline])
+def test_a_loop_is_located_once_and_then_followed(make, monkeypatch):
+    """By the address of the timestep, or of the pipeline's own where it converts that first."""
+    from vaccel.integrations.diffusers.locating import Locator
+
+    pipe, asked, find = make(), [], Locator.find
+    monkeypatch.setattr(Locator, "find", lambda *args, **kwargs: asked.append(1) or find(*args, **kwargs))
+    with accelerate(pipe, EverySecond()) as handle:
+        tiny.latents(pipe, steps=6)
+        assert handle.trace.timeline() == "FoFoFo"
+    assert len(asked) == 1

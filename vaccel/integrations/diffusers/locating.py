@@ -26,6 +26,7 @@ class Place:
         total: how many steps the loop has, counted from the first of ``timesteps``.
         own: whether the model takes the timestep as it stands there.
         scheduler: whose they are; None where the loop has others.
+        current: whether it was the address of the pipeline's ``_current_timestep`` that told.
     """
 
     timesteps: Any
@@ -33,6 +34,7 @@ class Place:
     total: int
     own: bool = False
     scheduler: Any = None
+    current: bool = False
 
 
 class Locator:
@@ -71,7 +73,7 @@ class Locator:
             for said, own in ((t, getattr(t, "ndim", 0) < 2), (current, converts)):
                 position = by_address(scheduler.timesteps, said)
                 if position is not None:
-                    self._addressed = self._place(scheduler, position, own=own)
+                    self._addressed = self._place(scheduler, position, own=own, current=said is not t)
                     return self._addressed
         if at is not None and self._addressed is not None:
             self._addressed = dataclasses.replace(self._addressed, position=at)
@@ -202,9 +204,9 @@ class Locator:
         self._changes = key, value, position
         return Place(key, position, total)
 
-    def _place(self, scheduler: Any, position: int, *, own: bool = False) -> Place:
+    def _place(self, scheduler: Any, position: int, *, own: bool = False, current: bool = False) -> Place:
         timesteps = scheduler.timesteps
-        return Place(timesteps, position, len(timesteps), own, scheduler)
+        return Place(timesteps, position, len(timesteps), own, scheduler, current)
 
     def begun(self, place: Place) -> Place:
         """The place where a loop begins, with as many steps as it will have: some leave out the last timestep."""

@@ -44,7 +44,7 @@ class Scope:
         self.marks: list[Any] = []  # when each step began, for whoever wants times
         self._timesteps: Any = None
         self._begin, self._rows = 0, -1
-        self._two = self._calling = self._plainly = False
+        self._two = self._calling = self._plainly = self._by_current = False
         self._scheduler: Any = None
         self._earlier: list[Any] = []  # the timesteps of this call's earlier loops
         self._locator = Locator(pipe)
@@ -164,8 +164,9 @@ class Scope:
         try:
             x, run, scheduler, index = large.latents(inputs), self.run, self._scheduler, -1
             t = inputs.get(stage.time)
-            if scheduler is not None and scheduler.timesteps is self._timesteps and isinstance(t, torch.Tensor):
-                offset = t.data_ptr() - self._address  # a later step of the run: two comparisons
+            told = self.pipe._current_timestep if self._by_current else t
+            if scheduler is not None and scheduler.timesteps is self._timesteps and isinstance(told, torch.Tensor):
+                offset = told.data_ptr() - self._address  # a later step of the run: two comparisons
                 if self._next <= offset < self._span:
                     step = offset // self._size - self._begin
                     if 0 <= step - run.index <= 1:
@@ -332,7 +333,7 @@ class Scope:
 
     def _follow_timesteps(self, place: Place) -> None:
         """From now on these are the loop's timesteps."""
-        self._scheduler, self._timesteps = place.scheduler, place.timesteps
+        self._scheduler, self._timesteps, self._by_current = place.scheduler, place.timesteps, place.current
         if isinstance(place.timesteps, torch.Tensor):
             self._address, self._size = place.timesteps.data_ptr(), place.timesteps.element_size()
             self._next, self._span = place.position * self._size, place.total * self._size
