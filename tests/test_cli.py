@@ -9,6 +9,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+import vaccel
 from vaccel.cli import app
 
 PROMPT = "a red circle moves left slowly on a gray background"
@@ -57,6 +58,69 @@ def test_doctor():
     assert isinstance(found["native"]["cpu_kernels"], bool)
     assert set(found["attention"]) >= {"sdpa", "sageattention"}
     assert "torch" in run("doctor").output
+
+
+OUTSIDE = "none: seen from outside"
+FLUX = ["transformer_blocks", "single_transformer_blocks"]
+
+
+@pytest.mark.parametrize(
+    ("source", "denoisers", "blocks", "guidance"),
+    [
+        ("LTXPipeline", {"transformer": "ltx"}, FLUX[:1], "one call for both branches"),
+        ("FluxPipeline", {"transformer": "flux"}, FLUX, "a call for each"),
+        ("StableDiffusionXLPipeline", {"unet": OUTSIDE}, [], "seen at the first call"),
+        ("WanModularPipeline", {"transformer": "wan"}, ["blocks"], "a guider"),
+        ("StableCascadeCombinedPipeline", {"decoder": OUTSIDE, "prior_prior": OUTSIDE}, [], "seen"),
+    ],
+)
+def test_doctor_of_a_pipeline(source, denoisers, blocks, guidance):
+    found = json.loads(run("doctor", "--pipeline", source, "--json").output)
+    assert {one["attribute"]: one["family"] for one in found["denoisers"]} == denoisers
+    assert [one["list"] for one in found["denoisers"][0]["blocks"]] == blocks
+    assert found["guidance"].startswith(guidance)
+    assert found["methods"]["Forecast"] == "works"
+    assert found["methods"]["MixCache"].startswith("works" if blocks else "output level only")
+    assert found["steps"][-1] == "the value of the timestep"
+    said = " ".join(run("doctor", "--pipeline", source).output.split())
+    assert source in said
+    assert all(attribute in said for attribute in denoisers)
+
+
+def test_doctor_of_a_folder(tmp_path):
+    from vaccel.demo.family import shipped_folder
+
+    found = json.loads(run("doctor", "--pipeline", str(shipped_folder() / "pipeline"), "--json").output)
+    assert found["denoisers"][0]["blocks"] == [{"list": "blocks", "blocks": 8}]
+    for source, said in (("nonsense", "neither a folder nor"), (str(tmp_path), "no model_index.json")):
+        result = run("doctor", "--pipeline", source)
+        assert result.exit_code == 2
+        assert said in " ".join(result.output.split())
+
+
+def test_what_is_said_to_work_from_outside_does():
+    """The table beside what the methods themselves say."""
+    from vaccel.methods.availability import available
+
+    settings = {
+        "Auto": vaccel.Auto(speedup=2.0, learn=1),
+        "Forecast": vaccel.Forecast((0, 1), 4),
+        "EasyCache": vaccel.EasyCache(),
+        "Schedule": vaccel.Schedule([0], num_steps=4, reuse="residual"),
+        "LeMiCa": vaccel.LeMiCa((0, 3), 4, reuse="output"),
+        "MixCache": vaccel.MixCache(levels=("step", "cfg")),
+        "DirectionMagnitude": vaccel.DirectionMagnitude(),
+        "SRDiffusion": vaccel.SRDiffusion(),
+        "TeaCache": vaccel.TeaCache(coefficients=(1.0,)),
+    }
+    for name, said in available(blocks=False, embedding=False).items():
+        if name not in settings:
+            continue
+        if said.startswith("not"):
+            with pytest.raises(ValueError, match="seen from outside"):
+                settings[name].outside()
+        else:
+            assert settings[name].outside() == settings[name]
 
 
 def test_generate_prints_the_timeline(tmp_path):

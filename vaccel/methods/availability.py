@@ -38,3 +38,11 @@ def available(*, blocks: bool, embedding: bool, trainable: bool = False) -> dict
         else:
             found[name] = "works with small=..." if "small" in needs else WORKS
     return found
+
+
+def outside_of_blocks() -> str:
+    """What works on a model that is seen from outside, in words."""
+    found = available(blocks=False, embedding=False)
+    return ", ".join(
+        name if said == WORKS else f"{name} ({said})" for name, said in found.items() if not said.startswith("not")
+    )

@@ -24,6 +24,7 @@ from ..planning import artifacts, schema
 from ..planning.flow import Flow
 from ..planning.schema.errors import problem, shown
 from ..signals import Signal
+from .availability import outside_of_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +125,6 @@ class Policy:
         """Called once, when the last step is over; ``seen`` is what the signals show of it."""
 
 
-#: What works on a model that is seen from outside.
-OUTSIDE = (
-    'Auto, Forecast, EasyCache, Schedule and LeMiCa with reuse="residual", "output" or "forecast", MixCache with '
-    'levels=("step", "cfg"), and with a small model DirectionMagnitude and SRDiffusion'
-)
-
 _METHODS: dict[str, type[Method]] = {}
 
 
@@ -189,7 +184,7 @@ class Method:
             what = "blocks" if inside else "embedding of the timestep"
             raise ValueError(
                 f"{type(self).__name__} needs the {what} of a model that a family describes, and this one is seen from "
-                f"outside; what works on it: {OUTSIDE}"
+                f"outside; what works on it: {outside_of_blocks()}"
             )
         return self
 

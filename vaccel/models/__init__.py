@@ -21,7 +21,18 @@ FAMILIES: dict[str, Family] = {kind.name: kind() for kind in sorted(DESCRIBED, k
 #: What stands for every model that no family describes.
 GENERIC = Family()
 
-__all__ = ["FAMILIES", "GENERIC", "BlockList", "CogVideoX", "Family", "QwenImage", "Wan", "find", "model_of"]
+__all__ = [
+    "FAMILIES",
+    "GENERIC",
+    "BlockList",
+    "CogVideoX",
+    "Family",
+    "QwenImage",
+    "Wan",
+    "family_of",
+    "find",
+    "model_of",
+]
 
 
 def find(model: nn.Module, family: str | Family | None = None) -> Family:
@@ -36,12 +47,14 @@ def find(model: nn.Module, family: str | Family | None = None) -> Family:
         chosen = family if isinstance(family, Family) else FAMILIES.get(family, GENERIC)
         chosen.check(model)
         return chosen
-    names = [kind.__name__ for kind in type(model).__mro__]
-    for name in names:
-        for known in FAMILIES.values():
-            if name in known.transformers:
-                return known
-    return GENERIC
+    return family_of(type(model))
+
+
+def family_of(kind: type) -> Family:
+    """The family of a class of denoisers, or of one that it is derived from; ``GENERIC`` where none describes it."""
+    names = [base.__name__ for base in kind.__mro__]
+    described = (known for name in names for known in FAMILIES.values() if name in known.transformers)
+    return next(described, GENERIC)
 
 
 def model_of(module: nn.Module, family: Family, *, small: bool = False, compile: bool = False) -> Generic:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import weakref
 from typing import Any
 
 from torch import nn
 
-from .layout import TIMESTEPS
+from .layout import TIMESTEPS, is_time, parameters
 
 #: What pipelines call their denoisers, in the order of the run.
 NAMES = ("transformer", "transformer_2", "unet", "prior", "decoder")
@@ -19,10 +17,15 @@ HELPERS = ("ControlNet", "Adapter", "Autoencoder", "VAE", "VQModel", "Projection
 
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     """A pipeline's denoisers by their attributes' names, in the order of the run; empty where it has none."""
-    found = {name: module for name in NAMES if isinstance(module := getattr(pipe, name, None), nn.Module)}
-    found = {name: module for name, module in found.items() if name in NAMES[:2] or timestep_argument(module)}
-    for name, module in _modules(pipe).items():
-        if name not in found and is_denoiser(module) and not any(module is known for known in found.values()):
+    known = {name: getattr(pipe, name, None) for name in NAMES}
+    components = getattr(pipe, "components", None)
+    every = {**known, **(components if isinstance(components, dict) else {}), **getattr(pipe, "__dict__", {})}
+    found: dict[str, nn.Module] = {}
+    for name, module in every.items():
+        if not isinstance(module, nn.Module) or any(module is other for other in found.values()):
+            continue
+        # Whoever replaces a transformer by something that is none is told so.
+        if name in NAMES[:2] or denoises(name, type(module)):
             found[name] = module
     return found
 
@@ -35,45 +38,24 @@ def main_denoiser(pipe: Any) -> nn.Module:
     return next(iter(found.values()))
 
 
-def _modules(pipe: Any) -> dict[str, nn.Module]:
-    components = getattr(pipe, "components", None)
-    every = dict(components) if isinstance(components, dict) else {}
-    return {name: m for name, m in {**every, **getattr(pipe, "__dict__", {})}.items() if isinstance(m, nn.Module)}
-
-
-def is_denoiser(module: nn.Module) -> bool:
-    """Whether its forward takes a sample and a timestep."""
-    kind = type(module)
-    names = [base.__name__ for base in kind.__mro__ if not base.__name__.endswith("Mixin")]
-    if any(helper in name for helper in HELPERS for name in names):
+def denoises(name: str, kind: type) -> bool:
+    """Whether modules of this class, as a pipeline's attribute of this name, are given a sample and a timestep."""
+    if timestep_argument(kind) is None or len(parameters(kind)) < 2:
         return False
-    return len(_parameters(kind)) > 1 and timestep_argument(module) is not None
+    names = [base.__name__ for base in kind.__mro__ if not base.__name__.endswith("Mixin")]
+    return name in NAMES or not any(helper in each for helper in HELPERS for each in names)
 
 
-@functools.lru_cache(maxsize=256)
-def _signature_of(kind: weakref.ref) -> tuple[str, ...]:
-    forward = getattr(kind(), "forward", None)
-    try:
-        return tuple(inspect.signature(forward).parameters)[1:]
-    except (TypeError, ValueError):
-        return ()
-
-
-def _parameters(kind: type) -> tuple[str, ...]:
-    """The names of what a module's forward takes."""
-    return _signature_of(weakref.ref(kind))
-
-
-def timestep_argument(module: nn.Module) -> str | None:
-    """The name of the argument that says when a call is; None where it takes none."""
-    takes = _parameters(type(module))
+def timestep_argument(kind: type) -> str | None:
+    """The name of the argument that says when a call is; None where the class's forward takes none."""
+    takes = parameters(kind)
     named = next((name for name in TIMESTEPS if name in takes), None)
-    return named or next((name for name in takes if "timestep" in name), None)
+    return named or next((name for name in takes if is_time(name)), None)
 
 
 def takes_timestep(module: nn.Module) -> bool:
     """Whether its forward may be given a timestep: by name, or with whatever else it is given."""
-    if timestep_argument(module) is not None:
+    if timestep_argument(type(module)) is not None:
         return True
     kinds = [p.kind for p in inspect.signature(type(module).forward).parameters.values()]
     return inspect.Parameter.VAR_KEYWORD in kinds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import ops
-from .layout import TIMESTEPS, Inputs, Layout, Part, is_sample, rows_of
+from .layout import Inputs, Layout, Part, is_sample, is_time, parameters, rows_of
 
 #: What denoisers call the text, or whatever they are conditioned by.
 CONDITIONS = ("encoder_hidden_states", "cap_feats", "context", "prompt_embeds", "text_bth", "clip_text_pooled",
@@ -115,19 +114,16 @@ class Family:
         """Whether text goes through blocks beside the hidden states."""
         return any(one.returns != "hidden" or one.joined for one in self.blocks)
 
-    def block_list(self, model: nn.Module) -> list[nn.Module]:
-        """The blocks of all lists, in the order in which they are run."""
-        lists = [list(getattr(model, one.attribute)) for one in self.blocks]
-        if self.interleaved:
-            return [block for group in zip(*lists, strict=True) for block in group]
-        return [block for one in lists for block in one]
-
     def places(self, model: nn.Module) -> list[tuple[BlockList, int]]:
         """(list, place in it) of every block, in the order in which they are run."""
         lists = [[(one, n) for n in range(len(getattr(model, one.attribute)))] for one in self.blocks]
         if self.interleaved:
             return [place for group in zip(*lists, strict=True) for place in group]
         return [place for one in lists for place in one]
+
+    def block_list(self, model: nn.Module) -> list[nn.Module]:
+        """The blocks of all lists, in the order in which they are run."""
+        return [getattr(model, one.attribute)[n] for one, n in self.places(model)]
 
     def check(self, model: nn.Module) -> None:
         """Raises ``ValueError`` for a model that this does not describe."""
@@ -147,17 +143,15 @@ class Family:
         """A call's arguments by name, however they were passed."""
         if not args:
             return kwargs
-        names = list(inspect.signature(type(model).forward).parameters)[1:]
-        return dict(zip(names, args, strict=False)) | kwargs
+        return dict(zip(parameters(type(model)), args, strict=False)) | kwargs
 
-    def condition_of(self, model: nn.Module) -> str:
-        """The argument that tells branches apart."""
+    def condition_of(self, kind: type[nn.Module]) -> str:
+        """The argument that tells branches apart, of models of this class."""
         if self.condition:
             return self.condition
-        takes = inspect.signature(type(model).forward).parameters
+        takes = parameters(kind)
         known = next((name for name in CONDITIONS if name in takes), None)
-        others = (n for n in list(takes)[1:] if not is_sample(n) and n not in TIMESTEPS and "timestep" not in n)
-        return known or next(others, CONDITIONS[0])
+        return known or next((n for n in takes if not is_sample(n) and not is_time(n)), CONDITIONS[0])
 
     def layout(self, model: nn.Module) -> Layout | None:
         """How the model's answers lie; None where the first answer is to tell."""

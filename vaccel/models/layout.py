@@ -9,6 +9,8 @@ tensors that belong to a noisy input), puts them into one tensor and takes such 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 
 Inputs = dict[str, Any]
 
-#: Arguments that say when a call is; they are no samples.
+#: Names of the argument that says when a call is.
 TIMESTEPS = ("timestep", "t", "sigma", "timestep_ratio", "timesteps", "time", "r", "timestep_img", "decoder_noise_time")
 
 
@@ -355,13 +357,22 @@ def _candidates(inputs: Inputs) -> list[tuple[str, tuple[int, ...], torch.Tensor
             for n, inner in enumerate(value):
                 yield from inside(name, (*item, n), inner)
 
-    some = [
-        c
-        for name, value in inputs.items()
-        if name not in TIMESTEPS and "timestep" not in name
-        for c in inside(name, (), value)
-    ]
+    some = [c for name, value in inputs.items() if not is_time(name) for c in inside(name, (), value)]
     return sorted(some, key=lambda c: not is_sample(c[0]))
+
+
+@functools.lru_cache(maxsize=256)
+def parameters(kind: type) -> tuple[str, ...]:
+    """The names of what the forward of a class of modules takes."""
+    try:
+        return tuple(inspect.signature(kind.forward).parameters)[1:]
+    except (TypeError, ValueError, AttributeError):
+        return ()
+
+
+def is_time(name: str) -> bool:
+    """Whether an argument of this name says when a call is."""
+    return name in TIMESTEPS or "timestep" in name
 
 
 def is_sample(name: str) -> bool:

@@ -112,7 +112,7 @@ class _Blocks:
     def __init__(self, model: nn.Module, family: Family, skipped: Sequence[int] = ()):
         self.model, self.family = model, family
         self.places = family.places(model)
-        self.blocks: list[nn.Module | None] = [getattr(model, one.attribute)[n] for one, n in self.places]
+        self.blocks: list[nn.Module | None] = list(family.block_list(model))
         for number in skipped:
             self.blocks[number] = PassThrough(self.of(number))
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from ...methods.availability import available
-from ...models import GENERIC, Family, find
-from ...models.denoisers import HELPERS, NAMES, timestep_argument
-from ...models.layout import is_sample
+from ...models import Family, family_of
+from ...models.denoisers import denoises, timestep_argument
+from ...models.layout import is_sample, parameters
 
 
 def inspected(source: str) -> dict[str, Any]:
@@ -25,10 +25,10 @@ def inspected(source: str) -> dict[str, Any]:
     Raises ``ValueError`` for a name that is neither.
     """
     kind, classes, folder = _pipeline(source)
-    denoisers = [_denoiser(name, found, folder) for name, found in classes.items() if _denoises(name, found)]
+    denoisers = [_denoiser(name, found, folder) for name, found in classes.items() if denoises(name, found)]
     if not denoisers:
         raise ValueError(f"{kind.__name__} has no module that takes a sample and a timestep: nothing to accelerate")
-    main = find_class(classes[denoisers[0]["attribute"]])
+    main = family_of(classes[denoisers[0]["attribute"]])
     return {
         "pipeline": kind.__name__,
         "denoisers": denoisers,
@@ -40,12 +40,6 @@ def inspected(source: str) -> dict[str, Any]:
             trainable=type(main).encode is not Family.encode,
         ),
     }
-
-
-def find_class(kind: type) -> Family:
-    """The family of a class of denoisers."""
-    model = kind.__new__(kind)
-    return find(model) if isinstance(model, nn.Module) else GENERIC
 
 
 def _pipeline(source: str) -> tuple[type, dict[str, type], Path | None]:
@@ -106,14 +100,8 @@ def _class_in(annotation: Any) -> type | None:
     return None
 
 
-def _denoises(name: str, kind: type) -> bool:
-    names = [base.__name__ for base in kind.__mro__ if not base.__name__.endswith("Mixin")]
-    helps = any(helper in n for helper in HELPERS for n in names)
-    return timestep_argument(kind.__new__(kind)) is not None and (name in NAMES or not helps)
-
-
 def _denoiser(name: str, kind: type, folder: Path | None) -> dict[str, Any]:
-    family, takes = find_class(kind), inspect.signature(kind.forward).parameters
+    family, takes = family_of(kind), parameters(kind)
     config = folder / name / "config.json" if folder is not None else None
     counts = _counts(kind, config, family) if config is not None and config.is_file() and family.described else {}
     return {
@@ -122,8 +110,8 @@ def _denoiser(name: str, kind: type, folder: Path | None) -> dict[str, Any]:
         "family": family.name if family.described else "none: seen from outside",
         "blocks": [{"list": one.attribute, "blocks": counts.get(one.attribute)} for one in family.blocks],
         "sample": family.sample or next((n for n in takes if is_sample(n)), "found by its shape"),
-        "timestep": timestep_argument(kind.__new__(kind)),
-        "condition": family.condition_of(kind.__new__(kind)),
+        "timestep": timestep_argument(kind),
+        "condition": family.condition_of(kind),
     }
 
 

@@ -161,8 +161,9 @@ class Session:
             helper = self._small(workspace, number, small, compiled)
             if self.experts is not None:
                 large.experts = self.experts.models
-            when = timestep_argument(module) or "timestep"
-            found[id(module)] = Stage(number, large, helper, when, large.family.condition_of(module))
+            kind = type(module)
+            when = timestep_argument(kind) or "timestep"
+            found[id(module)] = Stage(number, large, helper, when, large.family.condition_of(kind))
             models += [m for m in (large, helper) if m is not None]
         workspace.keep_only(models)
         return found
