@@ -21,7 +21,7 @@ import vaccel
 from vaccel.cache.block_residual import Kept
 from vaccel.cache.block_states import BlockState
 from vaccel.models import FAMILIES, find
-from vaccel.models.layout import tensors_of
+from vaccel.models.structures import tensors_of
 from vaccel.models.transformer import Transformer
 
 CASES = load_all()

@@ -91,7 +91,7 @@ def load(folder: str | Path | None = None, *, dtype: torch.dtype = torch.float32
     folder = Path(folder) if folder is not None else shipped_folder()
     if not (folder / "pipeline" / "model_index.json").is_file():
         raise FileNotFoundError(f"no moving-shapes family at {folder}; make one with `python -m vaccel.demo.train`")
-    with _quietly():
+    with quietly():
         pipe = WanPipeline.from_pretrained(folder / "pipeline", dtype=dtype)
         small = WanTransformer3DModel.from_pretrained(folder / "small", dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
@@ -99,7 +99,7 @@ def load(folder: str | Path | None = None, *, dtype: torch.dtype = torch.float32
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without progress bars, and without the warning that the VAE's class is not Wan's own."""
     libraries = (diffusers_logging, transformers_logging)
     before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]

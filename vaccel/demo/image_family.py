@@ -35,7 +35,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from . import glyphs
 from . import image_vae as _vae  # noqa: F401  diffusers loads a class only from a module that is imported already
-from .family import _quietly
+from .family import quietly
 
 MAX_TOKENS = 12
 TEXT_DIM = 64
@@ -68,7 +68,7 @@ class ImageFamily:
 
         ``kind.from_pipe(family.pipe)`` alone would leave out the VAE, whose class is not Stable Diffusion's own.
         """
-        with _quietly():
+        with quietly():
             pipe = kind.from_pipe(self.pipe, vae=self.pipe.vae)
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -87,7 +87,7 @@ def load(folder: str | Path | None = None, *, dtype: torch.dtype = torch.float32
     folder = Path(folder) if folder is not None else shipped_folder()
     if not (folder / "pipeline" / "model_index.json").is_file():
         raise FileNotFoundError(f"no glyph family at {folder}; make one with `python -m vaccel.demo.train_images`")
-    with _quietly():
+    with quietly():
         pipe = StableDiffusionPipeline.from_pretrained(folder / "pipeline", dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     return ImageFamily(pipe, dict(CALL), folder)
@@ -162,7 +162,7 @@ def build_unet(widths: tuple[int, int, int] = (32, 64, 112)) -> UNet2DConditionM
 
 def save(folder: str | Path, *, tokenizer, text_encoder, vae, unet) -> None:
     """Writes a family, with weights in half precision (``load`` converts them to its ``dtype``)."""
-    with _quietly():
+    with quietly():
         pipe = StableDiffusionPipeline(
             tokenizer=tokenizer,
             text_encoder=text_encoder.half(),

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .layout import TIMESTEPS, is_time, parameters
+from .arguments import TIMESTEPS, is_time, parameters
 
 #: What pipelines call their denoisers, in the order of the run.
 NAMES = ("transformer", "transformer_2", "unet", "prior", "decoder")

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from .. import ops
-from .layout import Inputs, Layout, Part, is_sample, is_time, parameters, rows_of
+from .arguments import is_sample, is_time, parameters
+from .layout import Inputs, Layout, Part, rows_of
 
 #: What denoisers call the text, or whatever they are conditioned by.
 CONDITIONS = ("encoder_hidden_states", "cap_feats", "context", "prompt_embeds", "text_bth", "clip_text_pooled",

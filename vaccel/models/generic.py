@@ -21,6 +21,7 @@ from .. import ops
 from . import layout
 from .family import Family, Inputs
 from .layout import Layout
+from .structures import tensors_of
 from .views import View, plain_view
 
 #: What peft's layers decide by when they are called.
@@ -125,7 +126,7 @@ class Generic:
     def _learnt(self, inputs: Inputs, answer: Any) -> Layout:
         made = layout.found(inputs, answer)
         if made is None:
-            shapes = [tuple(t.shape) for t in layout.tensors_of(answer)]
+            shapes = [tuple(t.shape) for t in tensors_of(answer)]
             given = {k: tuple(v.shape) for k, v in inputs.items() if isinstance(v, torch.Tensor)}
             raise ValueError(
                 f"{type(self.model).__name__} answers with {shapes or type(answer).__name__}, and none of that has the "

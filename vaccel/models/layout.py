@@ -9,17 +9,15 @@ tensors that belong to a noisy input), puts them into one tensor and takes such 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-Inputs = dict[str, Any]
+from .arguments import is_sample, is_time
+from .structures import SINGLE, flattened, rebuilt, tensors_of
 
-#: Names of the argument that says when a call is.
-TIMESTEPS = ("timestep", "t", "sigma", "timestep_ratio", "timesteps", "time", "r", "timestep_img", "decoder_noise_time")
+Inputs = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +145,7 @@ class Layout:
         if self.single and type(answer) is tuple and len(answer) == 1:
             return answer[0]
         leaves: list[torch.Tensor] = []
-        tree = _flattened(answer, leaves)
+        tree = flattened(answer, leaves)
         if self._tree is not None and len(leaves) != len(self._shapes) and self.kind != "samples":
             raise ValueError(
                 f"a call was answered with {len(leaves)} tensors, and calls before it with {len(self._shapes)}: the "
@@ -155,7 +153,7 @@ class Layout:
             )
         if self._tree is None or len(leaves) >= len(self._shapes):
             self._tree, self._shapes = tree, tuple((t.shape, t.dtype) for t in leaves)
-            self.single = self._whole and tree is _SINGLE
+            self.single = self._whole and tree is SINGLE
         parts = self.parts
         if self.kind == "samples" and len(leaves) != len(parts):
             parts = [_sample(self._first, n) for n in range(len(leaves))]
@@ -174,7 +172,7 @@ class Layout:
         for part, tensor in zip(self.parts, self._apart(prediction), strict=True):
             kept = leaves[part.leaf] if part.out_size else None
             leaves[part.leaf] = tensor if kept is None else part.around(kept, tensor)
-        return _rebuilt(self._tree, iter(leaves))
+        return rebuilt(self._tree, iter(leaves))
 
     def _apart(self, prediction: torch.Tensor) -> list[torch.Tensor]:
         if self._plain:
@@ -196,56 +194,6 @@ class Layout:
 
 def _sample(part: Part, number: int) -> Part:
     return dataclasses.replace(part, leaf=number, item=(number, *part.item[1:]))
-
-
-# -- structures ------------------------------------------------------------------------------------------------------
-
-_LEAF = object()
-#: The structure of ``(tensor,)``, what most denoisers give with ``return_dict=False``.
-_SINGLE = (tuple, (_LEAF,))
-
-
-def _flattened(answer: Any, leaves: list[torch.Tensor]) -> Any:
-    """An answer's structure; its tensors are appended to ``leaves``."""
-    if isinstance(answer, torch.Tensor):
-        leaves.append(answer)
-        return _LEAF
-    if type(answer) is tuple and len(answer) == 1 and isinstance(answer[0], torch.Tensor):
-        leaves.append(answer[0])
-        return _SINGLE
-    if isinstance(answer, Mapping):
-        return type(answer), {name: _flattened(value, leaves) for name, value in answer.items()}
-    if dataclasses.is_dataclass(answer) and not isinstance(answer, type):
-        fields = {f.name: getattr(answer, f.name) for f in dataclasses.fields(answer)}
-        return type(answer), {name: _flattened(value, leaves) for name, value in fields.items()}
-    if isinstance(answer, (tuple, list)):
-        return type(answer), tuple(_flattened(value, leaves) for value in answer)
-    return _Constant(answer)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Constant:
-    value: Any
-
-
-def _rebuilt(tree: Any, leaves: Iterator[torch.Tensor]) -> Any:
-    if tree is _LEAF:
-        return next(leaves)
-    if isinstance(tree, _Constant):
-        return tree.value
-    kind, inner = tree
-    if isinstance(inner, dict):
-        made = {name: _rebuilt(value, leaves) for name, value in inner.items()}
-        return kind(**made) if dataclasses.is_dataclass(kind) else kind(made)
-    values = [_rebuilt(value, leaves) for value in inner]
-    return kind(*values) if hasattr(kind, "_fields") else kind(values)
-
-
-def tensors_of(answer: Any) -> list[torch.Tensor]:
-    """The tensors of an answer, in order."""
-    leaves: list[torch.Tensor] = []
-    _flattened(answer, leaves)
-    return leaves
 
 
 def rows_of(inputs: Inputs, rows: slice | list[int], layout: Layout | None) -> Inputs:
@@ -359,29 +307,6 @@ def _candidates(inputs: Inputs) -> list[tuple[str, tuple[int, ...], torch.Tensor
 
     some = [c for name, value in inputs.items() if not is_time(name) for c in inside(name, (), value)]
     return sorted(some, key=lambda c: not is_sample(c[0]))
-
-
-@functools.lru_cache(maxsize=256)
-def parameters(kind: type) -> tuple[str, ...]:
-    """The names of what the forward of a class of modules takes."""
-    try:
-        return tuple(inspect.signature(kind.forward).parameters)[1:]
-    except (TypeError, ValueError, AttributeError):
-        return ()
-
-
-def is_time(name: str) -> bool:
-    """Whether an argument of this name says when a call is."""
-    return name in TIMESTEPS or "timestep" in name
-
-
-def is_sample(name: str) -> bool:
-    """Whether an argument of this name is what denoisers call their noisy input."""
-    if name in ("x", "sample"):
-        return True
-    conditions = ("encoder", "text", "prompt", "cond", "image", "caption", "context", "pooled")
-    named = name.endswith(("hidden_states", "latents", "sample"))
-    return named and not any(word in name for word in conditions)
 
 
 def _match(number: int, leaf: torch.Tensor, candidates: list[Any], *, first: bool) -> Part | None:

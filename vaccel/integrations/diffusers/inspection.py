@@ -12,8 +12,8 @@ from torch import nn
 
 from ...methods.availability import available
 from ...models import Family, family_of
+from ...models.arguments import is_sample, parameters
 from ...models.denoisers import denoises, timestep_argument
-from ...models.layout import is_sample, parameters
 
 
 def inspected(source: str) -> dict[str, Any]:
