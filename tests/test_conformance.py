@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from zoo import load_all
-from zoo.check import check, check_without_guidance
+from zoo.check import check, check_batch, check_without_guidance
 from zoo.known import KNOWN
 from zoo.methods import check_methods
 
@@ -47,6 +47,12 @@ def test_a_pipeline(name):
 @pytest.mark.parametrize("name", [name for name in share() if name not in KNOWN and CASES[name].guidance is not None])
 def test_without_guidance(name):
     wrong = check_without_guidance(CASES[name])
+    assert not wrong, "; ".join(wrong)
+
+
+@pytest.mark.parametrize("name", [name for name in share() if name not in KNOWN and CASES[name].batch is not None])
+def test_two_prompts(name):
+    wrong = check_batch(CASES[name])
     assert not wrong, "; ".join(wrong)
 
 

@@ -272,3 +272,18 @@ def check_without_guidance(case: Case) -> list[str]:
             if not same(generate(case, pipe, STEPS, **changes), expected):
                 wrong.append(f"{said} guidance every second step differs from the plain loop")
     return wrong
+
+
+def check_batch(case: Case) -> list[str]:
+    """Likewise of two prompts at once; and each sample's shape and place are those of the plain pipeline."""
+    if case.batch is None or case.name in NOT_COMPARED:
+        return []
+    pipe, two, wrong = case.build(), dict(case.batch), []
+    plain = generate(case, pipe, STEPS, **two)
+    with substituted(case, pipe, Seen(), False):
+        want = generate(case, pipe, STEPS, **two)
+    for method, expected, said in ((Everything(), plain, "what skips nothing"), (EverySecond(False), want, "skipping")):
+        with accelerated(pipe, method):
+            if not same(generate(case, pipe, STEPS, **two), expected):
+                wrong.append(f"with two prompts {said} differs from the plain loop")
+    return wrong

@@ -191,6 +191,7 @@ case(
     lambda: kandinsky(Kandinsky5I2VPipeline, seeing=True),
     # The first four latent frames are made like those after them: there have to be some.
     lambda: {**CALL, "num_frames": 25, "max_sequence_length": 16, "image": made.picture()},
+    batch=None,  # the stand-in of its processor reads one prompt
 )
 case(
     "MotifVideoPipeline",
