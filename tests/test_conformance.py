@@ -25,6 +25,7 @@ ALWAYS = (
     "StableDiffusionPipeline",
     "LTX2Pipeline",
     "ZImagePipeline",
+    "Flux2KleinKVPipeline",
     "StableCascadeCombinedPipeline",
 )
 

@@ -140,7 +140,8 @@ class Generic:
         kept, looked = self.layout, self.looked
         if self._quick and looked is None and kept is not None and kept.single:
             answer = self.original(**inputs)
-            return answer[0] if type(answer) is tuple and not kept.cuts else kept.pack(answer, inputs)
+            alone = type(answer) is tuple and len(answer) == 1  # Flux 2 gives keys and values beside it, at times
+            return answer[0] if alone and not kept.cuts else kept.pack(answer, inputs)
         self.looked = None
         if looked is not None and looked[0] is inputs:
             return kept.pack(looked[1], inputs)

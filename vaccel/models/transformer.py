@@ -75,8 +75,8 @@ class Transformer(Generic):
             return self._viewed("reusing", reusing_view, inputs, lambda view: view.set_buffer(buffer))
         for block in view.buffered:
             block.__dict__["buffer"] = buffer
-        answer = view.call(**inputs)
-        return answer[0] if self.layout.single and not self.layout.cuts else self.layout.pack(answer, inputs)
+        answer, kept = view.call(**inputs), self.layout
+        return answer[0] if kept.single and len(answer) == 1 and not kept.cuts else kept.pack(answer, inputs)
 
     def resuming(self, inputs: Inputs, after: int, states: dict[int, BlockState]) -> torch.Tensor:
         """What the blocks behind ``after`` and the head make of the state kept there."""
@@ -85,8 +85,8 @@ class Transformer(Generic):
         view = self._views.get(("resuming", after, numbers, skipped))
         if view is not None and self.bare and not self.is_small and not self.compile:
             view.set_states(states)
-            answer = view.call(**inputs)
-            return answer[0] if self.layout.single and not self.layout.cuts else self.layout.pack(answer, inputs)
+            answer, kept = view.call(**inputs), self.layout
+            return answer[0] if kept.single and len(answer) == 1 and not kept.cuts else kept.pack(answer, inputs)
 
         def make(model: nn.Module, family: Family) -> View:
             return resuming_view(model, family, after, numbers, skipped)
