@@ -23,6 +23,9 @@ def rows(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         key = info["op"], info["shape"], info["dtype"].removeprefix("torch.")
         row = found.setdefault(key, {"op": key[0], "shape": key[1], "dtype": key[2], "elements": info["elements"]})
         row[info["contender"]] = {name: round(stats[name] * 1e6, 2) for name in ("median", "q1", "q3")}
+        if "device_us" in info:
+            row[info["contender"]]["device"] = round(info["device_us"], 2)
+            row["copy_device"] = round(info["copy_device_us"], 2)
         if "copy_gb_s" in info and info["contender"] == "default":
             speed = info["bytes"] / stats["median"] / 1e9
             row |= {"gb_s": round(speed, 2), "of_copy": round(speed / info["copy_gb_s"], 3)}

@@ -4,7 +4,10 @@
     python bench/gpu_suite.py build                 # the kernels, in place
     python bench/gpu_suite.py tests                 # the tests marked gpu
     python bench/gpu_suite.py kernels               # every op at every size, beside eager torch and torch.compile
+    python bench/gpu_suite.py families              # every method on the trained families: fidelity and time
     python bench/gpu_suite.py graphs                # steps eager and captured; launches, syncs and allocations
+    python bench/gpu_suite.py rivals --model Flux   # whole runs beside diffusers' caches, cache-dit, compiled blocks
+    python bench/gpu_suite.py overhead              # what a step costs the host, beside them
     python bench/gpu_suite.py actions --size Wan2.1-14B        # what each action costs, in every mode
     python bench/gpu_suite.py runs --size Wan2.1-14B --only DirectionMagnitude      # 50-step runs and their ratios
     python bench/gpu_suite.py experts --size Wan2.1-14B        # two experts over one model: time and memory
@@ -56,7 +59,12 @@ Seconds = Annotated[float, typer.Option(help="No new measurement is begun after 
 #: before how fast they are, single steps before whole runs.  Estimates for an H100 and its 16 cores, none measured yet:
 #: the CUDA files take 5 s each, one a core, but a minute and a half where ninja is missing; 1400 small tests; every op
 #: at its two usual sizes; two modes of a short clip; some modes of Wan2.1-1.3B's actions; two or three of its runs.
-SHARES = {"build": 110, "tests": 110, "kernels": 80, "graphs": 60, "actions": 70, "runs": 50}
+SHARES = {
+    "build": 45, "tests": 100, "kernels": 80, "families": 60, "graphs": 30, "rivals": 60, "rivals Flux": 45,
+    "overhead": 30, "actions": 45, "runs": 40,
+}  # fmt: skip
+#: What a part's JSON is called where it is not called like the part.
+STEMS = {"overhead": "overhead_tests"}
 
 
 def environment() -> dict[str, str]:
@@ -78,7 +86,7 @@ def everything(
     dry: Dry = False,
     out: Out = None,
 ) -> None:
-    """Build, tests, kernels, graphs, actions and runs, each in a process of its own within a share of the time."""
+    """Every part but experts, each in a process of its own within a share of the time."""
     device(dry)
     began = time.monotonic()
     folder = target(dry, out)[1].resolve()
@@ -90,10 +98,14 @@ def everything(
 
     parts = []
     for name, share in SHARES.items():
-        sized = name in ("actions", "runs")
-        options = ["--dry"] if dry else ["--size", size] if sized else []
-        command = [sys.executable, __file__, name, *options, "--out", str(folder)]
-        parts.append(Part(name, share, command, f"{name}_{size}" if sized else name, timed=name != "build"))
+        part, _, model = name.partition(" ")
+        stem, options = STEMS.get(part, part), ["--dry"] if dry else []
+        if part in ("actions", "runs"):
+            stem, options = f"{part}_{size}", options or ["--size", size]
+        elif part == "rivals":
+            stem, options = f"rivals_{size if dry else model or size}", options or ["--model", model or size]
+        command = [sys.executable, __file__, part, *options, "--out", str(folder)]
+        parts.append(Part(name, share, command, stem, timed=part != "build"))
     code = run_all(parts, 60 * minutes, folder, environment(), keep)
     print(f"written to {folder / 'suite.json'}")
     raise typer.Exit(code)
@@ -266,6 +278,43 @@ def actions(size: Size = "Wan2.1-14B", seconds: Seconds = 420, dry: Dry = False,
         measure("blocks compiled")
         measure("blocks compiled, cuda graphs", cuda_graphs=True)
     measured.done()
+
+
+@app.command()
+def families(seconds: Seconds = 420, dry: Dry = False, out: Out = None) -> None:
+    """Every method on the trained families: fidelity and time, eager and captured, in float32 and bfloat16."""
+    import gpu_pipelines
+
+    until = time.monotonic() + seconds
+    measured = Measured("families", dry, out, families={}, not_run=[])
+    gpu_pipelines.families(measured, device(dry), until, dry)
+    measured.done()
+
+
+@app.command()
+def rivals(
+    model: Annotated[str, typer.Option(help="Wan2.1-1.3B, Wan2.1-14B or Flux.")] = "Wan2.1-1.3B",
+    seconds: Seconds = 420,
+    dry: Dry = False,
+    out: Out = None,
+) -> None:
+    """50-step runs at 17 computed steps: vaccel, diffusers' caches, cache-dit, compiled blocks."""
+    import gpu_pipelines
+
+    until = time.monotonic() + seconds
+    measured = Measured("rivals_tiny" if dry else f"rivals_{model}", dry, out, model=model, runs={}, not_run=[])
+    gpu_pipelines.rivals(measured, model, device(dry), until, dry)
+    measured.done()
+
+
+@app.command()
+def overhead(seconds: Seconds = 480, dry: Dry = False, out: Out = None) -> None:
+    """What a step costs the host, beside diffusers' caches and cache-dit (bench/bench_overhead.py)."""
+    rounds = {"VACCEL_BENCH_ROUNDS": "1" if dry else "6", "VACCEL_BENCH_DEVICE": device(dry)}
+    folder = str(target(dry, out)[1].resolve())
+    command = ["bench/bench_overhead.py", "-k", "interleaved", "-s"]
+    more = {"VACCEL_BENCH_WRITE": "1", "VACCEL_BENCH_OUT": folder}
+    run_pytest(Measured("overhead_tests", dry, out), command, seconds, lambda said: {}, **rounds, **more)
 
 
 @app.command()

@@ -4,7 +4,9 @@
 
 Shapes are those of real models.  Every contender's result is checked against fp64 before it is timed.  GB/s count the
 bytes that the formula has to move, once each; beside them stands the bandwidth of a copy of the same bytes, measured in
-the same run.  ``VACCEL_BENCH_QUICK=1`` keeps the small shapes: every line runs, no figure means anything.
+the same run.  On a GPU the statistics are the host's, of a call and the wait for it; ``device_us`` is the GPU's time
+alone, by events, with a cold cache.  ``VACCEL_BENCH_QUICK=1`` keeps the small shapes: every line runs, no figure means
+anything.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 def contenders() -> list[str]:
     """On a CPU the C++ kernel is the default wherever it is not one operation of eager torch."""
-    return [*(["cuda", "triton"] if DEVICE == "cuda" else []), "default", "eager", "compiled"]
+    return [*(["cuda", "triton"] if DEVICE == "cuda" else ["default"]), "eager", "compiled"]
 
 
 def shapes() -> list[str]:
@@ -73,9 +75,50 @@ def bench(case: harness.Case, traffic: int, name: str | None = None) -> Callable
         benchmark.extra_info |= {"op": name, "shape": shape, "elements": args[0].numel(), "bytes": moved,
                                  "dtype": str(dtype), "contender": contender, "device": DEVICE,
                                  "copy_gb_s": copy_bandwidth(moved)}  # fmt: skip
-        benchmark.pedantic(call, rounds=_rounds(call), warmup_rounds=3)
+        if DEVICE == "cuda":
+            benchmark.extra_info |= {"device_us": device_us(call), "copy_device_us": copy_device_us(moved)}
+        benchmark.pedantic(_waited(call), rounds=_rounds(_waited(call)), warmup_rounds=3)
 
     return test
+
+
+def _waited(call: Callable[[], None]) -> Callable[[], None]:
+    """The call, and on a GPU the wait for it."""
+    if DEVICE != "cuda":
+        return call
+
+    def waited() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return waited
+
+
+def device_us(call: Callable[[], None], rounds: int = 15) -> float:
+    """Median microseconds of a call on the GPU, what it reads not in its cache."""
+    times = []
+    for _ in range(rounds + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        _flush().zero_()  # takes longer than it takes the host to bring the call on its way
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(1000 * start.elapsed_time(end))
+    return sorted(times[3:])[rounds // 2]
+
+
+@functools.cache
+def _flush() -> torch.Tensor:
+    return torch.empty(2**28, dtype=torch.uint8, device=DEVICE)
+
+
+@functools.cache
+def copy_device_us(moved: int) -> float:
+    """The same of a copy that reads and writes ``moved`` bytes in all."""
+    source = torch.zeros(max(1, moved // 2), dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    return device_us(lambda: target.copy_(source))
 
 
 def _call(case: harness.Case, args: tuple, contender: str) -> Callable[[], None]:
@@ -91,13 +134,11 @@ def _call(case: harness.Case, args: tuple, contender: str) -> Callable[[], None]
 
     def call() -> None:
         op(*given)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
 
     return call
 
 
-def _rounds(call: Callable[[], None], seconds: float = 0.3) -> int:
+def _rounds(call: Callable[[], None], seconds: float = 0.3 if DEVICE == "cpu" else 0.02) -> int:
     """As many as take about ``seconds``, between 10 and 2000."""
     call()
     start = time.perf_counter()
@@ -111,13 +152,9 @@ def copy_bandwidth(moved: int) -> float:
     source = torch.zeros(max(1, moved // 2), dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
 
-    def call() -> None:
-        target.copy_(source)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-
+    call = _waited(lambda: target.copy_(source))
     times = []
-    for _ in range(_rounds(call, 0.1)):
+    for _ in range(_rounds(call, 0.1 if DEVICE == "cpu" else 0.02)):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

@@ -45,7 +45,8 @@ def test_all(written, suite):
     for part in summary["parts"].values():
         assert (part["status"], part["reason"]) == ("ok", "")
         assert 0 < part["seconds"] < part["limit"] < 60 * summary["minutes"]
-    assert {part["json"] for part in summary["parts"].values()} | {"suite.json"} == set(written)
+    others = {"suite.json", "overhead.json"}  # the second is written by the benchmark itself
+    assert {part["json"] for part in summary["parts"].values()} | others == set(written)
     assert all(written[part["json"]]["failed"] == {} for part in summary["parts"].values())
 
 
@@ -63,6 +64,30 @@ def test_tests(written):
 def test_kernels(written):
     assert {"norm"} == {row["op"] for row in written["kernels.json"]["rows"]}
     assert all(row["eager"]["median"] > 0 for row in written["kernels.json"]["rows"])
+
+
+def test_families(written):
+    data = written["families.json"]
+    assert set(data["families"]) == {"moving shapes, float32", "glyphs, float32"}
+    for family in data["families"].values():
+        assert family["failures"] == []
+        assert all(method["psnr"] > 5 for method in family["methods"])
+
+
+def test_rivals(written):
+    data = written["rivals_tiny.json"]
+    assert data["not_run"] == []
+    assert len(data["runs"]["full"]["steps_ms"]) == 50
+    for name in ("Schedule", "Forecast"):
+        timeline = data["runs"][f"vaccel {name}"]["timeline"]
+        assert timeline.count("F") == 17
+        assert len(timeline) == 50
+
+
+def test_overhead(written):
+    assert written["overhead_tests.json"]["passed"] == 1
+    names = {row["name"] for row in written["overhead.json"]["contenders"]}
+    assert {"bare", "vaccel Forecast", "diffusers FirstBlockCache"} <= names
 
 
 def test_graphs(written):

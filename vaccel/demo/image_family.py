@@ -11,12 +11,14 @@ of a transformer, predicted noise instead of velocity, and the schedulers of Sta
 Layout of a family's folder::
 
     pipeline/            a StableDiffusionPipeline: tokenizer, text_encoder, vae, unet, scheduler
+    small/               a small UNet2DConditionModel, same latents and captions; a family may come without
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,10 @@ SCHEDULERS = ("ddim", "euler-a", "dpm++")
 
 @dataclasses.dataclass
 class ImageFamily:
-    """A loaded family: ``pipe(prompt, **call)`` draws images."""
+    """A loaded family: ``pipe(prompt, **call)`` draws images; ``small`` goes to ``vaccel.accelerate``."""
 
     pipe: StableDiffusionPipeline
+    small: UNet2DConditionModel | None
     call: dict[str, Any]
     folder: Path
 
@@ -89,8 +92,11 @@ def load(folder: str | Path | None = None, *, dtype: torch.dtype = torch.float32
         raise FileNotFoundError(f"no glyph family at {folder}; make one with `python -m vaccel.demo.train_images`")
     with quietly():
         pipe = StableDiffusionPipeline.from_pretrained(folder / "pipeline", dtype=dtype)
+        small = None
+        if (folder / "small").is_dir():
+            small = UNet2DConditionModel.from_pretrained(folder / "small", dtype=dtype).eval()
     pipe.set_progress_bar_config(disable=True)
-    return ImageFamily(pipe, dict(CALL), folder)
+    return ImageFamily(pipe, small, dict(CALL), folder)
 
 
 def build_scheduler(name: str = "ddim") -> SchedulerMixin:
@@ -174,3 +180,10 @@ def save(folder: str | Path, *, tokenizer, text_encoder, vae, unet) -> None:
             requires_safety_checker=False,
         )
         pipe.save_pretrained(Path(folder) / "pipeline")
+
+
+def save_small(folder: str | Path, family: str | Path, unet: UNet2DConditionModel) -> None:
+    """Writes ``family``'s pipeline with a small U-Net beside it, in half precision."""
+    shutil.copytree(Path(family) / "pipeline", Path(folder) / "pipeline", dirs_exist_ok=True)
+    with quietly():
+        unet.half().save_pretrained(Path(folder) / "small")

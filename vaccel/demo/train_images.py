@@ -13,6 +13,11 @@ The shipped family was trained in about 75 minutes on one core that others used 
 
     python -m vaccel.demo.train_images --out FOLDER
 
+``--small-for FAMILY`` trains a small U-Net beside a family that is there, on its text encoder and its latents, for the
+methods that use one; FOLDER then holds that family with the small U-Net in ``small/``.  The shipped one::
+
+    python -m vaccel.demo.train_images --out FOLDER --small-for vaccel/demo/image_weights --widths 16,16,32
+
 One thread is the default: the layers are small, and two threads that share their cores wait for each other.
 """
 
@@ -75,9 +80,16 @@ def learning_rate(step: int, steps: int, decay: float, warmup: int = 100) -> flo
 class Images:
     """The training set: latents as the U-Net sees them, token ids of the captions, and the VAE they come from."""
 
-    def __init__(self, path: Path, count: int, seed: int, fonts: glyphs.Fonts | None):
+    def __init__(
+        self,
+        path: Path,
+        count: int,
+        seed: int,
+        fonts: glyphs.Fonts | None,
+        vae: PixelTransformVAE | None = None,
+    ):
         if not path.is_file():
-            self._draw(path, count, seed, fonts)
+            self._draw(path, count, seed, fonts, vae)
         tensors, about = checkpoint.read(path, {"vae": dict})
         if len(tensors["ids"]) != count:
             raise ValueError(f"{path} holds {len(tensors['ids'])} images, not {count}; remove it to draw them anew")
@@ -86,9 +98,9 @@ class Images:
         self.vae.load_state_dict(checkpoint.part(tensors, "vae."))
 
     @staticmethod
-    def _draw(path: Path, count: int, seed: int, fonts: glyphs.Fonts | None) -> None:
+    def _draw(path: Path, count: int, seed: int, fonts: glyphs.Fonts | None, vae: PixelTransformVAE | None) -> None:
         generator, began = torch.Generator().manual_seed(seed), time.monotonic()
-        tokenizer, vae, latents, ids = image_family.build_tokenizer(), None, [], []
+        tokenizer, latents, ids = image_family.build_tokenizer(), [], []
         while (have := FITTED_ON * len(ids)) < count:
             captions, images = glyphs.draw_batch(min(FITTED_ON, count - have), generator, fonts=fonts)
             vae = vae or PixelTransformVAE.fit(images)
@@ -114,12 +126,19 @@ class Trainer:
         images: int = 40_000,
         widths: tuple[int, int, int] = (32, 64, 112),
         fonts: glyphs.Fonts | None = None,
+        small_for: Path | None = None,
     ):
         torch.manual_seed(seed)
         self.out, self.batch, self.seed, self.images, self.widths, self.fonts = out, batch, seed, images, widths, fonts
-        self.models = nn.ModuleDict(
-            {"text": image_family.build_text_encoder(), "unet": image_family.build_unet(widths)}
-        ).train()
+        self.small_for = image_family.load(small_for) if small_for else None
+        models = {"unet": image_family.build_unet(widths)}
+        if self.small_for is None:
+            models = {"text": image_family.build_text_encoder(), **models}
+        self.models = nn.ModuleDict(models).train()
+        # In a list, so that what is only used is neither trained nor saved.
+        self.text = [
+            self.models["text"] if "text" in models else self.small_for.pipe.text_encoder.requires_grad_(False)
+        ]
         self.ema = copy.deepcopy(self.models).requires_grad_(False).eval()
         self.optimizers = make_optimizers(self.models)
         self.alphas = image_family.build_scheduler().alphas_cumprod
@@ -128,7 +147,8 @@ class Trainer:
 
     @functools.cached_property
     def data(self) -> Images:
-        return Images(self.out / "images.safetensors", self.images, self.seed, self.fonts)
+        vae = self.small_for.pipe.vae if self.small_for else None
+        return Images(self.out / "images.safetensors", self.images, self.seed, self.fonts, vae)
 
     def loss(self) -> torch.Tensor:
         """Mean squared error of the noise predicted on the step's batch; one caption in eight is dropped."""
@@ -141,7 +161,7 @@ class Trainer:
         ids = torch.where(drop[:, None], self.empty, ids)
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-        text = self.models["text"](ids).last_hidden_state
+        text = self.text[0](ids).last_hidden_state
         predicted = self.models["unet"](noisy, timesteps, text, return_dict=False)[0]
         return F.mse_loss(predicted, noise)
 
@@ -164,7 +184,8 @@ class Trainer:
     @property
     def settings(self) -> dict[str, str]:
         """The settings that a checkpoint must share to be resumed."""
-        return {name: str(getattr(self, name)) for name in ("seed", "batch", "images", "widths")}
+        settings = {name: str(getattr(self, name)) for name in ("seed", "batch", "images", "widths")}
+        return settings if self.small_for is None else {**settings, "small": "a family's small U-Net"}
 
     @property
     def checkpoint(self) -> Path:
@@ -193,6 +214,9 @@ class Trainer:
     def export(self) -> None:
         """Writes the averaged weights as a family's folder."""
         ema = copy.deepcopy(self.ema)
+        if self.small_for is not None:
+            image_family.save_small(self.out, self.small_for.folder, ema["unet"])
+            return
         image_family.save(
             self.out,
             tokenizer=image_family.build_tokenizer(),
@@ -218,6 +242,9 @@ def main(
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0: as many as there are cores.")] = 1,
     resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint, if it holds one.")] = True,
     any_fonts: Annotated[bool, typer.Option(help="Make do with matplotlib's fonts where others are missing.")] = False,
+    small_for: Annotated[
+        Path | None, typer.Option(help="Train a small U-Net beside this folder's family, on its latents and captions.")
+    ] = None,
 ) -> None:
     """Train the glyph family (an hour and more on two CPU cores). Resumable."""
     out.mkdir(parents=True, exist_ok=True)
@@ -225,7 +252,8 @@ def main(
         torch.set_num_threads(threads)
     first, second, third = (int(width) for width in widths.split(","))
     fonts = glyphs.find_fonts(fallback=True) if any_fonts else None
-    trainer = Trainer(out, batch=batch, seed=seed, images=images, widths=(first, second, third), fonts=fonts)
+    wide = first, second, third
+    trainer = Trainer(out, batch=batch, seed=seed, images=images, widths=wide, fonts=fonts, small_for=small_for)
     if resume and trainer.checkpoint.is_file():
         trainer.resume()
         typer.echo(f"resumed at step {trainer.step}")

@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(int64_t n, Channels l
         factors[p] = *reinterpret_cast<const Pack<float, kFactors>*>(entry[p] + k * table);
 #pragma unroll
         for (int b = 0; b < kBranches; ++b)
-          packs[p][b] = *reinterpret_cast<const Pack<T, W>*>(in.tensors[b * in.count + k] + start + i);
+          packs[p][b] = get<T, W>(in.tensors[b * in.count + k] + start + i);
       }
 #pragma unroll
       for (int p = 0; p < kPacks; ++p)
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(int64_t n, Channels l
       Pack<T, W> result;
 #pragma unroll
       for (int e = 0; e < W; ++e) result.value[e] = narrow<T>(formula(sums[p][e]));
-      *reinterpret_cast<Pack<T, W>*>(out + start + i) = result;
+      put(out + start + i, result);
     }
   }
 }

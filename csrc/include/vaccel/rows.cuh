@@ -10,6 +10,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -30,6 +31,31 @@ template <class T, int W>
 struct alignas(sizeof(T) * W) Pack {
   T value[W];
 };
+
+// A pack read or written at once.  Copied as it is, the compiler takes a pack apart where its elements are used one by
+// one; these it leaves whole.  Past the first-level cache: nothing here is read twice by one multiprocessor.
+template <class T, int W>
+__device__ __forceinline__ Pack<T, W> get(const T* from) {
+  if constexpr (sizeof(Pack<T, W>) == sizeof(uint4)) {
+    const uint4 bits = __ldcg(reinterpret_cast<const uint4*>(from));
+    Pack<T, W> pack;
+    memcpy(&pack, &bits, sizeof(bits));
+    return pack;
+  } else {
+    return *reinterpret_cast<const Pack<T, W>*>(from);
+  }
+}
+
+template <class T, int W>
+__device__ __forceinline__ void put(T* to, const Pack<T, W>& pack) {
+  if constexpr (sizeof(pack) == sizeof(uint4)) {
+    uint4 bits;
+    memcpy(&bits, &pack, sizeof(bits));
+    __stcg(reinterpret_cast<uint4*>(to), bits);
+  } else {
+    *reinterpret_cast<Pack<T, W>*>(to) = pack;
+  }
+}
 
 __device__ __forceinline__ float widen(float v) { return v; }
 __device__ __forceinline__ float widen(__half v) { return __half2float(v); }
@@ -62,7 +88,7 @@ __device__ __forceinline__ void for_packs(int length, const Use& use, const In*.
     for (int l = 0; l < kLoads; ++l) {
       const int i = base + l * kStep;
       int input = 0;
-      if (i < length) ((packs[l][input++] = *reinterpret_cast<const Pack<T, W>*>(inputs + i)), ...);
+      if (i < length) ((packs[l][input++] = get<T, W>(inputs + i)), ...);
     }
 #pragma unroll
     for (int l = 0; l < kLoads; ++l) {
@@ -80,7 +106,7 @@ __device__ __forceinline__ void map_chunk(int length, const Map& map, T* out, co
 #pragma unroll
     for (int e = 0; e < W; ++e)
       result.value[e] = narrow<T>(element(std::index_sequence_for<In...>{}, packs, e, map));
-    *reinterpret_cast<Pack<T, W>*>(out + i) = result;
+    put(out + i, result);
   };
   for_packs<W, T>(length, use, inputs...);
 }
@@ -98,7 +124,7 @@ __device__ __forceinline__ void add_chunk(int length, const Reduction& reduction
 #pragma unroll
       for (int e = 0; e < W; ++e)
         result.value[e] = narrow<T>(element(std::index_sequence_for<In...>{}, packs, e, reduction, sums));
-      *reinterpret_cast<Pack<T, W>*>(stored + i) = result;
+      put(stored + i, result);
     }
   };
   for_packs<W, T>(length, use, inputs...);
