@@ -1,7 +1,7 @@
 """Parts of the GPU suite that run whole pipelines: the trained families, and real sizes beside what else there is.
 
 ``families``: both trained families on the GPU, every method beside the full model, eager and with captured steps.
-``rivals``: 50 steps of Wan2.1-1.3B's or Flux's shape, all at about 17 computed steps, by vaccel, diffusers' caches and
+``rivals``: whole runs of Wan2.1-1.3B's or Flux's shape, a third of the steps computed, by vaccel, diffusers' caches and
 cache-dit, with and without compiled blocks.  Weights are random there: it is time that is measured, and what a skipped
 step costs.
 """
@@ -20,107 +20,96 @@ from gpu_parts import Measured
 
 import vaccel
 
-COMPUTED = 17  # of the rivals' 50 steps
-#: The glyph family's methods; artifacts are calibrated on the spot.
-IMAGE_METHODS = (
-    "Forecast(artifact='forecast.json', budget=17)", "Forecast(artifact='forecast.json', budget=9)",
-    "EasyCache(threshold=1.0)", "MixCache(theta=0.3, interval=3, levels=('step', 'cfg'))",
-    "Auto(artifact='forecast.json', speedup=2.5)", "steps(17)",
-)  # fmt: skip
+SHARE = 0.34  # of the rivals' steps are computed
+#: The glyph family's methods beside forecasts.
+IMAGE_METHODS = ("EasyCache(threshold=1.0)", "MixCache(theta=0.3, interval=3, levels=('step', 'cfg'))", "steps(17)")
 
 
 # -- trained families --------------------------------------------------------------------------------------------------
 
 
 def families(measured: Measured, device: str, until: float, dry: bool) -> None:
-    """Every method on both trained families, in float32 and bfloat16; with graphs each method's run once more."""
-    for dtype in (torch.float32, torch.bfloat16):
-        for name, load in (("moving shapes", _shapes), ("glyphs", _glyphs)):
+    """Every method on both trained families: fidelity to the full model there, eager and with captured steps."""
+    for name, load in (("moving shapes", _shapes), ("glyphs", _glyphs)):
+        for dtype in (torch.float32, torch.bfloat16):
             what = f"{name}, {str(dtype).removeprefix('torch.')}"
-            if time.monotonic() > until or (dry and dtype != torch.float32):
-                measured.payload["not_run"].append(what)
-                continue
-            with measured.measuring(what):
-                measured.payload["families"][what] = _family(*load(device, dtype, dry), dry, device)
+            measured.payload["families"][what] = found = {}
+            with measured.measuring(what), torch.no_grad():
+                pipe, small, call, caption, contenders = load(device, dtype)
+                call = {**call, "num_inference_steps": 50}
+                full, seconds = _run(pipe, caption, call)
+                full, seconds = _run(pipe, caption, call)  # the first warms up
+                found["full"] = {"seconds": seconds}
+            for contender in contenders[:: 8 if dry else 1]:
+                if time.monotonic() > until or (dry and dtype != torch.float32):
+                    measured.payload["not_run"].append(f"{what}: {contender.label}")
+                    continue
+                with measured.measuring(f"{what}: {contender.label}"), torch.no_grad():
+                    found[contender.label] = _against(full, pipe, small, contender, caption, call, device)
 
 
-def _shapes(device: str, dtype: torch.dtype, dry: bool) -> tuple[Any, Any, dict[str, Any], list[str], list[Any]]:
+Loaded = tuple[Any, Any, dict[str, Any], str, list[Any]]
+
+
+def _shapes(device: str, dtype: torch.dtype) -> Loaded:
     from vaccel.cli.compare import default_methods
     from vaccel.demo import family, shapes
     from vaccel.evaluate import parse_contender
 
     loaded = family.load(dtype=dtype)
-    texts = default_methods(loaded.folder)[:: 8 if dry else 1]
+    texts = [text for text in default_methods(loaded.folder) if "MagCache" not in text]  # which needs its ratios
     contenders = [parse_contender(text, loaded.folder) for text in texts]
-    return loaded.pipe.to(device), loaded.small.to(device), loaded.call, shapes.held_out_captions(2), contenders
+    return loaded.pipe.to(device), loaded.small.to(device), loaded.call, shapes.held_out_captions(1)[0], contenders
 
 
-def _glyphs(device: str, dtype: torch.dtype, dry: bool) -> tuple[Any, Any, dict[str, Any], list[str], list[Any]]:
-    import tempfile
-    from pathlib import Path
-
-    from measure_unet import captions_to_calibrate
-
-    from vaccel.calibrate import calibrate_forecast
+def _glyphs(device: str, dtype: torch.dtype) -> Loaded:
     from vaccel.demo import glyphs, image_family
-    from vaccel.evaluate import parse_contender
+    from vaccel.evaluate import Contender, parse_contender
 
     loaded = image_family.load(dtype=dtype)
-    pipe = loaded.pipe.to(device)
-    with tempfile.TemporaryDirectory() as folder:
-        call = {**loaded.call, "num_inference_steps": 50}
-        if not dry:
-            calibrate_forecast(pipe, captions_to_calibrate(4), Path(folder) / "forecast.json", call=call)
-        texts = [text for text in IMAGE_METHODS if not (dry and "artifact" in text)]
-        contenders = [parse_contender(text, folder) for text in texts]
+    methods = {f"Forecast, shaped, {n}": vaccel.Forecast.shaped(50, n) for n in (17, 9)}
+    contenders = [Contender(label, "vaccel", "Forecast", method) for label, method in methods.items()]
+    contenders += [parse_contender(text) for text in IMAGE_METHODS]
     small = loaded.small.to(device) if loaded.small is not None else None
-    return pipe, small, loaded.call, glyphs.held_out_captions(2), contenders
+    return loaded.pipe.to(device), small, loaded.call, glyphs.held_out_captions(1)[0], contenders
 
 
-def _family(
-    pipe: Any, small: Any, call: dict[str, Any], captions: list[str], contenders: list[Any], dry: bool, device: str
+def _run(pipe: Any, caption: str, call: dict[str, Any]) -> tuple[Any, float]:
+    """A clip or image as an array, and the seconds it took."""
+    generator, began = torch.Generator().manual_seed(0), time.perf_counter()
+    output = pipe(caption, generator=generator, output_type="np", **call)[0]
+    return output, round(time.perf_counter() - began, 4)  # the array is on the host: nothing is under way
+
+
+def _against(
+    full: Any, pipe: Any, small: Any, contender: Any, caption: str, call: dict[str, Any], device: str
 ) -> dict[str, Any]:
-    from vaccel.evaluate import compare
+    """One contender eager and captured: PSNR to the full model, computed calls, seconds of the second run."""
+    from vaccel.evaluate import metrics
 
-    call = {**call, "num_inference_steps": 12 if dry else 50}
-    result = compare(pipe, [c for c in contenders if not (dry and c.artifact)], captions, small=small, call=call)
-    failures = [f"{f.contender}: {f.error}" for f in result.failures]
-    found = {"methods": result.summary(), "failures": failures, "graphs": {}}
-    if device == "cuda":
-        for contender in contenders:
-            if contender.kind == "vaccel":
-                found["graphs"][contender.label] = _captured(pipe, small, contender, captions[0], call)
-    return found
-
-
-def _captured(pipe: Any, small: Any, contender: Any, caption: str, call: dict[str, Any]) -> dict[str, Any]:
-    """One method eager and with captured steps: seconds, and how far the latents are from each other."""
-    call = {**call, "num_inference_steps": contender.num_steps or call["num_inference_steps"], "output_type": "latent"}
-    made, seconds, refused = [], [], {}
-    for options in ({}, {"cuda_graphs": True}):
+    call = {**call, "num_inference_steps": contender.num_steps or call["num_inference_steps"]}
+    if contender.kind != "vaccel":
+        with contender.applied(pipe, small):
+            made, seconds = _run(pipe, caption, call)
+        return {"psnr": metrics.psnr(full[0], made[0]), "seconds": seconds}
+    found: dict[str, Any] = {}
+    for mode, options in {"eager": {}, **({"captured": {"cuda_graphs": True}} if device == "cuda" else {})}.items():
         given = {"small": small if contender.needs_small else None, **options}
         with vaccel.accelerate(pipe, contender.method, **given) as handle:
-            for _ in range(2):  # the first captures
-                torch.cuda.synchronize()
-                began = time.perf_counter()
-                output = pipe(caption, generator=torch.Generator().manual_seed(0), **call)[0]
-                torch.cuda.synchronize()
-                took = time.perf_counter() - began
-            made.append(output.float())
-            seconds.append(round(took, 4))
-            refused = handle.refused
-    eager, captured = made
-    return {
-        "seconds": dict(zip(("eager", "captured"), seconds, strict=True)), "refused": refused,
-        "relative_difference": float((eager - captured).norm() / eager.norm()),
-    }  # fmt: skip
+            for _ in range(2 if device == "cuda" else 1):  # the first captures
+                made, seconds = _run(pipe, caption, call)
+            found[mode] = {
+                "psnr": metrics.psnr(full[0], made[0]), "seconds": seconds, "calls": handle.trace.calls,
+                "timeline": handle.trace.timeline(), "refused": handle.refused,
+            }  # fmt: skip
+    return found
 
 
 # -- beside what else there is -----------------------------------------------------------------------------------------
 
 
 def rivals(measured: Measured, name: str, device: str, until: float, dry: bool) -> None:
-    """Seconds of whole runs, full and at ``COMPUTED`` steps; the full run is timed again before every contender."""
+    """Seconds of whole runs, full and with ``SHARE`` of the steps computed."""
     model = MODELS["tiny" if dry else name](device)
     for label, context in contenders(model, dry).items():
         if time.monotonic() > until:
@@ -140,7 +129,7 @@ class Model:
     """
 
     def __init__(self, pipe: Any, run: Callable[[int], list[float]], steps: int):
-        self.pipe, self.run, self.steps = pipe, run, steps
+        self.pipe, self.run, self.steps, self.computed = pipe, run, steps, round(SHARE * steps)
 
 
 def _wan(size: str, clip: str, device: str) -> Model:
@@ -174,7 +163,7 @@ def _flux(device: str, **small: Any) -> Model:
         )  # fmt: skip
         return clock.milliseconds()
 
-    return Model(pipe, run, e2e.STEPS)
+    return Model(pipe, run, 28)
 
 
 MODELS: dict[str, Callable[[str], Model]] = {
@@ -190,10 +179,11 @@ MODELS: dict[str, Callable[[str], Model]] = {
 
 def contenders(model: Model, dry: bool) -> dict[str, Callable[[], contextlib.AbstractContextManager[dict]]]:
     """By label a context in which the pipeline is run that way; it gives what ``_timed`` is to know."""
+    forecast = vaccel.Forecast.shaped(model.steps, model.computed)
     found = {
         "full": contextlib.nullcontext,
         "vaccel Schedule": lambda: _ours(model, _schedule(model)),
-        "vaccel Forecast": lambda: _ours(model, vaccel.Forecast.shaped(model.steps, COMPUTED)),
+        "vaccel Forecast": lambda: _ours(model, forecast),
         "diffusers TaylorSeer": lambda: _theirs(model, _taylor()),
         "diffusers MagCache": lambda: _theirs(model, _mag(model)),
         "diffusers FirstBlockCache, all but the first": lambda: _theirs(model, _first_block()),
@@ -204,7 +194,6 @@ def contenders(model: Model, dry: bool) -> dict[str, Callable[[], contextlib.Abs
         found["cache-dit, static mask"] = lambda: _cache_dit(model)
     if not dry:
         found["vaccel Schedule, cuda graphs"] = lambda: _ours(model, _schedule(model), cuda_graphs=True)
-        forecast = vaccel.Forecast.shaped(model.steps, COMPUTED)
         found["vaccel Forecast, cuda graphs"] = lambda: _ours(model, forecast, cuda_graphs=True)
         # From here on the blocks stay compiled.
         found["full, compiled blocks"] = lambda: _compiled(model)
@@ -220,7 +209,7 @@ def _context(make: Callable[[], contextlib.AbstractContextManager]) -> Iterator[
 
 
 def even(model: Model) -> list[int]:
-    return sorted({round(k * (model.steps - 1) / (COMPUTED - 1)) for k in range(COMPUTED)})
+    return sorted({round(k * (model.steps - 1) / (model.computed - 1)) for k in range(model.computed)})
 
 
 def _schedule(model: Model) -> vaccel.methods.Method:
@@ -245,8 +234,8 @@ def _theirs(model: Model, config: Any) -> Iterator[None]:
 def _taylor() -> Any:
     from diffusers import TaylorSeerCacheConfig
 
-    # The first two, every third after it: 18 of 50.
-    return TaylorSeerCacheConfig(cache_interval=3, disable_cache_before_step=2, max_order=1)
+    # The first two, every third after it: 18 of 50.  Without lite mode only attention is predicted.
+    return TaylorSeerCacheConfig(3, 2, max_order=1, use_lite_mode=True)
 
 
 def _mag(model: Model) -> Any:
@@ -287,7 +276,7 @@ def _compiled(model: Model) -> Iterator[None]:
 def _timed(model: Model, device: str, dry: bool, handle: Any = None) -> dict[str, Any]:
     """A warm-up, then a run: seconds, the dearest and cheapest steps; what a handle says of it."""
     steps = model.steps
-    model.run(steps if handle is not None else 5)  # a handle captures then
+    model.run(steps if handle is not None else 2)  # a handle captures then
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     times = model.run(steps)

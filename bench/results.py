@@ -52,7 +52,7 @@ def write(
 def _measured() -> dict[str, Any]:
     """Commit, date, machine and versions.  Figures written before do not count as uncommitted changes."""
     return {
-        "commit": _git("rev-parse", "HEAD") or os.environ.get("VACCEL_COMMIT"),  # where the tree was copied without it
+        "commit": os.environ.get("VACCEL_COMMIT") or _git("rev-parse", "HEAD"),  # a copied tree may lack its repository
         "uncommitted_changes": bool(_git("status", "--porcelain", "--", ":/", ":(exclude,top)bench/results")),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu(),

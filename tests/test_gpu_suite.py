@@ -68,20 +68,21 @@ def test_kernels(written):
 
 def test_families(written):
     data = written["families.json"]
-    assert set(data["families"]) == {"moving shapes, float32", "glyphs, float32"}
-    for family in data["families"].values():
-        assert family["failures"] == []
-        assert all(method["psnr"] > 5 for method in family["methods"])
+    for name in ("moving shapes, float32", "glyphs, float32"):
+        full, *methods = data["families"][name].values()
+        assert full["seconds"] > 0
+        assert all(method["eager"]["psnr"] > 15 for method in methods if "eager" in method)
+        assert len(methods) > 0
 
 
 def test_rivals(written):
     data = written["rivals_tiny.json"]
     assert data["not_run"] == []
-    assert len(data["runs"]["full"]["steps_ms"]) == 50
+    assert len(data["runs"]["full"]["steps_ms"]) == 28
     for name in ("Schedule", "Forecast"):
         timeline = data["runs"][f"vaccel {name}"]["timeline"]
-        assert timeline.count("F") == 17
-        assert len(timeline) == 50
+        assert timeline.count("F") == 10
+        assert len(timeline) == 28
 
 
 def test_overhead(written):

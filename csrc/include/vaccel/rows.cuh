@@ -20,7 +20,8 @@ namespace vaccel {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kLoads = 4;  // packs a thread has under way at a time
+constexpr int kLoads = 4;   // packs of one input that a thread has under way at a time
+constexpr int kBlocks = 2;  // on a multiprocessor at the least: one block's arithmetic beside another's loads
 constexpr int kBytes = 16;
 
 template <class T>
@@ -81,17 +82,18 @@ __device__ __forceinline__ auto element(std::index_sequence<I...>, const Pack<T,
 // Calls use(i, packs) for every W elements of a chunk that are this thread's; `length` is a multiple of W.
 template <int W, class T, class Use, class... In>
 __device__ __forceinline__ void for_packs(int length, const Use& use, const In*... inputs) {
-  constexpr int kStep = kThreads * W;
-  for (int base = threadIdx.x * W; base < length; base += kLoads * kStep) {
-    Pack<T, W> packs[kLoads][sizeof...(In)];
+  // Of three inputs and more half as many each, or their packs alone fill half the registers.
+  constexpr int kStep = kThreads * W, kAhead = sizeof...(In) > 2 ? kLoads / 2 : kLoads;
+  for (int base = threadIdx.x * W; base < length; base += kAhead * kStep) {
+    Pack<T, W> packs[kAhead][sizeof...(In)];
 #pragma unroll
-    for (int l = 0; l < kLoads; ++l) {
+    for (int l = 0; l < kAhead; ++l) {
       const int i = base + l * kStep;
       int input = 0;
       if (i < length) ((packs[l][input++] = get<T, W>(inputs + i)), ...);
     }
 #pragma unroll
-    for (int l = 0; l < kLoads; ++l) {
+    for (int l = 0; l < kAhead; ++l) {
       const int i = base + l * kStep;
       if (i < length) use(i, packs[l]);
     }
@@ -192,7 +194,7 @@ __global__ void __launch_bounds__(kThreads) map_kernel(int64_t n, Map map, T* ou
 
 // results [kResults, batch]; cooperative.
 template <int W, class T, class Reduction, class Stored, class... In>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     reduce_kernel(int64_t batch, int64_t n, Reduction reduction, float* partial, float* results, Stored stored,
                   const In*... inputs) {
   constexpr int K = Reduction::kSums;
@@ -209,7 +211,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // out = the map that a row's sums and its magnitude make, of every element; cooperative.
 template <int W, class T, class Reduction, class... In>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     reduce_then_map_kernel(int64_t batch, int64_t n, Reduction reduction, float* partial, const float* magnitude,
                            T* out, const In*... inputs) {
   constexpr int K = Reduction::kSums;
