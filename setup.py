@@ -88,7 +88,7 @@ def no_cuda():
     from torch.utils.cpp_extension import CUDA_HOME
 
     if os.environ.get("VACCEL_CUDA") != "1":
-        return "they have not been run on a GPU yet; VACCEL_CUDA=1 builds them"
+        return "nothing uses them by default yet; VACCEL_CUDA=1 builds them"
     if torch.version.cuda is None:
         return "this torch has none"
     return "" if CUDA_HOME and shutil.which("nvcc", path=os.path.join(CUDA_HOME, "bin")) else "nvcc not found"

@@ -212,6 +212,24 @@ def test_whole_models_are_offloaded(kind, first, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
+def test_an_offloaded_transformer_is_fetched_for_either_expert(kind, tmp_path, monkeypatch):
+    """On a GPU the detail expert's tensors were left on the host: the transformer comes to its device in the run."""
+    folder, pipe = make(tmp_path, kind=kind), pipeline("wan")
+    _whole(pipe.transformer)
+    hook, order = pipe.transformer._hf_hook, []
+    fetch = hook.pre_forward
+    monkeypatch.setattr(hook, "pre_forward", lambda *args, **kwargs: order.append("fetched") or fetch(*args, **kwargs))
+    with vaccel.accelerate(pipe, vaccel.DualExpert(folder)) as handle:
+        detail = handle._session.experts.detail
+        synchronize = detail.synchronize
+        monkeypatch.setattr(detail, "synchronize", lambda: order.append("synchronised") or synchronize())
+        tiny.latents(pipe)
+    steps = "".join(word[0] for word in order)
+    assert steps.startswith("sff"), "at the start of the run the transformer is still on the host"
+    assert steps.endswith("fsfs"), "and is there once it was fetched"
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
 def test_the_detail_expert_follows_the_transformer(kind, tmp_path, monkeypatch):
     folder, pipe = make(tmp_path, kind=kind), pipeline("wan")
     handle = vaccel.accelerate(pipe, vaccel.DualExpert(folder))

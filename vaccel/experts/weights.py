@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..models import Family
+from ..models.layout import Inputs
 from ..models.transformer import Transformer
 from .files import DETAIL, SEMANTIC, SavedExperts, WeightFile
 from .trees import adapted, load_own, merged, separate
@@ -187,6 +188,14 @@ class _Detail(Transformer):
             self.move(device)
         for theirs, ours, key in self._copied:
             ours[key] = theirs[key]
+
+    def full(self, inputs: Inputs) -> torch.Tensor:
+        """As the transformer's; where it is offloaded as a whole it is brought to its device first, as by a call."""
+        hook = self._base.__dict__.get("_hf_hook")
+        if hook is not None:
+            hook.pre_forward(self._base)
+            self.synchronize()
+        return super().full(inputs)
 
     def move(self, device: torch.device) -> None:
         for p in self._own:

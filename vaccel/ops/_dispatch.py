@@ -1,7 +1,7 @@
 """Which implementation of an op runs: C++ on a CPU, plain torch elsewhere; CUDA and Triton on request by name.
 
-The kernels for GPUs have not been run on one yet, so none of them is a default.  An implementation that is requested
-runs or raises; it is never replaced by another one.
+The kernels for GPUs have run on one kind of GPU, an H100, so none of them is a default yet.  An implementation that is
+requested runs or raises; it is never replaced by another one.
 """
 
 from __future__ import annotations
