@@ -1,4 +1,4 @@
-"""Every method that works on a U-Net, on the glyph family: ``python bench/measure_unet.py measure``.
+"""Every method that works on a U-Net, on the glyph family: ``python bench/measure_unet.py measure`` and ``small``.
 
 Stable Diffusion's pipeline with DDIM, 50 steps, guidance 4, held-out captions; calibrations are made on captions of the
 training side.  Budgets count computed steps; thresholds are fitted on two captions of the training side.  Rivals:
@@ -49,7 +49,7 @@ class Bench:
 
     def __init__(self, scheduler: str, captions: list[str]):
         family = image_family.load()
-        self.pipe, self.name = family.pipe, scheduler
+        self.pipe, self.small, self.name = family.pipe, family.small, scheduler
         self.pipe.scheduler = image_family.build_scheduler(scheduler)
         self.call = {**family.call, "num_inference_steps": STEPS}
         self.captions, self.training = captions, captions_to_calibrate(8)
@@ -194,6 +194,50 @@ def diffusers_caches(bench: Bench) -> dict[str, str]:
         except Exception as error:
             said[name] = f"does not: {type(error).__name__}: {str(error)[:120]}"
     return said
+
+
+def two_models(bench: Bench) -> tuple[list[dict[str, Any]], float]:
+    """The methods that also run a small model, by threshold, and its forward's share of the large one's time."""
+    large, times = bench.pipe.unet, {}
+    for name, unet in (("large", large), ("small", bench.small), ("again", large)):
+        bench.pipe.unet = unet
+        bench.image(bench.training[0], 1)  # warms up
+        began = time.perf_counter()
+        for n, caption in enumerate(bench.training[:3]):
+            bench.image(caption, n)
+        times[name] = time.perf_counter() - began
+    share = 2 * times["small"] / (times["large"] + times["again"])
+    bench.pipe.unet, rows = bench.small, []
+    rows.append(bench.row("the small U-Net alone", lambda c, n: (bench.image(c, n), share * STEPS)))
+    bench.pipe.unet = large
+    methods = {f"DirectionMagnitude {tau}": vaccel.DirectionMagnitude(tau) for tau in (0.001, 0.002, 0.005, 0.01)}
+    methods |= {f"SRDiffusion {tau}": vaccel.SRDiffusion(tau) for tau in (0.002, 0.01, 0.03)}
+    for name, method in methods.items():
+        with warnings.catch_warnings(), vaccel.accelerate(bench.pipe, method, small=bench.small) as handle:
+            warnings.simplefilter("ignore")
+
+            def run(caption: str, seed: int, handle: Any = handle) -> tuple[np.ndarray, float]:
+                image, calls = bench.image(caption, seed), handle.trace.calls
+                return image, (calls["large"] + share * calls["small"]) / 2
+
+            rows.append(bench.row(name, run))
+    for steps in (13, 17, 22, 27, 35):
+        rows.append(
+            bench.row(f"fewer steps {steps}", lambda c, n, b=steps: (bench.image(c, n, num_inference_steps=b), b))
+        )
+    return rows, share
+
+
+@app.command()
+def small(
+    prompts: Annotated[int, typer.Option(help="Held-out captions.")] = 12,
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+) -> None:
+    """Measures DirectionMagnitude and SRDiffusion beside the small U-Net alone and fewer steps; writes unet_small."""
+    torch.set_num_threads(threads)
+    captions = glyphs.held_out_captions(prompts)
+    rows, share = two_models(Bench("ddim", captions))
+    results.write("unet_small", {"rows": rows, "small_share": share, "prompts": captions, "steps": STEPS})
 
 
 @app.command()

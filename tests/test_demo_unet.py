@@ -8,6 +8,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipe
 from PIL import Image
 from typer.testing import CliRunner
 
+import vaccel
 from vaccel.demo import glyphs, image_family, train_images
 from vaccel.demo.image_vae import PixelTransformVAE
 
@@ -117,6 +118,42 @@ def test_what_ships_is_small_and_loads(family):
         image_family.load(family.folder / "nothing")
     with pytest.raises(ValueError, match="known: ddim"):
         image_family.build_scheduler("heun")
+
+
+def test_the_small_unet_takes_the_large_one_s_place(family):
+    large, small = family.pipe.unet, family.small
+    parameters = [sum(p.numel() for p in model.parameters()) for model in (large, small)]
+    assert 10 * parameters[1] < parameters[0]
+    full = images_of(family, "ddim", num_inference_steps=8)
+    with vaccel.accelerate(family.pipe, vaccel.DirectionMagnitude(0.01), small=small) as handle:
+        drawn = images_of(family, "ddim", num_inference_steps=8)
+        assert handle.trace.calls["small"] > 0
+    family.pipe.unet = small
+    try:
+        alone = images_of(family, "ddim", num_inference_steps=8)
+    finally:
+        family.pipe.unet = large
+    assert (drawn - full).square().mean() < (alone - full).square().mean()
+    assert (alone - full).abs().mean() < 0.35
+
+
+def test_training_a_small_unet_leaves_the_family_as_it_is(tmp_path, fonts):
+    settings = {"batch": 2, "images": 8, "widths": (16, 16, 32), "fonts": fonts}
+    trainer = train_images.Trainer(tmp_path, small_for=image_family.shipped_folder(), **settings)
+    assert list(trainer.models) == ["unet"]
+    trainer.update(1.0)
+    trainer.save()
+    again = train_images.Trainer(tmp_path, small_for=image_family.shipped_folder(), **settings)
+    again.resume()
+    assert again.step == 1
+    again.export()
+    made, shipped = image_family.load(tmp_path), image_family.load()
+    for part in ("unet", "text_encoder", "vae"):
+        pairs = zip(getattr(made.pipe, part).parameters(), getattr(shipped.pipe, part).parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert torch.equal(made.small.conv_out.bias, again.ema["unet"].conv_out.bias.half().float())
+    with pytest.raises(ValueError, match="was made with"):
+        train_images.Trainer(tmp_path, **settings).resume()
 
 
 @pytest.mark.parametrize("scheduler", image_family.SCHEDULERS)
