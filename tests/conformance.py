@@ -38,7 +38,7 @@ def quiet() -> None:
 def examined(name: str) -> dict[str, Any]:
     """What is found of one pipeline, as plain data."""
     from zoo import load_all
-    from zoo.check import check, check_batch, check_without_guidance
+    from zoo.check import check, check_batch, check_guidance_ends, check_without_guidance
     from zoo.known import KNOWN
     from zoo.methods import check_methods, described
 
@@ -51,7 +51,7 @@ def examined(name: str) -> dict[str, Any]:
         pipe = case.build()
         module = getattr(pipe, case.denoisers[0]) if case.denoisers else main_denoiser(pipe)
         found |= {"denoiser": type(module).__name__, "family": find(module).name, "described": described(case, pipe)}
-        found["wrong"] = check(case) or check_without_guidance(case) or check_batch(case)
+        found["wrong"] = check(case) or check_without_guidance(case) or check_guidance_ends(case) or check_batch(case)
     except Exception as error:
         found |= {"raises": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
     if name in KNOWN:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from zoo import load_all
-from zoo.check import check, check_batch, check_without_guidance
+from zoo.check import check, check_batch, check_guidance_ends, check_without_guidance
 from zoo.known import KNOWN
 from zoo.methods import check_methods
 
@@ -48,6 +48,12 @@ def test_a_pipeline(name):
 @pytest.mark.parametrize("name", [name for name in share() if name not in KNOWN and CASES[name].guidance is not None])
 def test_without_guidance(name):
     wrong = check_without_guidance(CASES[name])
+    assert not wrong, "; ".join(wrong)
+
+
+@pytest.mark.parametrize("name", [name for name in share() if name not in KNOWN and CASES[name].guidance is not None])
+def test_guidance_ends_in_mid_run(name):
+    wrong = check_guidance_ends(CASES[name])
     assert not wrong, "; ".join(wrong)
 
 

@@ -354,3 +354,13 @@ def test_a_loop_is_located_once_and_then_followed(make, monkeypatch):
         tiny.latents(pipe, steps=6)
         assert handle.trace.timeline() == "FoFoFo"
     assert len(asked) == 1
+
+
+def test_an_answer_of_other_rows_is_no_prediction():
+    """As of one sample with two prompts; what else has the answer's shape was no noisy input either."""
+    sample, residual = torch.zeros(1, 4, 8, 8), torch.zeros(2, 4, 8, 8)
+    inputs = {"sample": sample, "timestep": torch.tensor(1.0), "down_block_additional_residuals": (residual,)}
+    assert layout.found(inputs, (torch.zeros(2, 4, 8, 8),)) is None
+    made = layout.found(inputs, (torch.zeros(1, 4, 8, 8),))
+    assert made.kind == "single"
+    assert made.parts[0].argument == "sample"

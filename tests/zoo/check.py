@@ -287,3 +287,37 @@ def check_batch(case: Case) -> list[str]:
             if not same(generate(case, pipe, STEPS, **two), expected):
                 wrong.append(f"with two prompts {said} differs from the plain loop")
     return wrong
+
+
+def check_guidance_ends(case: Case) -> list[str]:
+    """Likewise where a callback turns guidance off in mid-run, on the first call and on the second."""
+    pipe, wrong = case.build(), []
+    known = inspect.signature(pipe.__call__).parameters
+    if not {"callback_on_step_end", "guidance_scale"} <= set(known) or case.name in NOT_COMPARED:
+        return []
+
+    def end(pipe: Any, index: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if index == 2 and hasattr(pipe, "_guidance_scale"):
+            pipe._guidance_scale = 1.0
+        return kwargs
+
+    how = {"callback_on_step_end": end}
+    try:
+        plain = generate(case, pipe, STEPS, **how)
+    except Exception:  # a loop whose guidance cannot change: its inputs are made for both branches beforehand
+        return []
+    with substituted(case, pipe, Seen(), False):
+        want = generate(case, pipe, STEPS, **how)
+    for method, expected, said in ((Everything(), plain, "what skips nothing"), (EverySecond(False), want, "skipping")):
+        with accelerated(pipe, method):
+            for which in ("first", "second"):
+                try:
+                    made = generate(case, pipe, STEPS, **how)
+                except ValueError as error:
+                    # One sample with two prompts: the model answers with two, which are no prediction of its input.
+                    if "nothing can stand in for it" not in str(error):
+                        raise
+                    return wrong
+                if not same(made, expected):
+                    wrong.append(f"guidance ends in mid-run: {said} differs from the plain loop in the {which} call")
+    return wrong

@@ -310,14 +310,23 @@ def _candidates(inputs: Inputs) -> list[tuple[str, tuple[int, ...], torch.Tensor
 
 
 def _match(number: int, leaf: torch.Tensor, candidates: list[Any], *, first: bool) -> Part | None:
-    for samples in (True, False) if first else (True,):  # a second tensor like the text is not what is denoised
+    for samples in (True, False):
+        if not samples and not first:  # a second tensor like the text is not what is denoised
+            return None
         some = [c for c in candidates if is_sample(c[0]) is samples]
+        if samples and any(_other_rows(t.shape, leaf.shape) for _, _, t in some):
+            some, first = [c for c in some if c[2].shape == leaf.shape], False  # nothing else is meant than it
         for fits in (_same, _longer, _half, _last):
             for argument, item, tensor in some:
                 sizes = fits(tensor.shape, leaf.shape)
                 if sizes is not None:
                     return Part(number, argument, item, *sizes)
     return None
+
+
+def _other_rows(given: torch.Size, leaf: torch.Size) -> bool:
+    """Whether a model has answered with more rows or less, as where one sample was given with two prompts."""
+    return len(given) == len(leaf) and given[1:] == leaf[1:] and given[0] != leaf[0]
 
 
 def _same(given: torch.Size, leaf: torch.Size) -> tuple[int, ...] | None:
