@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vaccel
+from vaccel.calibrate import calibrate_forecast, calibrate_lemica
 from vaccel.demo import glyphs, image_family, train_images
 from vaccel.demo.image_vae import PixelTransformVAE
 
@@ -242,3 +243,13 @@ def test_the_training_script_resumes(tmp_path):
     assert "step 2/2" in two.output
     fresh = CliRunner().invoke(app, [*tiny, "--steps", "1", "--no-resume"])
     assert "resumed" not in fresh.output
+
+
+def test_calibrations_of_a_pipeline_that_was_never_run(tmp_path):
+    """A replay's first call takes what was recorded, and the model is run once to see how its answers lie."""
+    for name, calibrate in (("forecast", calibrate_forecast), ("lemica", calibrate_lemica)):
+        pipe = image_family.load().pipe
+        call = {**image_family.CALL, "num_inference_steps": 6}
+        more = {"tails": 2, "trials": (0.5,)} if name == "forecast" else {"reuse": "residual"}
+        data = calibrate(pipe, glyphs.held_out_captions(1), tmp_path / f"{name}.json", call=call, **more)
+        assert len(data["samples"]) == 1

@@ -81,6 +81,9 @@ class StandInRun:
     def begin(self, index: int, call: Invocation) -> None:
         """Step ``index`` begins."""
 
+    def only_looked(self, stage: Stage) -> None:
+        """The model was run to see how its answers lie: one forward more than the calibration asked for."""
+
     def close(self) -> None:
         """The pipeline's call is over."""
 

@@ -200,6 +200,11 @@ class Run:
             self._finish()
         return output
 
+    def only_looked(self, stage: Stage) -> None:
+        """The last call's model was run to see how its answers lie, and the step took another action."""
+        self.record.large += self.calls_bound[stage.index, self.within[stage.index] - 1].forwards
+        self.record.reason = self.record.reason or "one forward to see what the model answers with"
+
     def _kind(self, branch: int) -> str:
         return self.kinds[branch] if branch < len(self.kinds) else ""
 

@@ -14,17 +14,15 @@ from ..actions import Action, Full, Weights
 from ..actions import Forecast as Forecasting
 from ..cache import Store, VelocityHistory
 from ..planning import artifacts, gram
-from ..planning.calibration import OBJECTIVE, calibration
+from ..planning.calibration import OBJECTIVE, Calibration, calibration
 from ..planning.flow import Flow
 from ..planning.forecast_weights import CalibratedWeights, ExtrapolatedWeights
+from ..planning.prior import shipped
 from ..planning.schema import step_count, step_list
 from ..signals import ForecastError, Signal
 from .base import Method, Observation, Policy, RunInfo, Step, require
 from .lemica import PUBLISHED, LeMiCa, parsed_steps
 from .schedule import DAMPING
-
-#: Noise levels that differ by less are taken as equal.
-SAME_LEVEL = 2e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +50,11 @@ class Forecast(Method):
         max_error: the largest error of any skipped stretch of the path, as planned; the guard's bound.
         predicted: the expected error of the finished latents (root mean square), as calibrated; 0 where it is unknown.
         fitted: the model and scheduler of the calibration; another model is refused, unless ``allow_mismatch``.
-            Another solver on the same noise levels is accepted: the weights are computed for its own response.
+            Another scheduler, shift or number of steps is accepted: the calibration is read at the run's own noise
+            levels (``vaccel.planning.levels``), and path and weights are worked out for them and its solver's response.
+        budget: how many steps are computed of a run at other levels than the calibration's; all, where it has fewer.
+            None where ``full_steps`` were given: then other levels are refused.
+        objective, error_growth, max_gap: how the path of such a run is planned, as in ``load``.
 
     Raises ``ValueError`` for settings out of range.
     """
@@ -74,6 +76,10 @@ class Forecast(Method):
     predicted: float = 0.0
     fitted: artifacts.Fitted = ()
     allow_mismatch: bool = False
+    budget: int | None = None
+    objective: str = OBJECTIVE
+    error_growth: bool = True
+    max_gap: int = gram.MAX_GAP
 
     def __post_init__(self) -> None:
         step_count(self.num_steps)
@@ -100,11 +106,32 @@ class Forecast(Method):
 
     @classmethod
     def shaped(cls, num_steps: int, budget: int, **overrides: Any) -> Forecast:
-        """A path interpolated from LeMiCa's published ones, for any T and budget, without calibration.
+        """Straight lines between computed steps, without calibration or weights: for comparison with ``prior``.
+
+        The path is planned by the prior at the run's noise levels.  Where those are unknown it is interpolated, by
+        index, from LeMiCa's published ones.
 
         Raises ``ValueError`` for a budget that is not in [2, num_steps].
         """
-        return cls(_shaped(num_steps, budget), num_steps, **overrides)
+        return cls(_shaped(num_steps, budget), num_steps, **{"budget": budget, **overrides})
+
+    @classmethod
+    def prior(cls, budget: int, **overrides: Any) -> Forecast:
+        """``budget`` computed steps of any run, without calibration, as far as is known of other models.
+
+        Path and weights come from the prior that ships with the package (``vaccel.planning.prior``), read at the run's
+        own noise levels; every channel has the same weights.
+
+        Raises ``ValueError`` for a budget below 2.
+        """
+        require(type(budget) is int and budget >= 2, f"budget must be a whole number of at least 2, got {budget!r}")
+        known = calibration(shipped())
+        plan = known.plan(budget, per="tensor")
+        fields = {
+            "artifact": str(shipped()), "seal": known.seal, "per": "tensor", "budget": budget,
+            "max_error": max(plan.errors, default=0.0),
+        }  # fmt: skip
+        return cls(plan.full_steps, known.gram.num_steps, **{**fields, **overrides})
 
     @classmethod
     def load(
@@ -112,6 +139,9 @@ class Forecast(Method):
         per: str = "channel", error_growth: bool = True, max_gap: int = gram.MAX_GAP, **overrides: Any,
     ) -> Forecast:  # fmt: skip
         """The best path with exactly ``budget`` computed steps, and its weights, from a calibration.
+
+        It serves runs of any number of steps, at any noise levels, by any solver: the path of a run at other levels
+        than the calibration's is planned when they are known, once for each.
 
         Args:
             objective: "leximax", the smallest worst error, then the second worst, and so on; "squares", the smallest
@@ -136,7 +166,8 @@ class Forecast(Method):
         plan = plans[budget]
         fields = {
             "order": order, "per": per, "artifact": str(artifact), "seal": known.seal, "fitted": known.fitted,
-            "max_error": max(plan.errors, default=0.0), "predicted": plan.predicted,
+            "max_error": max(plan.errors, default=0.0), "predicted": plan.predicted, "budget": budget,
+            "objective": objective, "error_growth": error_growth, "max_gap": max_gap,
         }  # fmt: skip
         return cls(plan.full_steps, known.gram.num_steps, **{**fields, **overrides})
 
@@ -164,26 +195,46 @@ class Forecast(Method):
         return False
 
     def start(self, run: RunInfo) -> Policy:
+        if not self.artifact:
+            self._check_steps(run)
+            weights, method = ExtrapolatedWeights(run.flow or Flow.even(run.num_steps), self.damping), self
+            if self.budget is not None and run.flow is not None:
+                plan = calibration(shipped()).at(run.flow.levels).plan(self.budget, per="tensor")
+                method = dataclasses.replace(self, full_steps=plan.full_steps)
+            return _Policy(method, weights, run)
+        known = calibration(self.artifact)
+        if known.seal != self.seal:
+            raise ValueError(f"{self.artifact} is not what it was when this method was loaded from it: load it again")
+        method = self
+        if run.flow is None:
+            self._check_steps(run)
+        elif (read := known.at(run.flow.levels)) is not known:
+            method = self._elsewhere(read, run)
+            known = read
+        response = run.flow.response if run.flow is not None and self.corrects else None
+        return _Policy(method, CalibratedWeights(known, self.order, self.per, response), run)
+
+    def _check_steps(self, run: RunInfo) -> None:
         require(
             run.num_steps == self.num_steps,
             f"this forecast is for {self.num_steps} steps, the run has {run.num_steps}",
         )
-        if not self.artifact:
-            weights = ExtrapolatedWeights(run.flow or Flow.even(run.num_steps), self.damping)
-            return _Policy(self, weights, run)
-        known = calibration(self.artifact)
-        if known.seal != self.seal:
-            raise ValueError(f"{self.artifact} is not what it was when this method was loaded from it: load it again")
-        if run.flow is not None:
-            off = max(abs(a - b) for a, b in zip(known.gram.levels, run.flow.levels, strict=True))
-            if off > SAME_LEVEL and not self.allow_mismatch:
-                raise ValueError(
-                    f"{self.artifact} was calibrated at other noise levels (they differ by up to {off:.3g}): the "
-                    "scheduler, its shift or its number of steps is another. Calibrate for this one (`vaccel calibrate "
-                    "forecast`), or pass allow_mismatch=True to the method"
-                )
-        response = run.flow.response if run.flow is not None and self.corrects else None
-        return _Policy(self, CalibratedWeights(known, self.order, self.per, response), run)
+
+    def _elsewhere(self, known: Calibration, run: RunInfo) -> Forecast:
+        """The method on the path of a run at other levels than the calibration's, which is ``known`` there."""
+        if self.budget is None:
+            raise ValueError(
+                f"the run has other noise levels than {self.artifact}, and these full_steps are for its own: use "
+                "Forecast.load(artifact, budget), which plans a path for any levels"
+            )
+        prior = self.artifact == str(shipped())
+        made = "not calibrated: the prior" if prior else f"calibrated at {self.num_steps} steps of other noise levels"
+        run.note(f"{made}, read at this run's {run.num_steps}")
+        plan = known.plan(self.budget, self.objective, self.order, self.per, self.error_growth, self.max_gap)
+        return dataclasses.replace(
+            self, full_steps=plan.full_steps, num_steps=run.num_steps, max_error=max(plan.errors, default=0.0),
+            predicted=0.0 if prior else plan.predicted,
+        )  # fmt: skip
 
 
 class _Policy(Policy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 
 from ..actions import Weights
 from . import artifacts, gram
+from . import levels as by_level
 from .file_state import FileState, state
 from .flow import Flow
 from .gram import MAX_GAP, Gram, Plan
@@ -53,13 +55,34 @@ class Calibration:
         kept += [s["products"] for s in samples if "products" in s]  # not summed yet
         products = _matrices(summed(kept), (bands, channels, steps, steps))
         products /= len(samples)
-        self.gram = Gram(levels, products, samples[0]["elements"])
-        self.error_growth = interpolated_error_growth([s["error_growth"] for s in samples], steps)
+        found = Gram(levels, products, samples[0]["elements"])
+        growth = interpolated_error_growth([s["error_growth"] for s in samples], steps)
         self.curve = sorted(
             (predicted, psnr) for s in samples for predicted, psnr in s.get("trials", ()) if math.isfinite(psnr)
         )
-        for name in ("_plans", "weights", "residual_norm", "error", "solver_weights"):  # each computed once
-            setattr(self, name, functools.lru_cache(maxsize=4096)(getattr(self, name)))
+        self._own, self._elsewhere = self, functools.lru_cache(maxsize=16)(self._read)
+        self._take(found, growth)
+
+    def _take(self, gram: Gram, error_growth: list[float]) -> None:
+        """From now on it is of these; what follows from them is computed once each."""
+        self.gram, self.error_growth = gram, error_growth
+        for name in ("_plans", "weights", "residual_norm", "error", "solver_weights"):
+            method = getattr(type(self), name).__get__(self)
+            setattr(self, name, functools.lru_cache(maxsize=4096)(method))
+
+    def at(self, levels: Sequence[float]) -> Calibration:
+        """The calibration read at a run's noise levels [T + 1]: itself at its own ones, else the same object each time.
+
+        Raises ``ValueError`` for levels that do not fall (``vaccel.planning.levels``).
+        """
+        own = self._own
+        return own if by_level.same(own.gram.levels, levels) else own._elsewhere(tuple(levels))
+
+    def _read(self, levels: tuple[float, ...]) -> Calibration:
+        read = copy.copy(self)
+        growth = by_level.read_growth(self.gram.levels[:-1], self.error_growth, levels[:-1])
+        read._take(by_level.read_products(self.gram, levels), growth)
+        return read
 
     def plans(
         self, objective: str = OBJECTIVE, order: int = 2, per: str = "channel", error_growth: bool = True,
@@ -71,6 +94,19 @@ class Calibration:
         computed step.  The errors of the plans are those at the end in either case.  Solved once for all budgets.
         """
         return self._plans(objective, order, per, error_growth, max_gap)
+
+    def plan(
+        self, budget: int, objective: str = OBJECTIVE, order: int = 2, per: str = "channel",
+        error_growth: bool = True, max_gap: int = MAX_GAP,
+    ) -> Plan:  # fmt: skip
+        """The path that computes ``budget`` (at least 2) of the steps; all where there are fewer.
+
+        The largest gap is wider where the steps are more than the calibration's, or too many for so few computed ones.
+        """
+        steps = self.gram.num_steps
+        gap = math.ceil(max(max_gap * steps / self._own.gram.num_steps, max_gap, 1.5 * (steps - 1) / (budget - 1)))
+        found = self.plans(objective, order, per, error_growth, gap)
+        return found[min(max(budget, min(found)), max(found))]
 
     def _plans(
         self, objective: str, order: int, per: str, error_growth: bool, max_gap: int

@@ -204,8 +204,7 @@ class Scope:
         """What the pipeline is given: the prediction in the model's own structure."""
         if stage.large.looked is not None:  # and the step then took another action than to compute
             stage.large.looked = None
-            run.record.large += run.calls_bound[stage.index, run.within[stage.index] - 1].forwards
-            run.record.reason = run.record.reason or "one forward to see what the model answers with"
+            run.only_looked(stage)
         if not layout.answered and stage.small is not None and stage.small.layout is not None:
             layout = stage.small.layout  # nothing but the small model has spoken
         if not layout.answered:  # nobody has: the output is recorded
