@@ -153,11 +153,13 @@ def test_flows_of_a_loop():
         for i in range(4):
             run.step(i, 0.5, torch.from_numpy(drawn()), 0.3)
     assert [s.action.weights.values.ravel().tolist() for s in run.trace.steps[2:]] == [[1.5, -0.5], [2.0, -1.0]]
-    # A calibration is held against the levels where they are known.
+    # A calibration is read at the levels where they are known, and is for its own number of steps where they are not.
     calibrated = vaccel.Forecast.load(artifact("unipc"), budget=5)
-    with pytest.raises(ValueError, match="other noise levels"):
-        vaccel.Denoiser(ready, method=calibrated).run(STEPS, flow=Flow.even(STEPS))
+    with vaccel.Denoiser(ready, method=calibrated).run(STEPS, flow=Flow.even(STEPS)) as run:
+        assert "read at this run's 9" in run.trace.notes[0]
     vaccel.Denoiser(ready, method=calibrated).run(STEPS)
+    with pytest.raises(ValueError, match="this forecast is for 9 steps, the run has 12"):
+        vaccel.Denoiser(ready, method=calibrated).run(12)
 
 
 # --- recordings -----------------------------------------------------------------------------------------------------

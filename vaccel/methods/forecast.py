@@ -151,19 +151,21 @@ class Forecast(Method):
             max_gap: largest distance, in steps, from one computed step to the next.
             overrides: fields of the method, such as ``guard=2.0``.
 
-        Raises ``ValueError`` for a file that is no Forecast artifact, or for a budget that it has no path for.
+        Raises ``ValueError`` for a file that is no Forecast artifact, or for a budget below 2; one that needs wider
+        gaps than ``max_gap``, where that is given.
         """
         if "gain" in overrides:
             warnings.warn("gain is deprecated: it is called error_growth", DeprecationWarning, stacklevel=2)
             error_growth = overrides.pop("gain")
         known = calibration(artifact)
         plans = known.plans(objective, order, per, error_growth, max_gap)
-        if budget not in plans:
+        fits = type(budget) is int and budget >= min(2, known.gram.num_steps)
+        if budget not in plans and not (fits and max_gap == gram.MAX_GAP):
             raise ValueError(
-                f"Forecast.load needs a budget, how many of {known.gram.num_steps} steps are computed: "
+                f"Forecast.load needs a budget, how many steps are computed: of its {known.gram.num_steps} steps "
                 f"{artifact} can make {min(plans)} to {max(plans)}, got {budget}"
             )
-        plan = plans[budget]
+        plan = plans[budget] if budget in plans else known.plan(budget, objective, order, per, error_growth)
         fields = {
             "order": order, "per": per, "artifact": str(artifact), "seal": known.seal, "fitted": known.fitted,
             "max_error": max(plan.errors, default=0.0), "predicted": plan.predicted, "budget": budget,
