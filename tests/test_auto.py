@@ -55,15 +55,28 @@ def test_one_thing_is_asked_for():
         vaccel.Denoiser(lambda x, t, c: x, method=method).run(num_steps=4)
 
 
-def test_a_pipeline_that_nothing_is_known_of_says_so(pipe, tmp_path):
+def test_a_pipeline_that_nothing_is_known_of_is_accelerated_by_the_prior(pipe, tmp_path):
     plain = run(pipe)
-    with vaccel.accelerate(pipe, learning(tmp_path, learn=0)):
-        with pytest.raises(ValueError, match="learn=1"):
-            run(pipe)
-        with pytest.raises(ValueError, match="learn=1"):  # and again, not half a run later
-            run(pipe)
+    with vaccel.accelerate(pipe, learning(tmp_path, learn=0)) as handle:
+        first = run(pipe)
+        assert handle.trace.timeline().count("F") < STEPS
+        assert any(note.startswith("not calibrated: the prior") for note in handle.trace.notes)
+        assert any("Forecast" in note for note in handle.trace.notes if note.startswith("Auto:"))
+        assert not torch.equal(first, plain)
+        few = tiny.latents(pipe, steps=8, seed=3)
+        assert handle.trace.timeline() == "F" * 8
+        assert "Auto: of 8 steps nothing is known that is safe to skip: all are computed" in handle.trace.notes
+    assert torch.equal(tiny.latents(pipe, steps=8, seed=3), few)
     assert torch.equal(run(pipe), plain)
     assert not {"check_inputs", "maybe_free_model_hooks"} & vars(pipe).keys()
+
+
+def test_a_calibration_serves_other_steps_and_shifts(pipe, forecast_artifact):
+    with vaccel.accelerate(pipe, vaccel.Auto.load(forecast_artifact, speedup=2.0)) as handle:
+        for steps in (STEPS, 20):
+            tiny.latents(pipe, steps=steps, seed=3)
+            assert 1 < handle.trace.timeline().count("F") < steps
+        assert any("read at this run's 20" in note for note in handle.trace.notes)
 
 
 def test_the_first_run_is_exact_and_teaches_the_others(pipe, tmp_path):

@@ -12,13 +12,17 @@ from typing import Any, ClassVar
 from ..cache import Store, VelocityHistory
 from ..planning.artifacts import Fitted
 from ..planning.calibration import Calibration, calibration
+from ..planning.flow import Flow
 from ..planning.gram import CORRECTING
+from ..planning.prior import shipped
 from .base import Method, Policy, RunInfo, require
 from .forecast import Forecast
 from .lemica import LeMiCa, measured
 
 #: Root mean square over mean absolute value of a normal distribution; LeMiCa's calibration measures the latter.
 RMS_OF_MEAN = math.sqrt(math.pi / 2)
+#: So many steps, or less, are skipped only where a calibration shows that they can be.
+FEW = 8
 
 
 class Candidate:
@@ -54,15 +58,17 @@ class Auto(Method):
             computed and skipped steps and of the rest of the call are measured and updated by every run.
         psnr: in dB, of the clip against the full run's; the budget is chosen so that five prompts in six can be
             expected to reach it.  Needs a calibration with trial runs (`vaccel calibrate forecast`).
-        learn: the number of runs to calibrate from; 0 to use ``artifacts`` only.
+        learn: the number of runs to calibrate from; 0 to use ``artifacts``, or what is known of other models
+            (``Forecast.prior``): then the first run is accelerated too.
         artifacts: Forecast and LeMiCa calibrations to choose among; where several offer a budget, the one with the
-            smallest predicted error is used.
+            smallest predicted error is used.  Forecast's serve runs of any steps and levels, LeMiCa's those of their
+            own number of steps.
         folder: where the recorded calibrations are stored; by default ``vaccel`` in the user's cache.
         guard: as in ``Forecast``.
         allow_mismatch: use calibrations of other models and noise levels too.
 
-    Raises ``ValueError`` unless exactly one of ``speedup`` and ``psnr`` is set, or for settings out of range.  A
-    pipeline without any calibration raises when its run starts.
+    Raises ``ValueError`` unless exactly one of ``speedup`` and ``psnr`` is set, or for settings out of range; when a
+    run starts, for ``artifacts`` none of which is of its pipeline, and where neither they nor its levels are known.
     """
 
     id: ClassVar[str] = "auto"
@@ -108,17 +114,35 @@ class Auto(Method):
     def start(self, run: RunInfo) -> Policy:
         raise ValueError("Auto chooses by the measured times of a pipeline: use it with vaccel.accelerate")
 
-    def candidates(self, paths: list[str], num_steps: int) -> list[Candidate]:
-        """The candidate with the smallest predicted error of every budget, by ascending budget."""
+    def candidates(self, paths: list[str], num_steps: int, flow: Flow | None = None) -> list[Candidate]:
+        """The candidate with the smallest predicted error of every budget, by ascending budget.
+
+        Forecast calibrations are read at the levels of ``flow``; without it those of ``num_steps`` steps serve.
+        """
         best: dict[int, Candidate] = {}
         forecasts = [known for path in paths if isinstance(known := calibrated(path), Calibration)]
         with_trials = next((known for known in forecasts if len(known.curve) >= 3), None)
         psnr = with_trials.psnr if with_trials is not None else lambda error: None
         for path in paths:
-            for found in _of(path, num_steps, psnr, self.guard, self.allow_mismatch):
+            for found in _of(path, num_steps, flow, psnr, self.guard, self.allow_mismatch):
                 if found.budget not in best or found.error < best[found.budget].error:
                     best[found.budget] = found
         return [best[budget] for budget in sorted(best)]
+
+    def uncalibrated(self, num_steps: int, flow: Flow | None) -> list[Candidate]:
+        """Of a pipeline that nothing is known of: forecasts by the prior, where a speed is asked for and levels known.
+
+        Of few steps (``FEW`` or less, as distilled models have them) all are computed: each does much of the work, and
+        nothing that was measured says which of them another model could do without.
+        """
+        if self.speedup is None or flow is None or num_steps < 2:
+            return []
+        plans = calibration(shipped()).at(flow.levels).plans(per="tensor")
+        return [
+            Candidate(functools.partial(Forecast.prior, budget), budget, plan.predicted, None, Forecast)
+            for budget, plan in plans.items()
+            if num_steps > FEW or budget == num_steps
+        ]
 
     def reaching(self, candidates: list[Candidate]) -> Candidate | None:
         """The candidate with the smallest budget with which five prompts in six are expected to reach the PSNR."""
@@ -138,12 +162,14 @@ def calibrated(path: str | Path) -> Calibration | dict[str, Any]:
 
 
 def _of(
-    path: str, num_steps: int, psnr: Callable[[float], Any], guard: float | None, allow_mismatch: bool
-) -> Iterator[Candidate]:
+    path: str, num_steps: int, flow: Flow | None, psnr: Callable[[float], Any], guard: float | None,
+    allow_mismatch: bool,
+) -> Iterator[Candidate]:  # fmt: skip
     """The candidates of one artifact for runs of ``num_steps`` steps; all budgets of it are solved for once."""
     known = calibrated(path)
     options = {"allow_mismatch": allow_mismatch}
     if isinstance(known, Calibration):
+        known = known.at(flow.levels) if flow is not None else known
         if known.gram.num_steps != num_steps:
             return
         for budget, plan in known.plans().items():

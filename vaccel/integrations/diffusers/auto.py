@@ -22,7 +22,7 @@ import torch
 from ...actions import Full
 from ...engine.trace import Trace
 from ...methods import Auto, Forecast, Method, Recording
-from ...methods.auto import Candidate
+from ...methods.auto import FEW, Candidate
 from ...methods.recording import Recorded
 from ...models import Family, fingerprints
 from ...models.denoisers import denoisers_of
@@ -94,7 +94,12 @@ class Pilot:
             if recorded < self.auto.learn:
                 said = f"Auto: learning from this run, computed in full ({recorded + 1} of {self.auto.learn})"
                 return Recording(), [said], file
-            candidates = self._candidates_of(pipe, known, num_steps)
+            candidates = self._candidates_of(pipe, known, num_steps, flow)
+            if not candidates and not self.auto.artifacts:
+                candidates = self.auto.uncalibrated(num_steps, flow)
+                if candidates and num_steps <= FEW:
+                    said = f"Auto: of {num_steps} steps nothing is known that is safe to skip: all are computed"
+                    return candidates[-1].method, [said], file
             if not candidates:
                 raise ValueError(
                     f"Auto knows nothing of this {type(modules[0]).__name__} at {num_steps} steps: pass learn=1 to "
@@ -102,12 +107,12 @@ class Pilot:
                 )
             return *self._chosen(candidates, num_steps), file
 
-    def _candidates_of(self, pipe: Any, paths: list[str], num_steps: int) -> list[Candidate]:
+    def _candidates_of(self, pipe: Any, paths: list[str], num_steps: int, flow: Flow | None) -> list[Candidate]:
         """Those that fit this pipeline; worked out once for every state of the files."""
         files = [(path, Path(path).stat().st_mtime_ns) for path in paths], num_steps, str(self._file)
         kept = self._candidates
         if kept is None or kept[0] is not pipe.scheduler or kept[1] != files:
-            found = self.auto.candidates(paths, num_steps)
+            found = self.auto.candidates(paths, num_steps, flow)
             sources = {(c.fitted, c.any_solver) for c in found}  # few: an artifact has a candidate for every budget
             fits = {source: self.auto.allow_mismatch or self._fits(pipe, *source) for source in sources}
             fitting = [c for c in found if fits[c.fitted, c.any_solver]]
