@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import readme_forecast
+import readme_levels
 import readme_unet
 
 from vaccel.ops._dispatch import ONE_OPERATION
@@ -247,7 +248,8 @@ def fill(text: str) -> str:
     """The README with every generated part made anew."""
 
     def make(match: re.Match) -> str:
-        made = globals().get(match[1]) or getattr(readme_unet, match[1], None) or getattr(readme_forecast, match[1])
+        others = (readme_unet, readme_levels, readme_forecast)
+        made = globals().get(match[1]) or next(getattr(m, match[1]) for m in others if hasattr(m, match[1]))
         return f"<!-- figures: {match[1]} -->\n{made()}\n<!-- end -->"
 
     return re.sub(r"<!-- figures: (\w+) -->\n.*?<!-- end -->", make, text, flags=re.DOTALL)

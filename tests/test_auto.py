@@ -38,9 +38,8 @@ def forecast_artifact(tmp_path_factory):
 
 
 def test_one_thing_is_asked_for():
-    for settings in ({}, {"speedup": 2.0, "psnr": 40.0}):
-        with pytest.raises(ValueError, match="a speedup or a psnr"):
-            vaccel.Auto(**settings)
+    with pytest.raises(ValueError, match="a speedup or a psnr"):
+        vaccel.Auto()
     for settings, match in (
         ({"speedup": 1.0}, "above 1"),
         ({"speedup": float("nan")}, "number above 0"),
@@ -183,7 +182,44 @@ def test_times_are_those_of_the_steps_and_of_the_rest(pipe, forecast_artifact, m
         run(pipe)
         run(pipe)
         assert pilot._times["beside"] == [2.0, 2.0], "one reading where the call begins, one where it ends"
-        assert pilot._times["full"] == pilot._times["skipped"] == [1.0, 1.0], "one where each step begins"
+        assert pilot._times["full"] == [1.0, 1.0], "one where each step begins"
+        assert pilot._times["skipped"] == [1.0]
+        assert handle.trace.timeline() == "F" * STEPS, "by this clock skipping saves nothing"
+        assert "2x cannot be had" in handle.trace.notes[-1] + handle.trace.notes[0]
+
+
+def chosen(pipe, artifact, times, **asked):
+    """(computed steps, the note) of what is chosen by these times of a computed step, a skipped one and the rest."""
+    auto = vaccel.Auto(artifacts=(str(artifact),), **asked)
+    pilot = Pilot(auto, None)
+    pilot._modules, pilot._file = [pipe.transformer], artifact.with_name("none.json")
+    pilot._times = {name: [value] for name, value in zip(("full", "skipped", "beside"), times, strict=True)}
+    method, (note,) = pilot._chosen(auto.candidates([str(artifact)], STEPS), STEPS)
+    return len(method.full_steps), note
+
+
+def test_a_speed_that_cannot_be_had_is_said_and_costs_no_fidelity_in_vain(pipe, forecast_artifact):
+    """The rest of a call takes as long as all its steps: 3x cannot be had, and the last steps skipped gain little."""
+    budget, note = chosen(pipe, forecast_artifact, (1.0, 0.0, 10.0), speedup=3.0)
+    best = 20 / 12
+    assert 20 / (10 + budget) >= 0.9 * best > 20 / (10 + budget + 1)
+    assert f"3x cannot be had: beside its computed steps a call takes too long for more than {best:.2f}x" in note
+    budget, note = chosen(pipe, forecast_artifact, (1.0, 0.0, 0.0), speedup=2.0)
+    assert budget == 5
+    assert "cannot" not in note
+
+
+def test_a_speed_and_a_fidelity_together(pipe, forecast_artifact):
+    low, high = 5.0, 400.0
+    budget, note = chosen(pipe, forecast_artifact, (1.0, 0.0, 0.0), speedup=2.0, psnr=low)
+    assert budget == 5
+    assert note.startswith(f"Auto: 2x and {low:g} dB asked for")
+    assert "cannot" not in note
+    budget, note = chosen(pipe, forecast_artifact, (1.0, 0.0, 0.0), speedup=2.0, psnr=high)
+    assert budget == STEPS, "the fidelity comes first"
+    assert note.endswith(f"2x cannot be had with {high:g} dB, which allow 1.00x")
+    budget, note = chosen(pipe, forecast_artifact, (1.0, 0.0, 0.0), psnr=high)
+    assert note.endswith(f"{high:g} dB cannot be promised")
 
 
 def test_a_fidelity_is_reached_by_five_in_six(forecast_artifact):

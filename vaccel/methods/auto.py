@@ -56,8 +56,10 @@ class Auto(Method):
     Args:
         speedup: the factor (> 1) by which a call of the pipeline should be faster than in full, in wall time.  Times of
             computed and skipped steps and of the rest of the call are measured and updated by every run.
+            Where it cannot be had the trace says so.
         psnr: in dB, of the clip against the full run's; the budget is chosen so that five prompts in six can be
-            expected to reach it.  Needs a calibration with trial runs (`vaccel calibrate forecast`).
+            expected to reach it.  Needs a calibration with trial runs (`vaccel calibrate forecast`).  With a speedup
+            too, it comes first.
         learn: the number of runs to calibrate from; 0 to use ``artifacts``, or what is known of other models
             (``Forecast.prior``): then the first run is accelerated too.
         artifacts: Forecast and LeMiCa calibrations to choose among; where several offer a budget, the one with the
@@ -67,7 +69,7 @@ class Auto(Method):
         guard: as in ``Forecast``.
         allow_mismatch: use calibrations of other models and noise levels too.
 
-    Raises ``ValueError`` unless exactly one of ``speedup`` and ``psnr`` is set, or for settings out of range; when a
+    Raises ``ValueError`` unless ``speedup`` or ``psnr`` is set, or for settings out of range; when a
     run starts, for ``artifacts`` none of which is of its pipeline, and where neither they nor its levels are known.
     """
 
@@ -84,7 +86,8 @@ class Auto(Method):
     def __post_init__(self) -> None:
         object.__setattr__(self, "artifacts", tuple(map(str, self.artifacts)))
         object.__setattr__(self, "folder", None if self.folder is None else str(self.folder))
-        require((self.speedup is None) != (self.psnr is None), "Auto takes a speedup or a psnr: Auto(speedup=2.5)")
+        asked = self.speedup is not None or self.psnr is not None
+        require(asked, "Auto takes a speedup or a psnr, or both: Auto(speedup=2.5)")
         for name in ("speedup", "psnr"):
             value = getattr(self, name)
             good = value is None or (isinstance(value, (int, float)) and math.isfinite(value) and value > 0)
@@ -146,6 +149,8 @@ class Auto(Method):
 
     def reaching(self, candidates: list[Candidate]) -> Candidate | None:
         """The candidate with the smallest budget with which five prompts in six are expected to reach the PSNR."""
+        if self.psnr is None:
+            return None
         good = (c for c in candidates if c.psnr is not None and c.psnr[1] >= self.psnr)
         return next(good, None)
 

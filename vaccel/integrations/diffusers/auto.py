@@ -34,6 +34,8 @@ from ...planning.joining import joined
 
 #: Runs whose times count: the latest.
 RECENT = 5
+#: A speed counts as reached from this share of it on.
+NEAR = 0.9
 
 
 @dataclasses.dataclass
@@ -120,18 +122,43 @@ class Pilot:
         return kept[2]
 
     def _chosen(self, candidates: list[Candidate], steps: int) -> tuple[Method, list[str]]:
-        times = self._known_times(candidates[0].method)
-        if self.auto.speedup is not None:
-            chosen = min(candidates, key=lambda c: abs(times.speedup(c.budget, steps) / self.auto.speedup - 1))
+        auto, times, refused = self.auto, self._known_times(candidates[0].method), ""
+        good = auto.reaching(candidates) or candidates[-1]
+        if auto.psnr is not None and (good.psnr is None or good.psnr[1] < auto.psnr):
+            refused = f"{auto.psnr:g} dB cannot be promised"
+        if auto.speedup is not None:
+            chosen, refused = self._fast(candidates, times, steps)
+            if auto.psnr is not None and good.budget > chosen.budget:
+                fastest = times.speedup(good.budget, steps)
+                refused = f"{auto.speedup:g}x cannot be had with {auto.psnr:g} dB, which allow {fastest:.2f}x"
+                chosen = good
         else:
-            chosen = self.auto.reaching(candidates) or candidates[-1]
+            chosen = good
         said = f"predicted error of the latents {chosen.error:.3g}"
         if chosen.psnr is not None:
             said += f", PSNR {chosen.psnr[0]:.1f} dB (five prompts in six above {chosen.psnr[1]:.1f})"
-        wanted = f"{self.auto.speedup:g}x" if self.auto.speedup is not None else f"{self.auto.psnr:g} dB"
+        wanted = [f"{auto.speedup:g}x"] if auto.speedup is not None else []
+        wanted += [f"{auto.psnr:g} dB"] if auto.psnr is not None else []
         name, speed = type(chosen.method).__name__, times.speedup(chosen.budget, steps)
-        note = f"Auto: {wanted} asked for: {name}, {chosen.budget} of {steps} steps, {speed:.2f}x expected; {said}"
+        note = (
+            f"Auto: {' and '.join(wanted)} asked for: {name}, {chosen.budget} of {steps} steps, {speed:.2f}x expected; "
+            f"{said}{'; ' if refused else ''}{refused}"
+        )
         return chosen.method, [note]
+
+    def _fast(self, candidates: list[Candidate], times: Times, steps: int) -> tuple[Candidate, str]:
+        """The candidate nearest to the speed asked for, and what is to be said where none comes near it.
+
+        Where even the fewest computed steps are too slow, since the rest of a call takes its time too, the last of them
+        hardly make it faster and cost most of the fidelity: then those are kept that come within ``NEAR`` of it.
+        """
+        speeds = [times.speedup(c.budget, steps) for c in candidates]
+        asked, best = self.auto.speedup, max(speeds)
+        if best >= NEAR * asked:
+            return min(zip(candidates, speeds, strict=True), key=lambda pair: abs(pair[1] / asked - 1))[0], ""
+        enough = [c for c, speed in zip(candidates, speeds, strict=True) if speed >= NEAR * best]
+        said = f"{asked:g}x cannot be had: beside its computed steps a call takes too long for more than {best:.2f}x"
+        return enough[-1], said
 
     def _fits(self, pipe: Any, fitted: artifacts.Fitted, any_solver: bool) -> bool:
         model, solver = fingerprints.differences(fitted, denoisers_of(pipe), pipe.scheduler)
