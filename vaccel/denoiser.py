@@ -70,6 +70,8 @@ class Denoiser:
         if len(models) == 2 and models[0].described != models[1].described:
             raise ValueError("large and small must both be callables or both be transformers")
         self._models, self._family = (large, small), family
+        #: Called with the trace of every run that has come to its end (``vaccel.calibrate.record``).
+        self.finished: Callable[[Trace], None] | None = None
         self._idle: list[tuple[Stage, Buffers]] = [(Stage(0, *models), Buffers())]
 
     def _taken(self) -> tuple[Stage, Buffers]:
@@ -158,6 +160,8 @@ class DenoiserRun:
     def __exit__(self, kind: Any, *exception: object) -> None:
         if kind is None:
             self._run.close()
+            if self._denoiser.finished is not None and self._run.trace.finished:
+                self._denoiser.finished(self._run.trace)
         else:  # an aborted run leaves nothing
             self._buffers.clear()
         self._given_back()
