@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import typer
 from calibrated import STEPS, artifact, pipe_of
 from forecast_loops import distance, fitted, forecast, task_of
 from hypothesis import given, settings
@@ -17,9 +18,11 @@ from oracle_forecast import best_paths
 from scipy.interpolate import CubicHermiteSpline
 from test_forecast import accelerated, full
 from test_oracle import TOLERANCE
+from typer.testing import CliRunner
 
 import vaccel
-from vaccel.planning import artifacts, levels, prior
+from vaccel import cli
+from vaccel.planning import artifacts, levels, merging, prior
 from vaccel.planning.calibration import calibration, packed
 from vaccel.planning.flow import Flow
 from vaccel.planning.gram import Gram
@@ -215,3 +218,63 @@ def test_shaped_follows_the_levels():
         paths.append(run.trace.timeline())
         assert paths[-1].count("F") == 7
     assert paths[0] != paths[1]
+
+
+# -- several solvers ---------------------------------------------------------------------------------------------------
+
+
+def test_merged_calibrations_are_the_mean_at_each_pair_of_levels(tmp_path):
+    """Of runs at the same levels simply the mean, by channel; what only one has recorded is that one's."""
+    known = calibration(artifact("unipc"))
+    same = merging.merged([known, known])
+    artifacts.replace(tmp_path / "same.json", same)
+    read = calibration(tmp_path / "same.json").at((*known.gram.levels[:-1], 0.0))
+    assert np.allclose(read.gram.products, known.gram.products, rtol=2e-2, atol=1e-2 * known.gram.products.max())
+    other = calibration(artifact("euler"))
+    data = merging.merged([known, other])
+    artifacts.replace(tmp_path / "both.json", data)
+    both = calibration(tmp_path / "both.json")
+    assert both.gram.products.shape[1] == known.gram.products.shape[1]
+    assert both.fitted == known.fitted
+    low, high = (pick(known.gram.levels[k], other.gram.levels[k]) for pick, k in ((max, -2), (min, 0)))
+    inside = [k for k, s in enumerate(both.gram.levels[:-1]) if low <= s <= high]
+    assert len(inside) > STEPS
+    wanted = (*[both.gram.levels[k] for k in inside], 0.0)
+    mean = sum(levels.read_products(each.gram, wanted).products for each in (known, other)) / 2
+    part = np.ix_([0], range(mean.shape[1]), inside, inside)
+    assert np.allclose(both.gram.products[part], mean, atol=1e-6 * mean.max())
+    for method in (vaccel.Forecast.load(tmp_path / "both.json", 5),):
+        for solver in ("unipc", "euler"):
+            _, trace = accelerated(solver, method)
+            assert trace.timeline().count("F") == 5
+
+
+def test_what_cannot_be_merged_says_why():
+    known = calibration(artifact("unipc"))
+    with pytest.raises(ValueError, match="two or more at a time, got 1"):
+        merging.merged([known])
+    with pytest.raises(ValueError, match="of another model cannot be merged"):
+        merging.merged([known, calibration(artifact("cog-ddim"))])
+    with pytest.raises(ValueError, match="of another bands cannot be merged"):
+        merging.merged([known, calibration(artifact("unipc", bands=2))])
+
+
+def test_merging_by_command(tmp_path):
+    paths = [str(artifact(solver)) for solver in ("unipc", "euler")]
+    out = tmp_path / "merged.json"
+    done = CliRunner().invoke(cli.app, ["calibrate", "merge", *paths, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert calibration(out).gram.num_steps == 2 * STEPS
+    bad = CliRunner().invoke(cli.app, ["calibrate", "merge", paths[0], "--out", str(out)])
+    assert bad.exit_code == 2
+    assert "two or more at a time" in bad.output
+
+
+def test_another_solver_has_the_pipelines_settings():
+    from vaccel.cli.calibrate import _solver
+
+    made = _solver("FlowMatchEulerDiscreteScheduler", tiny.unipc(5.0))
+    assert made.config.shift == 5.0
+    assert _solver("UniPCMultistepScheduler", made).config.flow_shift == 5.0
+    with pytest.raises(typer.BadParameter, match="no scheduler class of diffusers"):
+        _solver("WanPipeline", made)

@@ -66,7 +66,18 @@ _LAZY = dict.fromkeys(__all__, "methods") | {
 #: name -> the module that it is
 _MODULES = {"artifacts": "planning.artifacts", "graphs": "engine.graphs"} | {
     name: name
-    for name in ("actions", "cache", "engine", "methods", "models", "ops", "planning", "reference", "signals")
+    for name in (
+        "actions",
+        "cache",
+        "calibrate",
+        "engine",
+        "methods",
+        "models",
+        "ops",
+        "planning",
+        "reference",
+        "signals",
+    )
 }
 
 

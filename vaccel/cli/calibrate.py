@@ -121,6 +121,9 @@ def calibrate_forecast(
     tail_samples: Annotated[int | None, typer.Option(help="Samples to measure it on; all by default.")] = None,
     trials: Annotated[bool, typer.Option(help="Trial runs that relate errors to PSNR (for Auto(psnr=...)).")] = True,
     keep: Annotated[str, typer.Option(help="Where a run's velocities are kept: 'device' or 'host'.")] = "device",
+    solver: Annotated[
+        str | None, typer.Option(help="Another scheduler class of diffusers, on the pipeline's own settings.")
+    ] = None,
     dtype: Dtype = "float32",
 ) -> None:
     """Measure weights, error growth and PSNR by budget. Resumable after Ctrl-C; also runs under torchrun."""
@@ -128,6 +131,8 @@ def calibrate_forecast(
     from ..calibrate.forecast import BUDGETS
 
     def measure(loaded: Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
+        if solver is not None:
+            loaded.pipe.scheduler = _solver(solver, loaded.pipe.scheduler)
         return run(
             loaded.pipe, chosen, path, seeds=seed, bands=bands, tails=tails, tail_samples=tail_samples,
             trials=BUDGETS if trials else (), keep=keep, **options,
@@ -137,6 +142,37 @@ def calibrate_forecast(
     data = _calibrated(pipeline, None, call, dtype, steps, out, prompt, prompts, measure)
     forwards = sum(s["forwards"] for s in data["samples"].values())
     say(f"{out}: {len(data['samples'])} samples, {forwards} forwards")
+
+
+def _solver(name: str, known: Any) -> Any:
+    """A scheduler of this class with the settings of the pipeline's own, whatever the shift of its levels is called."""
+    import inspect
+
+    import diffusers
+
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise typer.BadParameter(f"{name!r} is no scheduler class of diffusers", param_hint="--solver")
+    shift = known.config.get("flow_shift", known.config.get("shift"))
+    names = [n for n in ("flow_shift", "shift") if n in inspect.signature(kind.__init__).parameters]
+    return kind.from_config(known.config, **({names[0]: shift} if names and shift is not None else {}))
+
+
+@app.command("merge")
+def merge(
+    calibrations: Annotated[list[Path], typer.Argument(help="Forecast artifacts of one model.")],
+    out: Annotated[Path, typer.Option(help="Artifact to write.")] = Path("merged.json"),
+) -> None:
+    """Merge Forecast calibrations of one model, by several solvers or numbers of steps: one that serves all of them."""
+    with clear_errors("nothing was written"):
+        from ..planning import artifacts, files
+        from ..planning.calibration import calibration
+        from ..planning.merging import merged
+
+        files.check(out)
+        data = merged([calibration(path) for path in calibrations])
+        artifacts.replace(out, data)
+    say(f"{out}: {len(calibrations)} calibrations at {data['num_steps']} levels")
 
 
 @app.command("mixcache")
