@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .calibration import Calibration, packed
-from .levels import read_growth, read_products
+from .levels import SAME_LEVEL, read_growth, read_products
 
 #: Levels of a merged calibration at the most.
 MOST = 64
@@ -37,7 +37,7 @@ def mean(known: Sequence[Calibration], count: int, per_element: bool = False) ->
     growth, covered = np.zeros(count), np.zeros(count)
     for each in known:
         own = each.gram.levels[:-1]
-        inside = np.flatnonzero([own[-1] - 1e-9 <= s <= own[0] + 1e-9 for s in levels[:-1]])
+        inside = np.flatnonzero([own[-1] - SAME_LEVEL <= s <= own[0] + SAME_LEVEL for s in levels[:-1]])
         at = [levels[k] for k in inside]
         read = read_products(each.gram, [*at, 0.0]).products
         if per_element:
