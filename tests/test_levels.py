@@ -130,6 +130,19 @@ def test_it_is_worked_out_once_for_each_kind_of_run(monkeypatch):
     assert known.gram.num_steps == STEPS
 
 
+def test_many_steps_are_planned_by_all_channels_together():
+    """In a fraction of the time; the plan's errors are still those of each channel's own weights."""
+    known = calibration(artifact("unipc")).at((*np.linspace(1, 0.05, 80).tolist(), 0.0))
+    plan, together = known.plan(20), known.plan(20, per="tensor")
+    assert plan.full_steps == together.full_steps
+    assert len(plan.full_steps) == 20
+    assert plan.predicted < together.predicted
+    first = next(k for k, f in enumerate(plan.full_steps) if f > k)
+    path = plan.full_steps
+    error = known.error(path[max(0, first - 2) : first][::-1], path[first], "channel")
+    assert plan.errors[first - 1] == pytest.approx(error)
+
+
 # -- the prior ---------------------------------------------------------------------------------------------------------
 
 
@@ -242,8 +255,8 @@ def test_merged_calibrations_are_the_mean_at_each_pair_of_levels(tmp_path):
     wanted = (*[both.gram.levels[k] for k in inside], 0.0)
     mean = sum(levels.read_products(each.gram, wanted).products for each in (known, other)) / 2
     part = np.ix_([0], range(mean.shape[1]), inside, inside)
-    # But for what the levels that one of them alone has recorded change, where the nearest matrix is taken.
-    assert np.allclose(both.gram.products[part], mean, atol=5e-3 * mean.max())
+    # Euler's last level is its alone: its row makes the matrix none of any vectors, and the nearest one is taken.
+    assert np.allclose(both.gram.products[part], mean, atol=1e-2 * mean.max())
     for method in (vaccel.Forecast.load(tmp_path / "both.json", 5),):
         for solver in ("unipc", "euler"):
             _, trace = accelerated(solver, method)

@@ -25,6 +25,8 @@ Response = tuple[tuple[float, ...], ...]
 METHOD = "forecast"
 #: The objective of a path unless another one is requested.
 OBJECTIVE = "leximax"
+#: Above so many steps a path is planned by what all channels have together: for each of many it takes seconds.
+MANY = 64
 #: (share of the run, factor by which an error of the latents that arises there has typically grown at the end), for
 #: calibrations without replays.  Measured on the family that ships with the package (``bench/results``).
 TYPICAL_ERROR_GROWTH = ((0.04, 15.0), (0.08, 13.0), (0.12, 10.0), (0.16, 5.2), (0.2, 4.2), (0.26, 2.2), (0.36, 1.8),
@@ -105,6 +107,9 @@ class Calibration:
         """
         steps = self.gram.num_steps
         gap = math.ceil(max(max_gap * steps / self._own.gram.num_steps, max_gap, 1.5 * (steps - 1) / (budget - 1)))
+        if steps > MANY and per != "tensor":  # by one weight for all channels, and what it costs with weights for each
+            path = self.plan(budget, objective, order, "tensor", error_growth, max_gap).full_steps
+            return self._final_errors(path, order, per)
         found = self.plans(objective, order, per, error_growth, gap)
         return found[min(max(budget, min(found)), max(found))]
 
