@@ -23,7 +23,8 @@ from vaccel.calibrate import calibrate_forecast
 from vaccel.calibrate import forecast as module
 from vaccel.calibrate.samples import hash_of
 from vaccel.planning import artifacts
-from vaccel.planning.calibration import TYPICAL_ERROR_GROWTH, calibration, interpolated_error_growth
+from vaccel.planning.calibration import calibration, interpolated_error_growth
+from vaccel.planning.prior import shipped
 
 OTHER = "a blue dog sleeps"
 
@@ -106,15 +107,16 @@ def test_where_error_growth_is_measured():
     assert module._positions(4, 10) == [2, 3]
 
 
-def test_without_tails_and_trials_error_growth_is_typical(tmp_path):
+def test_without_tails_and_trials_error_growth_is_that_of_other_models(tmp_path):
     data = calibrated(tmp_path / "f.json", tails=0)
     (sample,) = data["samples"].values()
     assert sample["error_growth"] == {}
     assert "trials" not in sample
     assert sample["forwards"] == 2 * STEPS
     known = calibration(tmp_path / "f.json")
-    places, error_growth = zip(*TYPICAL_ERROR_GROWTH, strict=True)
-    expected = np.exp(np.interp(np.arange(STEPS), np.array(places) * STEPS, np.log(error_growth)))
+    prior = calibration(shipped())
+    at, growth = np.array(prior.gram.levels[:-1]), np.log(prior.error_growth)
+    expected = np.exp(np.interp(sample["levels"][:-1], at[::-1], growth[::-1]))
     assert known.error_growth == pytest.approx(expected.tolist())
     assert known.psnr(0.01) is None
     assert vaccel.Forecast.load(tmp_path / "f.json", budget=4).predicted > 0

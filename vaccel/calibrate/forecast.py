@@ -24,7 +24,7 @@ from ..methods import Forecast, Method, Recording, Schedule
 from ..methods.recording import Recorded
 from ..models import find, fingerprints
 from ..models.denoisers import main_denoiser
-from ..planning.calibration import Calibration, interpolated_error_growth, sample_of
+from ..planning.calibration import Calibration, error_growth_of, sample_of
 from ..planning.flow import Flow
 from ..planning.gram import Plan
 from .replay import Invocation, StandIn, StandInRun
@@ -62,7 +62,7 @@ def calibrate_forecast(
     Args:
         call: arguments of the pipeline's call, ``num_inference_steps`` among them.
         bands: 2 to separate low from high spatial frequencies.
-        tails: number of steps j whose error growth is measured, 0 to 10; with 0 typical values are used instead.
+        tails: number of steps j whose error growth is measured, 0 to 10; with 0 other models' growth is used instead.
         tail_samples: number of samples to measure it on; all by default.
         trials: budgets of the trial runs, as shares of all steps; with none, ``Auto(psnr=...)`` cannot be used.
         keep: where a run's velocities are kept until their inner products are computed.
@@ -166,7 +166,7 @@ def _calibration_without(samples: Samples, key: str) -> Calibration:
     known = Calibration({**data, "samples": others})
     # Error growth is not measured on every sample, so that of all samples is used.
     growth = [s["error_growth"] for s in data["samples"].values()]
-    known.error_growth = interpolated_error_growth(growth, known.gram.num_steps)
+    known.error_growth = error_growth_of(growth, known.gram.levels[:-1])
     return known
 
 

@@ -28,7 +28,7 @@ def record(denoiser: Denoiser, path: str | Path, *, channel_axis: int = 1) -> It
                 sample(denoiser, prompt)  # your loop: denoiser.run(50, flow=...), run.step(...)
         denoiser.method = vaccel.Forecast.load("forecast.json", budget=17)
 
-    The artifact is that of ``vaccel calibrate forecast``, with typical error growth and without trial runs.  A file
+    The artifact is that of ``vaccel calibrate forecast``, with other models' error growth and no trial runs.  A file
     that is there gains the new samples.  A run that is aborted, or whose latents change their shape, is no sample.
 
     Args:

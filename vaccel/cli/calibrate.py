@@ -117,7 +117,7 @@ def calibrate_forecast(
     steps: Steps = 50,
     call: Call = None,
     bands: Annotated[int, typer.Option(help="2 to separate low from high spatial frequencies.")] = 1,
-    tails: Annotated[int, typer.Option(help="Steps at which error growth is measured; 0 for typical values.")] = 10,
+    tails: Annotated[int, typer.Option(help="Steps at which error growth is measured; 0 for the prior's.")] = 10,
     tail_samples: Annotated[int | None, typer.Option(help="Samples to measure it on; all by default.")] = None,
     trials: Annotated[bool, typer.Option(help="Trial runs that relate errors to PSNR (for Auto(psnr=...)).")] = True,
     keep: Annotated[str, typer.Option(help="Where a run's velocities are kept: 'device' or 'host'.")] = "device",

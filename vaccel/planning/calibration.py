@@ -27,10 +27,6 @@ METHOD = "forecast"
 OBJECTIVE = "leximax"
 #: Above so many steps a path is planned by what all channels have together: for each of many it takes seconds.
 MANY = 64
-#: (share of the run, factor by which an error of the latents that arises there has typically grown at the end), for
-#: calibrations without replays.  Measured on the family that ships with the package (``bench/results``).
-TYPICAL_ERROR_GROWTH = ((0.04, 15.0), (0.08, 13.0), (0.12, 10.0), (0.16, 5.2), (0.2, 4.2), (0.26, 2.2), (0.36, 1.8),
-                (0.52, 0.7), (0.76, 0.5), (1.0, 0.3))  # fmt: skip
 
 
 class Calibration:
@@ -58,7 +54,7 @@ class Calibration:
         products = _matrices(summed(kept), (bands, channels, steps, steps))
         products /= len(samples)
         found = Gram(levels, products, samples[0]["elements"])
-        growth = interpolated_error_growth([s["error_growth"] for s in samples], steps)
+        growth = error_growth_of([s["error_growth"] for s in samples], levels[:-1])
         self.curve = sorted(
             (predicted, psnr) for s in samples for predicted, psnr in s.get("trials", ()) if math.isfinite(psnr)
         )
@@ -210,16 +206,28 @@ def _matrices(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return out
 
 
+def error_growth_of(measured: list[dict[str, float]], levels: Sequence[float]) -> list[float]:
+    """[T], the error growth at the ``levels`` [T] of a run, of every sample's measurements by step.
+
+    Where none has any, that of other models at these levels (``vaccel.planning.prior``): it planned better paths than
+    measurements on two samples did, on both of the trained families.
+    """
+    if any(measured):
+        return interpolated_error_growth(measured, len(levels))
+    from .prior import shipped  # which is a calibration too, with measurements
+
+    known = calibration(shipped())
+    return by_level.read_growth(known.gram.levels[:-1], known.error_growth, levels)
+
+
 def interpolated_error_growth(measured: list[dict[str, float]], steps: int) -> list[float]:
     """[T] from every sample's error growth by step: geometric means, geometrically interpolated between steps.
 
     An error that arises earlier has longer to grow, and single measurements scatter by more than neighbouring steps
-    differ.  So the means are made non-increasing by isotonic regression.  Without measurements: the typical ones.
+    differ.  So the means are made non-increasing by isotonic regression.
     """
-    if names := sorted({int(j) for sample in measured for j in sample}):
-        logs = _non_increasing([[math.log(max(s[str(j)], 1e-6)) for s in measured if str(j) in s] for j in names])
-    else:
-        names, logs = zip(*((share * steps, math.log(growth)) for share, growth in TYPICAL_ERROR_GROWTH), strict=True)
+    names = sorted({int(j) for sample in measured for j in sample})
+    logs = _non_increasing([[math.log(max(s[str(j)], 1e-6)) for s in measured if str(j) in s] for j in names])
     return np.exp(np.interp(np.arange(steps), names, logs)).tolist()
 
 
