@@ -1,6 +1,6 @@
 """How long a calibration takes to be read at a new kind of run: products, path and weights, before its first step.
 
-    pytest bench/bench_levels.py --benchmark-columns=median,iqr
+pytest bench/bench_levels.py --benchmark-columns=median,iqr
 """
 
 from __future__ import annotations
