@@ -13,14 +13,14 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import bench_overhead
+import overhead_contenders as overhead
 import pytest
 import torch
 from results import write
 
 import vaccel
 
-STEPS = bench_overhead.STEPS
+STEPS = overhead.STEPS
 METHODS: dict[str, Callable[[], vaccel.Method]] = {
     "Schedule, skipped": lambda: vaccel.Schedule([0], num_steps=STEPS, reuse="residual"),
     "Schedule, computed": lambda: vaccel.Schedule(range(STEPS - 1), num_steps=STEPS, reuse="residual"),
@@ -33,22 +33,25 @@ ROUNDS = 60
 @pytest.mark.parametrize("name", METHODS)
 @torch.no_grad()
 def test_call(benchmark: Any, name: str) -> None:
-    loop = bench_overhead._vaccel(METHODS[name](), "generic")
-    rounds = 10 * len(bench_overhead.TIMED)
-    benchmark.pedantic(loop, setup=loop.prepare, rounds=rounds, warmup_rounds=len(bench_overhead.TIMED))
+    loop = overhead.vaccel_loop(METHODS[name](), "generic")
+    rounds = 10 * len(overhead.TIMED)
+    benchmark.pedantic(loop, setup=loop.prepare, rounds=rounds, warmup_rounds=len(overhead.TIMED))
 
 
 @torch.no_grad()
 def test_interleaved(capsys: Any) -> None:
     rows = []
     for name, make in METHODS.items():
-        loops = [bench_overhead._vaccel(make(), family) for family in (None, "generic")]
-        bare, times = bench_overhead._nothing() if "skipped" in name else bench_overhead.Loop(bench_overhead._wan()), []
+        loops = [overhead.vaccel_loop(make(), family) for family in (None, "generic")]
+        bare, times = (
+            overhead._nothing() if "skipped" in name else overhead.Loop(overhead._wan()),
+            [],
+        )
         rng = random.Random(0)
-        for _ in range(ROUNDS * len(bench_overhead.TIMED)):
+        for _ in range(ROUNDS * len(overhead.TIMED)):
             order = [*enumerate(loops), (2, bare)]
             rng.shuffle(order)
-            times.append({n: bench_overhead._timed(loop) for n, loop in order})
+            times.append({n: loop.timed() for n, loop in order})
         described, outside = (statistics.median(t[n] - t[2] for t in times[20:]) for n in (0, 1))
         ratio = statistics.median(t[1] for t in times[20:]) / statistics.median(t[0] for t in times[20:])
         rows.append({"method": name, "described_us": described, "outside_us": outside, "ratio_of_calls": ratio})

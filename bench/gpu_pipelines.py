@@ -181,7 +181,7 @@ def contenders(model: Model, dry: bool) -> dict[str, Callable[[], contextlib.Abs
     """By label a context in which the pipeline is run that way; it gives what ``_timed`` is to know."""
     forecast = vaccel.Forecast.shaped(model.steps, model.computed)
     found = {
-        "full": contextlib.nullcontext,
+        "full": lambda: contextlib.nullcontext({}),
         "vaccel Schedule": lambda: _ours(model, _schedule(model)),
         "vaccel Forecast": lambda: _ours(model, forecast),
         "diffusers TaylorSeer": lambda: _theirs(model, _taylor()),
@@ -199,13 +199,7 @@ def contenders(model: Model, dry: bool) -> dict[str, Callable[[], contextlib.Abs
         found["full, compiled blocks"] = lambda: _compiled(model)
         found["vaccel Forecast, compiled blocks"] = lambda: _ours(model, forecast)
         found["vaccel Forecast, compiled blocks, cuda graphs"] = lambda: _ours(model, forecast, cuda_graphs=True)
-    return {label: (lambda make=make: _context(make)) for label, make in found.items()}
-
-
-@contextlib.contextmanager
-def _context(make: Callable[[], contextlib.AbstractContextManager]) -> Iterator[dict[str, Any]]:
-    with make() as options:
-        yield options or {}
+    return found
 
 
 def even(model: Model) -> list[int]:
@@ -223,10 +217,10 @@ def _ours(model: Model, method: Any, **options: Any) -> Iterator[dict[str, Any]]
 
 
 @contextlib.contextmanager
-def _theirs(model: Model, config: Any) -> Iterator[None]:
+def _theirs(model: Model, config: Any) -> Iterator[dict[str, Any]]:
     model.pipe.transformer.enable_cache(config)
     try:
-        yield
+        yield {}
     finally:
         model.pipe.transformer.disable_cache()
 
@@ -251,7 +245,7 @@ def _first_block() -> Any:
 
 
 @contextlib.contextmanager
-def _cache_dit(model: Model) -> Iterator[None]:
+def _cache_dit(model: Model) -> Iterator[dict[str, Any]]:
     import cache_dit
 
     mask = [int(i in even(model)) for i in range(model.steps)]
@@ -261,16 +255,16 @@ def _cache_dit(model: Model) -> Iterator[None]:
     )  # fmt: skip
     cache_dit.enable_cache(model.pipe, cache_config=config)
     try:
-        yield
+        yield {}
     finally:
         cache_dit.disable_cache(model.pipe)
 
 
 @contextlib.contextmanager
-def _compiled(model: Model) -> Iterator[None]:
+def _compiled(model: Model) -> Iterator[dict[str, Any]]:
     model.pipe.transformer.compile_repeated_blocks(fullgraph=True)
     model.run(2)
-    yield
+    yield {}
 
 
 def _timed(model: Model, device: str, dry: bool, handle: Any = None) -> dict[str, Any]:

@@ -189,12 +189,15 @@ class _Detail(Transformer):
         for theirs, ours, key in self._copied:
             ours[key] = theirs[key]
 
-    def full(self, inputs: Inputs) -> torch.Tensor:
-        """As the transformer's; where it is offloaded as a whole it is brought to its device first, as by a call."""
+    def _onload(self) -> None:
+        """Brings the transformer to its device where it is offloaded as a whole, and the expert's own tensors there."""
         hook = self._base.__dict__.get("_hf_hook")
         if hook is not None:
             hook.pre_forward(self._base)
             self.synchronize()
+
+    def full(self, inputs: Inputs) -> torch.Tensor:
+        self._onload()  # no call of the transformer's own does it here
         return super().full(inputs)
 
     def move(self, device: torch.device) -> None:

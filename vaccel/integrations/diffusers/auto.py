@@ -97,11 +97,9 @@ class Pilot:
                 said = f"Auto: learning from this run, computed in full ({recorded + 1} of {self.auto.learn})"
                 return Recording(), [said], file
             candidates = self._candidates_of(pipe, known, num_steps, flow)
-            if not candidates and not self.auto.artifacts:
-                candidates = self.auto.uncalibrated(num_steps, flow)
-                if candidates and num_steps <= FEW:
-                    said = f"Auto: of {num_steps} steps nothing is known that is safe to skip: all are computed"
-                    return candidates[-1].method, [said], file
+            if candidates and not known and num_steps <= FEW:
+                said = f"Auto: of {num_steps} steps nothing is known that is safe to skip: all are computed"
+                return candidates[-1].method, [said], file
             if not candidates:
                 raise ValueError(
                     f"Auto knows nothing of this {type(modules[0]).__name__} at {num_steps} steps: pass learn=1 to "
@@ -118,6 +116,8 @@ class Pilot:
             sources = {(c.fitted, c.any_solver) for c in found}  # few: an artifact has a candidate for every budget
             fits = {source: self.auto.allow_mismatch or self._fits(pipe, *source) for source in sources}
             fitting = [c for c in found if fits[c.fitted, c.any_solver]]
+            if not paths:
+                fitting = self.auto.uncalibrated(num_steps, flow)
             self._candidates = kept = pipe.scheduler, files, fitting
         return kept[2]
 
