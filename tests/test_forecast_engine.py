@@ -177,7 +177,7 @@ def test_a_recording_changes_nothing_and_has_every_velocity(solver, guidance):
         with vaccel.accelerate(pipe, Recording(keep=keep)) as handle:
             assert torch.equal(tiny.latents(pipe, prompt, steps=STEPS, seed=SEED, guidance=guidance), plain)
             assert handle.trace.timeline() == "F" * STEPS
-            velocities, path = handle.trace.delivered
+            velocities, path, _ = handle.trace.delivered
             assert "delivered" not in handle.trace.to_json()
             recorded[keep] = velocities.clone()
             assert path.levels == flow_of(pipe.scheduler).levels

@@ -36,6 +36,8 @@ class Denoiser:
         guidance: w in u + w (c - u); a run may change ``denoiser.guidance`` between steps.
         family: the transformers' description, where the class name does not say.
         denoise: (prediction, x, step index) -> x_0 estimate, for methods that watch it.
+        channel_axis: of the latents that callables are given, for methods whose weights go by channel; by default 1, of
+            latents [B, a, b] the shorter of both.
 
     Raises ``ValueError`` when ``small`` is missing, or a method brings weights of its own or needs the inside of a
     plain callable.
@@ -50,6 +52,7 @@ class Denoiser:
         guidance: float = 1.0,
         family: str | Family | None = None,
         denoise: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] | None = None,
+        channel_axis: int | None = None,
     ):
         if not isinstance(method, Method):
             raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
@@ -60,7 +63,8 @@ class Denoiser:
         if any(kind.name == "denoised" for kind in method.watches) and denoise is None:
             raise ValueError(f"{type(method).__name__} watches the x_0 estimate: pass denoise=...")
         self.method, self.guidance, self._denoise = method, guidance, denoise
-        models = [_model(m, family, is_small) for m, is_small in ((large, False), (small, True)) if m is not None]
+        self._axis, pair = channel_axis, ((large, False), (small, True))
+        models = [_model(m, family, is_small, channel_axis) for m, is_small in pair if m is not None]
         inside = [store for store in method.stores if store.inside]
         if inside and not all(m.described for m in models):
             raise ValueError(
@@ -80,8 +84,19 @@ class Denoiser:
             return self._idle.pop()
         except IndexError:
             named = zip(self._models, (False, True), strict=True)
-            models = [_model(m, self._family, is_small) for m, is_small in named if m is not None]
+            models = [_model(m, self._family, is_small, self._axis) for m, is_small in named if m is not None]
             return Stage(0, *models), Buffers()
+
+    def channels_along(self, axis: int) -> None:
+        """From now on the latents' channels lie along ``axis``.
+
+        Raises ``ValueError`` for a transformer, whose family says where they do.
+        """
+        for stage, _ in self._idle:
+            if not isinstance(stage.large, PlainCallable):
+                raise ValueError("channel_axis is for plain callables: where a transformer's channels lie is known")
+            stage.large.axis = axis
+        self._axis = axis
 
     def run(self, num_steps: int, flow: Flow | None = None) -> DenoiserRun:
         """A fresh run, to be used as a context manager.
@@ -167,12 +182,12 @@ class DenoiserRun:
         self._given_back()
 
 
-def _model(model: Any, family: str | Family | None, is_small: bool) -> Model:
+def _model(model: Any, family: str | Family | None, is_small: bool, channel_axis: int | None = None) -> Model:
     if isinstance(model, nn.Module) and (family is not None or hasattr(model, "config")):
         return model_of(model, find(model, family), small=is_small)
     if not callable(model):
         raise ValueError(f"a model must be a callable (x, t, condition) -> output or a transformer, got {model!r}")
-    return PlainCallable(model)
+    return PlainCallable(model, channel_axis)
 
 
 def _inputs(model: Model, x: torch.Tensor, t: Any, condition: Any) -> Any:

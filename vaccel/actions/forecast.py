@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -16,25 +17,58 @@ class Forecast(Action):
     """A linear combination of the velocities that were computed last, of each branch alike.
 
     Without ``weights``, as in a timeline, a schedule puts those of the damped line through the last two in their place.
+    ``own`` are the weights of branches that were computed at other steps than the first one: (the call's number within
+    the step, weights).  They are of the velocities that such a branch has itself.
     """
 
     letter: ClassVar[str] = "p"
     weights: Weights | None = None
+    own: tuple[tuple[int, Weights], ...] = ()
 
     def __post_init__(self) -> None:
         if self.weights is not None:
             as_weights(self, "weights")
+        if self.own:
+            made = (
+                (number, weights if isinstance(weights, Weights) else Weights(weights)) for number, weights in self.own
+            )
+            object.__setattr__(self, "own", tuple(made))
 
     def missing(self, call: Any) -> str:
-        count, history = self.weights.count, call.slots["large.velocities"]
-        known = len(history.steps) if call.branch == 0 else history.known()
-        return "" if known >= count else f"{count} velocities"
+        weights, history = self.weights, call.slots["large.velocities"]
+        if self.own and (own := self._own(call)) is not None:
+            return "" if len(history.steps) >= own.count and history.newer() else f"{own.count} velocities of its own"
+        known = history.same if history.at == len(call.run.computed) else history.known()
+        return "" if known >= weights.count else f"{weights.count} velocities"
 
     def run(self, call: Any) -> torch.Tensor:
-        return call.slots["large.velocities"].forecast(call, self.weights)
+        own = self._own(call) if self.own else None
+        return call.slots["large.velocities"].forecast(call, self.weights if own is None else own)
+
+    def _own(self, call: Any) -> Weights | None:
+        return next((weights for number, weights in self.own if number == call.number), None)
 
     def to_json(self) -> dict[str, Any]:
-        return weights_json(self, "weights")
+        own = [[number, weights.values.tolist()] for number, weights in self.own]
+        return weights_json(self, "weights") | ({"own": own} if own else {})
+
+
+def with_own(
+    action: Forecast, call: Any, weights: Callable[[tuple[int, ...], int], Weights], most: int = 2
+) -> Forecast | None:
+    """The action with weights of its own for the branch of ``call``, which was computed at other steps than the run.
+
+    None where the branch has no velocity that is as new as the newest of the run's: it is to be computed.
+
+    Args:
+        weights: (the computed steps, newest first; the step) -> the weights of its forecast.
+        most: of so many velocities.
+    """
+    history = call.slots["large.velocities"]
+    if not history.newer():
+        return None
+    own = weights(tuple(history.steps[:most]), call.run.index)
+    return dataclasses.replace(action, own=(*action.own, (call.number, own)))
 
 
 def as_weights(action: Action, name: str) -> None:

@@ -24,11 +24,14 @@ class Store:
         phase: when a computed call writes it: "forward" (inside the model's forward, by a view), "step" (in the step
             function, which may be captured as a CUDA graph), or "after" it.
         inside: whether it needs the inside of a described transformer.
+        crosses: whether what it holds is about the latents alone, whichever model has predicted it: a branch then has
+            one slot for all models of a run.
     """
 
     kind = ""
     phase = "step"
     inside = False
+    crosses = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -45,6 +48,13 @@ class Store:
 
     def slot(self, call: Any) -> Slot:
         """A fresh slot for calls like ``call``."""
+        raise NotImplementedError
+
+    def carried(self, call: Any, before: Any) -> Slot:
+        """Of a store that ``crosses``: the slot for calls like ``call``, with what calls like ``before`` have left.
+
+        Those are of another model, or the same branch beside another one in a batch.
+        """
         raise NotImplementedError
 
     def nbytes(self, plan: Any) -> int:

@@ -1,5 +1,7 @@
 """The velocities that a run computed last, of every branch by itself, and what is forecast from them.
 
+A branch's velocities go on where another model takes over: they are about the latents, and all models of a run predict
+the same thing of those.  Whether it is worth it to forecast across is for the calibration to say.
 Kept as ``vaccel.planning.flow`` has them, so that one set of weights serves whatever the model predicts.
 """
 
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 
 from ..actions.weights import Weights
+from .by_piece import combined
 from .frequencies import low_frequencies
 from .store import Slot, Store
 
@@ -21,6 +24,7 @@ class VelocityHistory(Store):
 
     kind = "velocities"
     phase = "after"
+    crosses = True
 
     count: int = 2
     banded: bool = False
@@ -28,23 +32,29 @@ class VelocityHistory(Store):
     def slot(self, call: Any) -> Slot:
         return History(self, call)
 
+    def carried(self, call: Any, before: Any) -> Slot:
+        known = before.slots[self.name]
+        return known if before.shape == call.shape else known.conditional(call, before.half)
+
     def nbytes(self, plan: Any) -> int:
         return self.count * (1 + self.banded) * plan.calls * plan.nbytes(plan.x)
 
 
 class History(Slot):
-    """The velocities of one kind of call, newest first.
+    """The velocities of one branch, newest first.
 
     Attributes:
         steps: of which steps they are.
+        same, at: what ``known`` has found, and how many steps the run had computed by then.
     """
 
-    __slots__ = ("_call", "_lows", "_tensors", "banded", "count", "steps")
+    __slots__ = ("_call", "_lows", "_tensors", "at", "banded", "count", "same", "steps", "store")
 
     def __init__(self, store: VelocityHistory, call: Any):
         super().__init__(store.name, call)
-        self.count, self.banded = store.count, store.banded
+        self.store, self.count, self.banded = store, store.count, store.banded
         self.steps: list[int] = []
+        self.same, self.at = 0, -1
         self._tensors: list[torch.Tensor] = []
         self._lows: list[torch.Tensor] = []
         self._call = call
@@ -64,6 +74,7 @@ class History(Slot):
             call.ops.linear_combination([output, call.x], weights, velocity, channel_dim=1 if output.ndim > 1 else 0)
         self.steps.insert(0, call.run.index)
         del self.steps[self.count :]
+        self.at = -1
         self.step = call.run.index
         if self.banded:
             if not call.large.spatial:
@@ -79,16 +90,29 @@ class History(Slot):
         tensors.insert(0, new)
         return new
 
+    def conditional(self, call: Any, half: int) -> History:
+        """The history of the conditional branch alone, whose rows begin at ``half`` of the batch with both."""
+        made = History(self.store, call)
+        made.steps, made.step = list(self.steps), self.step
+        made._tensors, made._lows = [t[half:] for t in self._tensors], [t[half:] for t in self._lows]
+        return made
+
     def known(self) -> int:
-        """How many velocities are remembered, back to where a branch has other steps than the first one.
+        """How many velocities are remembered, back to where a branch has other steps than those the run computed.
 
         That happens where guidance begins or pauses in the middle of a run; the same weights would not fit both.
         """
-        own, first = self.steps, self.first.steps
-        if own is first or own == first:
-            return len(own)
-        same = [a == b for a, b in zip(own, first, strict=False)]
-        return same.index(False) if False in same else len(same)
+        computed, same = self._call.run.computed, 0
+        for own, wanted in zip(self.steps, computed, strict=False):
+            if own != wanted:
+                break
+            same += 1
+        self.same, self.at = same, len(computed)
+        return same
+
+    def newer(self) -> bool:
+        """Whether it has a velocity that is no older than the newest that the run computed."""
+        return bool(self.steps) and self.steps[0] >= self._call.run.computed[0]
 
     def terms(self, weights: Weights, skip: int = 0) -> list[torch.Tensor]:
         """What is weighed, in the order of ``Weights.coefficients``."""
@@ -115,6 +139,8 @@ class History(Slot):
         coefficients = weights.tensors.get(key)
         if coefficients is None:
             coefficients = weights.coefficients(call.device, scale)
+        if call.pieces and coefficients.shape[-1] > 1:
+            return combined(call.ops.linear_combination, [terms], coefficients, call.pieces, out)
         axis = call.channel_dim if coefficients.shape[-1] > 1 else min(1, first.ndim - 1)
         call.ops.linear_combination(terms, coefficients, out, channel_dim=axis)
         return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import statistics
@@ -186,7 +187,7 @@ class _Sample:
         steps = int(self.call["num_inference_steps"])
         self.report(0)
         final, recorded = self._in_full("latent")
-        self.gram, data = sample_of(*recorded, find(main_denoiser(self.pipe)).channel_axis, self.bands)
+        self.gram, data = sample_of(*recorded, self.bands)
         data["seconds_recording"] = time.perf_counter() - began
         done, total = steps, steps + sum(steps - j for j in positions)
         for j in positions:
@@ -233,7 +234,7 @@ class _Sample:
         """The error of the finished latents over that of the latents at step j, when step j - 1 is forecast."""
         known = tuple(range(j - 2, max(j - 4, -1), -1))
         replay = _Replay(recorded, j, Weights(self.gram.weights(known, j - 1)))
-        with StandIn(self.pipe, replay):
+        with StandIn(self.pipe, replay, several=True):
             ended = self._run("latent")
         self.forwards += replay.forwards
         error = float((ended.double() - final.double()).square().mean().sqrt())
@@ -265,9 +266,10 @@ class _Replay(StandInRun):
 
     def _bound(self, index: int, call: Invocation) -> Call:
         """The call in the form that stores take."""
-        engine, key = self.engine, (call.stage.index, call.branch)
+        engine, key = self.engine, (0, call.branch)  # whichever model it is of: velocities go on
         if key not in engine.calls_bound:
-            engine.calls_bound[key] = Call(engine, call.stage, call.branch, call.x, call.batched)
+            stage = dataclasses.replace(call.stage, index=0)
+            engine.calls_bound[key] = Call(engine, stage, call.branch, call.x, call.batched)
         engine.index = index
         bound = engine.calls_bound[key]
         bound.x, bound.inputs = call.x, call.inputs
@@ -275,7 +277,7 @@ class _Replay(StandInRun):
 
     def _as_recorded(self, index: int, call: Invocation) -> torch.Tensor:
         """The recorded guided prediction, for every branch: guidance of equal branches leaves it as it is."""
-        velocities, flow = self.recorded
+        velocities, flow = self.recorded.velocities, self.recorded.flow
         velocity = velocities[index].to(call.x.device, call.x.dtype)
         velocity = velocity.repeat(len(call.x) // len(velocity), *[1] * (velocity.ndim - 1))
         if flow.scales is None:

@@ -19,7 +19,7 @@ from ..planning.calibration import calibration, sample_of
 
 
 @contextlib.contextmanager
-def record(denoiser: Denoiser, path: str | Path, *, channel_axis: int = 1) -> Iterator[None]:
+def record(denoiser: Denoiser, path: str | Path, *, channel_axis: int | None = None) -> Iterator[None]:
     """Within the context every run of ``denoiser`` is computed in full, and its velocities' products go to ``path``.
 
         denoiser = vaccel.Denoiser(model, method=vaccel.Forecast.prior(17), guidance=5.0)
@@ -32,20 +32,23 @@ def record(denoiser: Denoiser, path: str | Path, *, channel_axis: int = 1) -> It
     that is there gains the new samples.  A run that is aborted, or whose latents change their shape, is no sample.
 
     Args:
-        channel_axis: of the latents [B, channels, ...]: each channel has weights of its own.
+        channel_axis: of the latents: each channel has weights of its own.  By default, and at any rate, the runs'
+            (``Denoiser(channel_axis=...)``).
 
     Raises ``ValueError`` where the file holds a calibration of something else or of another number of steps, and for
     outputs that are not finite; the loop itself is not disturbed before its run is over.
     """
+    if channel_axis is not None:
+        denoiser.channels_along(channel_axis)
     before, denoiser.method = denoiser.method, Recording()
-    denoiser.finished = lambda trace: _add(denoiser, Path(path), trace, channel_axis)
+    denoiser.finished = lambda trace: _add(denoiser, Path(path), trace)
     try:
         yield
     finally:
         denoiser.method, denoiser.finished = before, None
 
 
-def _add(denoiser: Denoiser, path: Path, trace: Trace, channel_axis: int) -> None:
+def _add(denoiser: Denoiser, path: Path, trace: Trace) -> None:
     """Adds a finished run to the artifact."""
     recorded, trace.delivered = trace.delivered, None
     if recorded is None:  # its trace says why
@@ -53,7 +56,7 @@ def _add(denoiser: Denoiser, path: Path, trace: Trace, channel_axis: int) -> Non
     steps = recorded.flow.num_steps
     if path.is_file() and (known := calibration(path).gram.num_steps) != steps:
         raise ValueError(f"{path} has runs of {known} steps, this one has {steps}: record it into a file of its own")
-    _, sample = sample_of(*recorded, channel_axis, bands=1)
+    _, sample = sample_of(*recorded, bands=1)
     header = {
         "schema": artifacts.SCHEMA, "method": Forecast.id, "num_steps": steps, "bands": 1,
         "model": _described(denoiser._models[0]), "scheduler": {"class": "loop", "config": {}}, "call": {},

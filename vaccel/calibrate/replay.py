@@ -81,6 +81,9 @@ class StandInRun:
     def begin(self, index: int, call: Invocation) -> None:
         """Step ``index`` begins."""
 
+    def hold_guidance(self) -> None:
+        """Guidance may change from now on."""
+
     def only_looked(self, stage: Stage) -> None:
         """The model was run to see how its answers lie: one forward more than the calibration asked for."""
 
@@ -188,10 +191,13 @@ class _Scope(Scope):
 
 
 class StandIn(Session):
-    """Passes a pipeline's calls to ``run`` instead of the engine's own run, within the context."""
+    """Passes a pipeline's calls to ``run`` instead of the engine's own run, within the context.
 
-    def __init__(self, pipe: Any, run: Any, small: nn.Module | None = None):
-        if getattr(pipe, "transformer_2", None) is not None:
+    Raises ``ValueError`` for a pipeline with two transformers, unless ``run`` takes calls of ``several``.
+    """
+
+    def __init__(self, pipe: Any, run: Any, small: nn.Module | None = None, *, several: bool = False):
+        if not several and getattr(pipe, "transformer_2", None) is not None:
             raise ValueError("calibrations of pipelines with two transformers are not supported yet")
         never = Schedule([0], num_steps=1)  # a session needs a method; ``run`` decides by itself
         super().__init__(pipe, never, find(main_denoiser(pipe)), [small])

@@ -15,8 +15,8 @@ from ..models.call import Stage
 class Call:
     """What actions, stores and signals see of an invocation of the model, and how it is computed.
 
-    ``branch`` 0 is the first call of a step (the conditional branch of two-call guidance), 1 the second.  With
-    ``batched`` the rows are [unconditional; conditional].
+    ``branch`` 0 is the model's first call of a step (the conditional branch of two-call guidance), 1 its second;
+    ``number`` counts the calls of all models.  With ``batched`` the rows are [unconditional; conditional].
 
     Attributes:
         inputs: the invocation's arguments.
@@ -25,12 +25,16 @@ class Call:
         large, small: the models of this part of the run.
         slots: what the method's stores hold for calls like this, by name.
         first: the call of the first branch of this stage, itself for that one.
+        channels, pieces, channel_dim: where the latents' channels lie (``vaccel.planning.channels``).
         ops: the ops for its tensors, unchecked.
         execute: the place for captured graphs; None where functions simply run.
     """
 
-    def __init__(self, run: Any, stage: Stage, branch: int, x: torch.Tensor, batched: bool):
-        self.run, self.stage, self.branch, self.batched = run, stage, branch, batched
+    def __init__(
+        self, run: Any, stage: Stage, branch: int, x: torch.Tensor, batched: bool, number: int = 0,
+        before: Call | None = None,
+    ):  # fmt: skip
+        self.run, self.stage, self.branch, self.batched, self.number = run, stage, branch, batched, number
         self.x, self.inputs = x, None
         self.shape, self.dtype, self.device = x.shape, x.dtype, x.device
         self.half = len(x) // 2 if batched else 0
@@ -39,12 +43,14 @@ class Call:
         self.buffers, self.execute = run.buffers, run.execute
         self.first = self if branch == 0 else run.calls_bound[stage.index, 0]
         self.key = (stage.index, branch, batched, self.half)
-        self.ops = ops.inner(x.device, x.dtype)
-        axis = getattr(stage.large, "channel_axis", 1)
-        self.channel_dim = axis % x.ndim if x.ndim > 1 else 0
+        self.ops = ops.inner(x.device, x.dtype) if before is None else before.ops
+        self.channels = stage.large.channels(x)
+        self.pieces = self.channels.pieces
+        self.channel_dim = self.channels.axis % x.ndim if x.ndim > 1 else 0
         self.slots: dict[str, Any] = {}
         for store in run.stores:
-            self.slots[store.name] = store.slot(self)
+            goes_on = store.crosses and before is not None
+            self.slots[store.name] = store.carried(self, before) if goes_on else store.slot(self)
         self._sort(run.stores)
         self.signals = run.signals_computed
         self.condition: Any = None  # what it was conditioned by last; ``settled`` once that was so at two steps

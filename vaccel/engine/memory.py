@@ -50,7 +50,8 @@ def plan(method: Method, stages: Sequence[Stage], x: torch.Tensor, branches: int
     sample, names = x[: len(x) // rows], frozenset(store.name for store in method.stores)
     planned: dict[str, int] = {}
     for store in sorted(method.stores, key=lambda s: s.name):
-        each = (store.nbytes(Planned(stage, x, sample, branches, calls, names)) for stage in stages)
+        of = stages[:1] if store.crosses else stages
+        each = (store.nbytes(Planned(stage, x, sample, branches, calls, names)) for stage in of)
         planned[store.name] = sum(each)
     of_signals = Planned(stages[0], x, sample, branches, calls, names)
     for kind in _all_of(method.watches):

@@ -17,6 +17,7 @@ from ..actions import Action
 from ..cache import Buffers
 from ..methods import Method, Observation, Policy, RunInfo
 from ..models.call import Stage
+from ..planning.channels import Channels
 from ..planning.flow import Flow
 from ..planning.schema import step_count
 from ..signals import Signal, TimestepEmbedding
@@ -41,6 +42,11 @@ class Step:
         """The latents that enter the step, [B, ...]; with batched guidance the conditional rows."""
         call = self._call
         return call.x[call.half :] if call.half else call.x
+
+    @property
+    def channels(self) -> Channels:
+        """Where the latents' channels lie."""
+        return self._call.channels
 
     @property
     def level(self) -> float:
@@ -92,7 +98,7 @@ class Run:
     ):
         step_count(num_steps)
         self.method, self.num_steps, self.buffers, self.execute = method, num_steps, buffers, execute
-        self.guidance, self.denoise = guidance, denoise
+        self.guidance, self._guidance, self.denoise = guidance, guidance, denoise
         self.flow = flow or Flow.even(num_steps)
         self.trace = Trace(method.to_json(), num_steps)
         buffers.begin()
@@ -113,6 +119,8 @@ class Run:
         #: What the calls of a step are, in order, where the loop says so.
         self.kinds: tuple[str, ...] = ()
         self.calls_bound: dict[tuple[int, int], Call] = {}
+        self._latest: dict[int, Call] = {}  # by their number within a step, whichever model they were of
+        self.computed: list[int] = []  # steps whose action was to compute, newest first
         self.shared: dict[str, Any] = {}  # what an action leaves for the other branches of the current step
         self.step = Step(self)
         self.first_call: Call | None = None  # of the current step
@@ -170,11 +178,11 @@ class Run:
             or call.batched != batched
             or (self.kinds and call.kind != self._kind(branch))
         ):
-            call = self._bind(stage, branch, x, batched, condition)
+            call = self._bind(stage, branch, 0 if begins else self.calls, x, batched, condition)
         elif call.condition is condition or (condition.__class__ is list and _alike(call.condition, condition)):
             call.settled = True
         elif call.settled:
-            call = self._bind(stage, branch, x, batched, condition)
+            call = self._bind(stage, branch, 0 if begins else self.calls, x, batched, condition)
         else:
             call.condition = condition
         call.inputs, call.x = inputs, x
@@ -184,8 +192,7 @@ class Run:
         else:
             action = self.action
             if missing := action.missing(call):
-                action = action.substitute()
-                self.record.reason = f"branch {branch} computed in full: no {missing} cached for it yet"
+                action = self._instead(action, call, missing)
         self.calls += 1
         self.within[stage.index] = branch + 1
         output = action.run(call)
@@ -208,17 +215,48 @@ class Run:
     def _kind(self, branch: int) -> str:
         return self.kinds[branch] if branch < len(self.kinds) else ""
 
-    def _bind(self, stage: Stage, branch: int, x: torch.Tensor, batched: bool, condition: Any = None) -> Call:
-        """A kind of call that this run has not seen yet, or whose shape has changed."""
+    def _bind(
+        self, stage: Stage, branch: int, number: int, x: torch.Tensor, batched: bool, condition: Any = None
+    ) -> Call:
+        """A kind of call that this run has not seen yet, or whose shape has changed; the ``number`` th of its step."""
         key = (stage.index, branch)
-        changed = key in self.calls_bound
-        if changed and branch == 0:
-            for other in [k for k in self.calls_bound if k[0] == stage.index]:
+        old = self.calls_bound.get(key)
+        before = self._latest.get(number) if old is None else old
+        if old is not None:
+            dropped = [k for k, c in self.calls_bound.items() if c.number == number or (not branch and k[0] == key[0])]
+            for other in dropped:
                 del self.calls_bound[other]
-            self._reshaped = True
-        self.calls_bound[key] = call = Call(self, stage, branch, x, batched)
+            self._reshaped = self._reshaped or branch == 0
+        if before is not None and not self._goes_on(before, stage, branch, x, batched, condition):
+            before = None
+        self.calls_bound[key] = self._latest[number] = call = Call(self, stage, branch, x, batched, number, before)
         call.condition, call.kind = condition, self._kind(branch)
         return call
+
+    def _goes_on(self, before: Call, stage: Stage, branch: int, x: torch.Tensor, batched: bool, condition: Any) -> bool:
+        """Whether a call is of the same branch as one ``before`` it: by another model, or no longer in one batch."""
+        if before.stage is stage:  # which answers with other rows than it did
+            halved = before.batched and not batched and x.shape == (before.half, *before.shape[1:])
+            return halved and x.dtype == before.dtype and x.device == before.device
+        alike = before.shape == x.shape and before.dtype == x.dtype and before.device == x.device
+        if not alike or before.batched != batched or before.kind != self._kind(branch):
+            return False
+        return not before.settled or before.condition is condition or _alike(before.condition, condition)
+
+    def _instead(self, action: Action, call: Call, missing: str) -> Action:
+        """What a branch takes that lacks what the step's action reuses."""
+        amended = self.policy.amended(action, call)
+        if amended is not None and not amended.missing(call):
+            self.action = self.record.action = amended
+            self.record.reason = f"branch {call.branch} reuses what was computed of it: no {missing} of the same steps"
+            return amended
+        self.record.reason = f"branch {call.branch} computed in full: no {missing} cached for it yet"
+        return action.substitute()
+
+    def hold_guidance(self) -> None:
+        """The caller may change its guidance scale for the next step: of this one it is what it is now."""
+        scales = {stage: self._guidance(stage) for stage in {stage for stage, _ in self.calls_bound}}
+        self.guidance = scales.__getitem__
 
     def _begin(self, index: int, stage: Stage, call: Call) -> None:
         if self._observes_late and self.index >= 0:
@@ -228,6 +266,7 @@ class Run:
                 seen = self._early
                 seen.action = self.action
             self.policy.observe(self.step, seen)
+        self.guidance = self._guidance
         if self._reshaped:
             self._reshaped = False
             self.policy.reshaped()
@@ -243,6 +282,8 @@ class Run:
         action, reason = self.policy.decide(step), ""
         if not action.is_full and (missing := action.missing(call)):
             action, reason = action.substitute(), f"computed in full: no {missing} cached for this model yet"
+        if action.is_full:
+            self.computed.insert(0, index)
         self.action = action
         self.record = StepRecord(index, action, step.metrics, reason)
         self.trace.steps.append(self.record)

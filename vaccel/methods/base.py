@@ -21,6 +21,7 @@ import torch
 from ..actions import Action, ModelName, Weights
 from ..cache import Buffers, Store
 from ..planning import artifacts, schema
+from ..planning.channels import Channels
 from ..planning.flow import Flow
 from ..planning.schema.errors import problem, shown
 from ..signals import Signal
@@ -72,6 +73,10 @@ class Step(Protocol):
         """The latents that enter the step, [B, ...]; valid until the next one."""
 
     @property
+    def channels(self) -> Channels:
+        """Where the latents' channels lie."""
+
+    @property
     def level(self) -> float:
         """The noise level s of the step (``vaccel.planning.flow``)."""
 
@@ -116,6 +121,14 @@ class Policy:
     def reshaped(self) -> None:
         """The latents have another shape from this step on (samples have finished, the picture has grown): whatever is
         kept a sample or as a tensor is of others.  Called before ``decide``."""
+
+    def amended(self, action: Action, call: Any) -> Action | None:
+        """The step's action where a later branch, the one that ``call`` is of, lacks what it reuses.
+
+        Its guidance has paused, for example, and so it was computed at other steps than the first one.  None where it
+        is to be computed.
+        """
+        return None
 
     def expects(self, index: int) -> Weights | None:
         """The weights by which the step that was just computed would have been forecast, for ``ForecastError``."""

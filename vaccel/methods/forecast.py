@@ -12,6 +12,7 @@ import numpy as np
 
 from ..actions import Action, Full, Weights
 from ..actions import Forecast as Forecasting
+from ..actions.forecast import with_own
 from ..cache import Store, VelocityHistory
 from ..planning import artifacts, gram
 from ..planning.calibration import OBJECTIVE, Calibration, calibration
@@ -261,7 +262,23 @@ class _Policy(Policy):
             else:
                 self.actions.append(Forecasting(self.weights.weights(known, i)))
 
+    def _fit(self, channels: int) -> None:
+        """Where latents have another number of channels than the calibration's, all of them have the same weights."""
+        known = getattr(self.weights, "known", None)
+        if known is None or known.gram.products.shape[1] in (1, channels):
+            return
+        if "channel" in self.method.per or known.gram.tensors:
+            self.run.note(
+                f"calibrated with {known.gram.products.shape[1]} channels, and these latents have {channels}: one "
+                "weight for all"
+            )
+            self.method = dataclasses.replace(self.method, per="tensor")
+            self.weights = CalibratedWeights(known.whole(), self.method.order, "tensor", self.weights.response)
+            self._plan()
+
     def decide(self, step: Step) -> Action:
+        if step.index == 0:
+            self._fit(step.channels.count(step.latents))
         if self.reading is not None:
             self.elements = step.latents[:1].numel()
             self._judge(step)
@@ -278,6 +295,9 @@ class _Policy(Policy):
         """The weights that would forecast a computed step's velocity, and the calibrated error of that forecast."""
         known, per = self.weights.known, self.method.per
         return known.weights(self.known, index, per), known.residual_norm(self.known, index, per)
+
+    def amended(self, action: Action, call: Any) -> Action | None:
+        return with_own(action, call, self.weights.own, self.method.order)
 
     def expects(self, index: int) -> Weights | None:
         return self.expected[0] if self.expected is not None else None

@@ -9,23 +9,26 @@ import torch
 
 from ..actions import Action, Full
 from ..cache import Store, VelocityHistory
+from ..planning.channels import Channels
 from ..planning.flow import Flow
 from ..signals import Signal, Velocity
 from .base import Method, Observation, Policy, RunInfo, Step, require
 
 
 class Recorded(NamedTuple):
-    """A run's guided velocities [T, B, ...], fp32, and its flow."""
+    """A run's guided velocities [T, B, ...], fp32, its flow, and where the velocities' channels lie."""
 
     velocities: torch.Tensor
     flow: Flow
+    channels: Channels
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording(Method):
     """Computes every step and delivers the guided velocities of all steps, ``Recorded``, with the trace.
 
-    The run itself is unchanged.  It needs memory for T further tensors of the latents' size, in fp32.
+    Where the latents hold something that is not denoised (an image to be edited, a given first frame), velocities are
+    zero.  The run itself is unchanged.  It needs memory for T further tensors of the latents' size, in fp32.
 
     Args:
         keep: where the velocities are kept: on the "device" of the latents, or in "host" memory.
@@ -61,14 +64,17 @@ class _Policy(Policy):
         self.method, self.run = method, run
         self.velocities: torch.Tensor | None = None
         self.incomplete = False
-
-    def reshaped(self) -> None:
-        self.incomplete = True  # the velocities no longer fit into one tensor
+        self.entered: torch.Tensor | None = None  # the latents of the first step
 
     def decide(self, step: Step) -> Action:
+        self.channels = step.channels
+        if step.index == 0:
+            self.entered = step.latents.clone()
         return Full()
 
     def observe(self, step: Step, seen: Observation) -> None:
+        if self.velocities is not None and seen.velocity.shape != self.velocities.shape[1:]:
+            self.incomplete = True  # the velocities no longer fit into one tensor
         if self.incomplete:
             return
         if self.velocities is None:
@@ -84,4 +90,7 @@ class _Policy(Policy):
         if self.incomplete:
             self.run.note("this run is not used for calibration: its latents changed their shape")
             return
-        self.run.deliver(Recorded(self.velocities, self.run.flow or Flow.even(self.run.num_steps)))
+        still = self.channels.still(self.entered, step.latents) if self.run.num_steps > 1 else None
+        if still is not None:  # what is given with the latents, and whose prediction nobody takes
+            self.velocities.masked_fill_(still.to(self.velocities.device), 0.0)
+        self.run.deliver(Recorded(self.velocities, self.run.flow or Flow.even(self.run.num_steps), self.channels))

@@ -21,6 +21,7 @@ from ..actions import (
     Weights,
     from_json,
 )
+from ..actions.forecast import with_own
 from ..cache import BlockResidual, BlockStates, GuidanceDelta, LastOutput, OutputResidual, Store, VelocityHistory
 from ..planning.flow import Flow
 from ..planning.forecast_weights import extrapolated
@@ -183,6 +184,7 @@ class Schedule(Method):
     @property
     def _forecasts(self) -> list[Weights | None]:
         forecast = [a.weights for a in self.actions if isinstance(a, Forecast)]
+        forecast += [weights for a in self.actions if isinstance(a, Forecast) for _, weights in a.own]
         return forecast + [a.correction for a in self.actions if isinstance(a, Full) and a.correction is not None]
 
     @property
@@ -238,6 +240,11 @@ class _Forecasting(Policy):
 
     def decide(self, step: Step) -> Action:
         return self.actions[step.index]
+
+    def amended(self, action: Action, call: Any) -> Action | None:
+        if not isinstance(action, Forecast):
+            return None
+        return with_own(action, call, lambda known, step: extrapolated(self.flow.levels, known, step, DAMPING))
 
     def observe(self, step: Step, seen: Observation) -> None:
         if isinstance(seen.action, Full):

@@ -7,18 +7,20 @@ from typing import Any, Protocol
 
 import torch
 
+from ..planning.channels import Channels
+
 
 class Model(Protocol):
     """What the engine needs of a model.
 
-    ``described`` says whether the inside of it can be reached; latents have their channels along ``channel_axis`` and,
+    ``described`` says whether the inside of it can be reached; latents have their channels where ``channels`` says and,
     where they are ``spatial``, rows and columns last.
     """
 
     described: bool
-    channel_axis: int
     spatial: bool
 
+    def channels(self, x: torch.Tensor) -> Channels: ...
     def latents(self, inputs: Any) -> torch.Tensor: ...
     def rows(self, inputs: Any, rows: slice | list[int]) -> Any: ...
     def full(self, inputs: Any) -> torch.Tensor: ...

@@ -11,14 +11,16 @@ import functools
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from .. import ops
+from ..planning.channels import Channels, pieces_of
 from . import layout
+from .channel_axis import axis_of, config_of
 from .family import Family, Inputs
 from .layout import Layout
 from .structures import tensors_of
@@ -72,9 +74,15 @@ class Generic:
         self._look()
         self._lock = lock_of(model)
 
-    @property
-    def channel_axis(self) -> int:
-        return 1 if self.layout is not None and self.layout.kind in ("packed", "loose") else self.family.channel_axis
+    def channels(self, x: torch.Tensor) -> Channels:
+        """Where the channels of latents [rows, ...] lie; of each tensor where several are packed."""
+        if self.layout is not None and self.layout.part_shapes:
+            shapes = [(shape, self._axis((1, *shape))) for shape in self.layout.part_shapes]
+            return Channels(1, pieces_of(shapes))
+        return Channels(self._axis(x.shape))
+
+    def _axis(self, shape: Sequence[int]) -> int:
+        return axis_of(shape, config_of(self.model)) if type(self.family) is Family else self.family.channel_axis
 
     @property
     def spatial(self) -> bool:
@@ -245,12 +253,14 @@ class PlainCallable:
 
     described = False
     depth = 0
-    channel_axis = 1
     spatial = True
     carries_text = False
 
-    def __init__(self, function: Callable[..., torch.Tensor]):
-        self.function = function
+    def __init__(self, function: Callable[..., torch.Tensor], axis: int | None = None):
+        self.function, self.axis = function, axis
+
+    def channels(self, x: torch.Tensor) -> Channels:
+        return Channels(axis_of(x.shape) if self.axis is None else self.axis)
 
     def latents(self, inputs: tuple) -> torch.Tensor:
         return inputs[0]

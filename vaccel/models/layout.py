@@ -86,6 +86,8 @@ class Layout:
         self._tree: Any = None  # the answer's structure, once one was seen
         self._shapes: tuple[tuple[torch.Size, torch.dtype], ...] = ()
         self._known: tuple[Any, ...] = ()  # shapes of the inputs that it was made for
+        #: Shapes of the parts' inputs, without their rows where all have the same; () where there is but one tensor.
+        self.part_shapes: tuple[torch.Size, ...] = ()
         self._shape: torch.Size | None = None
         self._has_rest = False
         self._rest: tuple[torch.Tensor | None, ...] | None = None  # of the last answer, None in the parts' places
@@ -93,6 +95,8 @@ class Layout:
     def made_for(self, inputs: Inputs) -> Layout:
         """The layout, which from now on fits calls of these shapes only."""
         self._known = _signature(inputs, self)
+        if self.kind in ("packed", "loose"):
+            self.part_shapes = tuple(part.of(inputs).shape[self.kind == "packed" :] for part in self.parts)
         if len(self.parts) == 1 and isinstance(self._known[0], torch.Size):
             self._shape = self._known[0]
         return self

@@ -15,6 +15,7 @@ import torch
 from ..actions import Weights
 from . import artifacts, gram
 from . import levels as by_level
+from .channels import Channels
 from .file_state import FileState, state
 from .flow import Flow
 from .gram import MAX_GAP, Gram, Plan
@@ -53,7 +54,7 @@ class Calibration:
         kept += [s["products"] for s in samples if "products" in s]  # not summed yet
         products = _matrices(summed(kept), (bands, channels, steps, steps))
         products /= len(samples)
-        found = Gram(levels, products, samples[0]["elements"])
+        found = Gram(levels, products, samples[0]["elements"], tuple(map(tuple, samples[0].get("tensors", ()))))
         growth = error_growth_of([s["error_growth"] for s in samples], levels[:-1])
         self.curve = sorted(
             (predicted, psnr) for s in samples for predicted, psnr in s.get("trials", ()) if math.isfinite(psnr)
@@ -80,6 +81,12 @@ class Calibration:
         read = copy.copy(self)
         growth = by_level.read_growth(self.gram.levels[:-1], self.error_growth, levels[:-1])
         read._take(by_level.read_products(self.gram, levels), growth)
+        return read
+
+    def whole(self) -> Calibration:
+        """The calibration with one set of weights for everything, whatever channels latents have."""
+        read, products = copy.copy(self), self.gram.products.sum(axis=(0, 1), keepdims=True)
+        read._take(Gram(self.gram.levels, products, self.gram.elements), self.error_growth)
         return read
 
     def plans(
@@ -171,17 +178,27 @@ def _calibration(path: str, found: FileState) -> Calibration:
     return Calibration(*artifacts.read_sealed(path, METHOD))
 
 
-def sample_of(velocities: torch.Tensor, flow: Flow, channel_axis: int, bands: int) -> tuple[Gram, dict[str, Any]]:
+def sample_of(
+    velocities: torch.Tensor, flow: Flow, channels: Channels, bands: int
+) -> tuple[Gram, dict[str, Any]]:
     """The inner products of a run's guided velocities [T, B, ...], and the sample of an artifact that holds them.
 
     Raises ``ValueError`` for velocities that are not finite.
     """
     if not bool(torch.isfinite(velocities).all()):
         raise ValueError("this run's outputs are not finite: it is not used for calibration")
-    products = gram.inner_products(velocities, channel_axis, bands)
-    found = Gram(flow.levels, products, velocities[0, 0].numel())
+    products = gram.inner_products(velocities, channels, bands)
+    each = [(v.shape[axis], max(_moving(v), 1)) for v, axis in channels.tensors(velocities)]
+    found = Gram(flow.levels, products, sum(n for _, n in each), tuple(each) if channels.pieces else ())
     data = {"levels": list(flow.levels), "channels": products.shape[1], "bands": bands, "elements": found.elements}
+    if found.tensors:
+        data["tensors"] = list(map(list, found.tensors))
     return found, {**data, "products": packed(products), "error_growth": {}}
+
+
+def _moving(velocities: torch.Tensor) -> int:
+    """How many elements of a clip have a velocity at any step, of a run's [T, B, ...]."""
+    return round(int((velocities != 0).any(dim=0).sum()) / velocities.shape[1])
 
 
 def packed(products: np.ndarray) -> str:

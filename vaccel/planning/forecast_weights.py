@@ -30,6 +30,8 @@ class ExtrapolatedWeights:
     def weights(self, known: tuple[int, ...], step: int) -> Weights:
         return extrapolated(self.flow.levels, known[:2], step, self.damping)
 
+    own = weights
+
 
 class CalibratedWeights:
     """A calibration's weights; those of the velocity that the solver receives where its response is known."""
@@ -47,4 +49,8 @@ class CalibratedWeights:
         return self.solver_weights.get(step)
 
     def weights(self, known: tuple[int, ...], step: int) -> Weights:
-        return self.solver_weights[step] if self.solver_weights else self.known.weights(known, step, self.per)
+        return self.solver_weights[step] if self.solver_weights else self.own(known, step)
+
+    def own(self, known: tuple[int, ...], step: int) -> Weights:
+        """The weights of a branch that was computed at other steps than the path's."""
+        return self.known.weights(known, step, self.per)

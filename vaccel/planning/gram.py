@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ..cache.frequencies import low_frequencies
+from .channels import Channels
 from .schedules import UnitPaths, check_size, solve_units
 
 PER = ("tensor", "channel", "band", "channel, band")
@@ -46,11 +47,14 @@ class Gram:
         levels: [T + 1], the noise levels s of the run.
         products: [bands, channels, T, T], fp64, summed over samples and divided by how many there are.
         elements: number of latent elements of a sample, over all channels.
+        tensors: (channels, elements) of each tensor, where a model predicts several, such as sound beside video; ()
+            where it is one.  Their channels follow one another in ``products``.
     """
 
     levels: tuple[float, ...]
     products: np.ndarray
     elements: int
+    tensors: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_steps(self) -> int:
@@ -64,18 +68,56 @@ class Gram:
     def grouped(self, per: str) -> np.ndarray:
         """[groups, T, T]: the products summed over each group of elements that share one set of weights.
 
-        Raises ``ValueError`` for an unknown ``per``, or for bands that were not recorded.
+        Such a group never has elements of two tensors.  Raises ``ValueError`` for an unknown ``per``, or for bands that were not recorded.
         """
         if per not in PER:
             raise ValueError(f"per must be one of {', '.join(map(repr, PER))}, got {per!r}")
         if "band" in per and len(self.products) < 2:
             raise ValueError(f"per={per!r} needs a calibration with frequency bands")
         if per not in self._groups:
-            sizes = zip(("band", "channel"), self.products.shape, strict=False)
-            axes = tuple(axis for axis, (name, size) in enumerate(sizes) if name not in per and size > 1)
-            summed = self.products.sum(axis=axes) if axes else self.products  # which may be large, and is then shared
+            products, whole = self.products, "channel" not in per
+            if whole and self.tensors:
+                products = np.add.reduceat(products, self._begins, axis=1)
+            sizes = zip(("band", "channel"), products.shape, strict=False)
+            apart = f"{per}, channel" if self.tensors else per
+            axes = tuple(axis for axis, (name, size) in enumerate(sizes) if name not in apart and size > 1)
+            summed = products.sum(axis=axes) if axes else products  # which may be large, and is then shared
             self._groups[per] = summed.reshape(-1, self.num_steps, self.num_steps)
         return self._groups[per]
+
+    def weighed(self, per: str) -> np.ndarray:
+        """``grouped``, with every tensor in units of its own mean square, so that each counts as much as another.
+
+        What follows from one tensor alone is in the latents' units; of several, errors are relative to the velocities'
+        root mean square: the root of the mean, over the tensors, of their squares.
+        """
+        products = self.grouped(per)
+        if not self.tensors:
+            return products
+        key = f"weighed {per}"
+        if key not in self._groups:
+            squares = np.trace(np.add.reduceat(self.products, self._begins, axis=1), axis1=-2, axis2=-1).sum(axis=0)
+            units = np.divide(
+                self.elements * self.num_steps, len(squares) * squares, out=np.zeros_like(squares), where=squares > 0
+            )
+            counts = [channels for channels, _ in self.tensors] if "channel" in per else 1
+            own = np.repeat(units, counts)
+            self._groups[key] = products * np.tile(own, len(products) // len(own))[:, None, None]
+        return self._groups[key]
+
+    def expanded(self, solved: np.ndarray, per: str) -> np.ndarray:
+        """Weights [groups, K] as [K, bands, channels]; an axis is 1 long where it is shared."""
+        bands = len(self.products) if "band" in per else 1
+        weights = solved.T.reshape(solved.shape[1], bands, -1)
+        if self.tensors and "channel" not in per:
+            weights = np.repeat(weights, [channels for channels, _ in self.tensors], axis=2)
+        return weights
+
+    @functools.cached_property
+    def _begins(self) -> np.ndarray:
+        """The first channel of every tensor."""
+        counts = [channels for channels, _ in self.tensors]
+        return np.cumsum([0, *counts[:-1]])
 
     @functools.cached_property
     def _groups(self) -> dict[str, np.ndarray]:
@@ -88,8 +130,7 @@ class Gram:
             known: the K computed steps that it is forecast from, newest first.
         """
         solved = _solved(self.grouped(per), np.array([known]), np.array([[step]]))[:, 0, :, 0]  # [groups, K]
-        bands = len(self.products) if "band" in per else 1
-        return solved.T.reshape(len(known), bands, -1)
+        return self.expanded(solved, per)
 
     def residual_norm(self, known: Sequence[int], step: int, per: str = "channel") -> float:
         """The error of the forecast of ``step``'s velocity: root mean square over the elements."""
@@ -102,7 +143,7 @@ class Gram:
         if not len(steps):
             return 0.0
         ds = self.widths[steps]
-        residuals = _residual_products(self.grouped(per), np.array([known]), steps[None])[0]
+        residuals = _residual_products(self.weighed(per), np.array([known]), steps[None])[0]
         return math.sqrt(max(float(ds @ residuals @ ds), 0.0) / self.elements)
 
 
@@ -177,7 +218,7 @@ def edge_errors(
     This is the error of the latents at that step, times ``error_growth`` there; infinite beyond the last step.  All
     states have the same length.
     """
-    products, last = gram.grouped(per), gram.num_steps - 1
+    products, last = gram.weighed(per), gram.num_steps - 1
     errors = np.full((len(known), max_gap), np.inf)
     for begin in range(0, len(known), 512):  # bounds the memory
         part = np.array(known[begin : begin + 512])
@@ -294,7 +335,7 @@ def solver_weights(
         order: K, the number of velocities that a forecast combines.
     """
     products, response, steps = gram.grouped(per), np.array(response), gram.num_steps
-    groups, bands = len(products), len(gram.products) if "band" in per else 1
+    groups = len(products)
     errors = np.zeros((steps, groups, steps))  # c_m - v_m, as combinations of all velocities
     computed: list[int] = []
     found = {}
@@ -315,21 +356,28 @@ def solver_weights(
             solved[:, 0] += 1
         else:
             errors[i][:, i] -= 1
-        found[i] = solved.T.reshape(len(used), bands, -1)
+        found[i] = gram.expanded(solved, per)
     return found
 
 
 @torch.no_grad()
-def inner_products(velocities: torch.Tensor, axis: int, bands: int) -> np.ndarray:
+def inner_products(velocities: torch.Tensor, axis: int | Channels, bands: int) -> np.ndarray:
     """The inner products of one run's velocities [T, B, ...]: [bands, channels, T, T] in fp64, mean over the B clips.
 
     Computed one channel at a time, so that no second trajectory is held; deterministic.
 
     Args:
-        axis: the channel axis of one velocity [B, ...].
+        axis: the channel axis of one velocity [B, ...], or where the channels of each of its tensors lie.
         bands: 2 to separate low from high spatial frequencies, else 1.
     """
-    trajectory = velocities.movedim(axis + 1 if axis >= 0 else axis, 0)  # [channels, T, B, ...]
+    channels = axis if isinstance(axis, Channels) else Channels(axis)
+    apart = [_inner_products(tensor, at, bands) for tensor, at in channels.tensors(velocities)]
+    return np.concatenate(apart, axis=1)
+
+
+def _inner_products(velocities: torch.Tensor, axis: int, bands: int) -> np.ndarray:
+    """Of one tensor [T, B, ...], whose channels ``axis`` counts."""
+    trajectory = velocities.movedim(axis, 0)  # [channels, T, B, ...]
     steps, clips = velocities.shape[:2]
     out = np.empty((bands, len(trajectory), steps, steps))
     for number, channel in enumerate(trajectory):

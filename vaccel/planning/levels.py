@@ -10,6 +10,7 @@ most, would seem to cost nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -74,7 +75,8 @@ def read_products(gram: Gram, levels: Sequence[float]) -> Gram:
     check_falling(levels, "the run's noise levels")
     at = distinct(gram.levels[:-1])
     w = interpolation([gram.levels[i] for i in at], scaled(levels[:-1], gram.levels[0]))
-    return Gram(tuple(levels), w @ gram.products[..., at, :][..., at] @ w.T, gram.elements)
+    products = w @ gram.products[..., at, :][..., at] @ w.T
+    return dataclasses.replace(gram, levels=tuple(levels), products=products)
 
 
 def scaled(levels: Sequence[float], first: float) -> np.ndarray:

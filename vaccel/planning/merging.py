@@ -32,7 +32,7 @@ def mean(known: Sequence[Calibration], count: int, per_element: bool = False) ->
     """
     every = np.concatenate([each.gram.levels[:-1] for each in known])
     levels = [*np.quantile(every, np.linspace(1, 0, count)).tolist(), 0.0]
-    shape = (1, 1) if per_element else known[0].gram.products.shape[:2]
+    shape, tensors = (1, 1) if per_element else known[0].gram.products.shape[:2], known[0].gram.tensors
     products, pairs = np.zeros((*shape, count, count)), np.zeros((count, count))
     growth, covered = np.zeros(count), np.zeros(count)
     for each in known:
@@ -55,6 +55,7 @@ def mean(known: Sequence[Calibration], count: int, per_element: bool = False) ->
         "levels": levels, "channels": shape[1], "elements": 1 if per_element else known[0].gram.elements,
         "forwards": 0, "seconds": 0.0, "products": packed(products),
         "error_growth": {str(step): value for step, value in enumerate(np.exp(growth).tolist())},
+        **({"tensors": [list(each) for each in tensors]} if tensors and not per_element else {}),
     }  # fmt: skip
 
 
@@ -72,7 +73,7 @@ def merged(known: Sequence[Calibration]) -> dict[str, Any]:
         for name in ("model", "weights", "bands"):
             if each.data.get(name) != first.get(name):
                 raise ValueError(f"calibrations of another {name} cannot be merged: {each.data.get(name)}")
-        shapes = [(k.gram.products.shape[1], k.gram.elements) for k in (known[0], each)]
+        shapes = [(k.gram.products.shape[1], k.gram.elements, *k.gram.tensors) for k in (known[0], each)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"calibrations of other latents cannot be merged: channels and elements {shapes}")
     count = min(MOST, sum(each.gram.num_steps for each in known))

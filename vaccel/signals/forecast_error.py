@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..cache.by_piece import combined
 from .signal import Signal
 from .velocity import Velocity, both
 
@@ -27,11 +28,14 @@ class ForecastError(Signal):
         coefficients = weights.coefficients(cond[0].device, against=True)
         axis = call.channel_dim if coefficients.shape[-1] > 1 else min(1, cond[0].ndim - 1)
         out = run.buffers.like("velocity.guided", cond[0])
-        if uncond is None:
+        w = () if uncond is None else (run.guidance(call.stage.index),)
+        if call.pieces and coefficients.shape[-1] > 1:
+            op = call.ops.linear_combination_guided if w else call.ops.linear_combination
+            combined(op, [cond, uncond] if w else [cond], coefficients, call.pieces, out, *w)
+        elif uncond is None:
             call.ops.linear_combination(cond, coefficients, out, channel_dim=axis)
         else:
-            guidance = run.guidance(call.stage.index)
-            call.ops.linear_combination_guided(cond, uncond, coefficients, guidance, out, channel_dim=axis)
+            call.ops.linear_combination_guided(cond, uncond, coefficients, *w, out, channel_dim=axis)
         return call.ops.norm(out)
 
     @classmethod

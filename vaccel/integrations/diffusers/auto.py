@@ -245,7 +245,7 @@ class Pilot:
             trace.notes.append(said)
 
     def _learn(self, pipe: Any, trace: Trace, recorded: Recorded, file: Path) -> None:
-        _, sample = sample_of(*recorded, self.family.channel_axis, bands=1)
+        _, sample = sample_of(*recorded, bands=1)
         sample |= {"forwards": trace.calls["large"], "done": True}
         header = fingerprints.header(Forecast.id, pipe, {}, num_steps=recorded.flow.num_steps, bands=1)
         # A name of its own: another process may be learning the same.

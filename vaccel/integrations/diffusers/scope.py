@@ -133,6 +133,8 @@ class Scope:
         """The callback, whose own calls of the transformer are plain; what it changed of the model is seen after it."""
 
         def called(*args: Any, **kwargs: Any) -> Any:
+            if self.run is not None:
+                self.run.hold_guidance()
             with outside():
                 result = callback(*args, **kwargs)
             for stage in self.stages.values():
@@ -205,8 +207,8 @@ class Scope:
         if stage.large.looked is not None:  # and the step then took another action than to compute
             stage.large.looked = None
             run.only_looked(stage)
-        if not layout.answered and stage.small is not None and stage.small.layout is not None:
-            layout = stage.small.layout  # nothing but the small model has spoken
+        if not layout.answered:
+            layout = self._spoken(stage) or layout
         if not layout.answered:  # nobody has: the output is recorded
             return (output,)
         if not layout.has_rest:
@@ -216,6 +218,14 @@ class Scope:
         if fresh is not None and (key not in self._rest or _rows(fresh) == _rows(self._rest[key])):
             self._rest[key] = fresh
         return layout.unpack(output, self._rest.get(key, ()))
+
+    def _spoken(self, stage: Any) -> Any:
+        """How answers lie of a model that stands for one which has not been asked yet: its small one, or one before it
+        of the same class; None where there is none."""
+        kind = type(stage.large.model)
+        others = [each.large for each in self.stages.values() if isinstance(each.large.model, kind)]
+        spoken = [m.layout for m in (stage.small, *others) if m is not None and m.layout is not None]
+        return next((layout for layout in spoken if layout.answered), None)
 
     def _give_up(self, module: nn.Module, inputs: dict[str, Any], error: Unfollowed) -> Any:
         """The loop cannot be followed: an error, or the plain model from here on."""

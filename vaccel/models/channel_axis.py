@@ -1,0 +1,32 @@
+"""Which axis of the latents counts channels, of a model that nobody describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def axis_of(shape: Sequence[int], config: Mapping[str, Any] | None = None) -> int:
+    """The axis of latents [rows, ...] that counts channels, as far as their shape and the model's configuration tell.
+
+    It is the only one that is as long as one of the numbers of channels that the configuration names.  Where that does
+    not decide, it is the first after the rows; of tokens [rows, tokens, channels] and of sound [rows, channels, length]
+    the shorter one, since a wrong choice of it costs nothing but weights, and one of the longer one a weight a token.
+    """
+    if len(shape) < 3:
+        return 1
+    named = {v for k, v in (config or {}).items() if k.endswith("channels") and type(v) is int}
+    fits = [axis for axis in range(1, len(shape)) if shape[axis] in named]
+    if len(fits) == 1:
+        return fits[0]
+    if len(shape) == 3 and not fits:
+        return 1 if shape[1] < shape[2] else 2
+    return fits[0] if fits else 1
+
+
+def config_of(model: Any) -> Mapping[str, Any]:
+    """A model's configuration; empty where it has none that could be read."""
+    config = getattr(model, "config", None)
+    if isinstance(config, Mapping):
+        return config
+    return {k: v for k, v in getattr(config, "__dict__", {}).items() if isinstance(k, str)}
