@@ -19,7 +19,7 @@ from test_forecast import PATH, full
 from test_oracle import ONE, SEED
 
 import vaccel
-from vaccel.calibrate import calibrate_forecast
+from vaccel.calibrate import calibrate_forecast, calibrate_lemica
 from vaccel.calibrate import forecast as module
 from vaccel.calibrate.samples import hash_of
 from vaccel.planning import artifacts
@@ -288,7 +288,7 @@ def test_what_is_refused(tmp_path):
     assert not (tmp_path / "qwen.json").exists()
     two = tiny.wan_pipeline(transformer_2=tiny.wan_transformer(9), boundary_ratio=0.7)
     with pytest.raises(ValueError, match="two transformers are not supported"):
-        calibrate_forecast(two, [ONE], tmp_path / "two.json", call=sampling("unipc"))
+        calibrate_lemica(two, [ONE], tmp_path / "two.json", call=sampling("unipc"))
     assert path.read_text() == text
     path.write_text(text.replace("forecast", "lemica"))
     with pytest.raises(ValueError, match="not a forecast artifact but one of lemica"):

@@ -112,28 +112,6 @@ def test_damping_and_a_batch(solver, damping):
     assert trace.timeline() == LETTERS
 
 
-def test_two_transformers_never_share_velocities():
-    """Where the second one takes over two steps are computed, and forecasts go on from those of them alone."""
-    pipe = tiny.wan_pipeline(transformer_2=tiny.wan_transformer(9), boundary_ratio=0.7)
-    for method in (
-        vaccel.Forecast((0, 1, 4, 11), 12),
-        vaccel.Schedule((0, 1, 4, 11), num_steps=12, reuse="forecast"),
-    ):
-        with vaccel.accelerate(pipe, method) as handle:
-            made = tiny.latents(pipe, guidance_scale_2=3.0)
-            trace = handle.trace
-        boundary = next(i for i, t in enumerate(pipe.scheduler.timesteps) if t < 700)
-        assert trace.timeline() == "FFppFppFFppF"
-        assert boundary == 7
-        assert ["no 2 velocities" in s.reason for s in trace.steps] == [i in (7, 8) for i in range(12)]
-        levels = pipe.scheduler.sigmas.double().tolist()
-        for i, (newest, before) in {5: (4, 1), 9: (8, 7), 10: (8, 7)}.items():
-            along = 0.5 * (levels[i] - levels[newest]) / (levels[newest] - levels[before])
-            assert trace.steps[i].action.weights.values.ravel() == pytest.approx([1 + along, -along], rel=1e-6)
-        with vaccel.accelerate(pipe, trace.as_schedule()):
-            assert torch.equal(tiny.latents(pipe, guidance_scale_2=3.0), made)
-
-
 def test_runs_are_fresh_and_remove_gives_the_pipeline_back():
     for solver, method in [("unipc", loaded("unipc", bands=2, per="channel, band")), ("cog-ddim", loaded("cog-ddim")),
                            ("qwen", vaccel.Forecast(PATH, STEPS))]:  # fmt: skip

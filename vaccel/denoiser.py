@@ -164,6 +164,7 @@ class DenoiserRun:
         for condition in (cond,) if uncond is None else (cond, uncond):
             inputs = _inputs(stage.large, x, t, condition)
             outputs.append(run.call(i, stage, inputs, stage.large.latents(inputs)))
+        run.hold_guidance()  # until the next step, whatever the caller sets for that
         if uncond is None:
             return outputs[0]
         cond, uncond = outputs

@@ -10,8 +10,8 @@ def axis_of(shape: Sequence[int], config: Mapping[str, Any] | None = None) -> in
     """The axis of latents [rows, ...] that counts channels, as far as their shape and the model's configuration tell.
 
     It is the only one that is as long as one of the numbers of channels that the configuration names.  Where that does
-    not decide, it is the first after the rows; of tokens [rows, tokens, channels] and of sound [rows, channels, length]
-    the shorter one, since a wrong choice of it costs nothing but weights, and one of the longer one a weight a token.
+    not decide, it is the first after the rows; of latents with three axes, which are tokens [rows, tokens, channels] or
+    sound [rows, channels, length], the shorter one: every channel has weights of its own, and there are few.
     """
     if len(shape) < 3:
         return 1
@@ -21,6 +21,8 @@ def axis_of(shape: Sequence[int], config: Mapping[str, Any] | None = None) -> in
         return fits[0]
     if len(shape) == 3 and not fits:
         return 1 if shape[1] < shape[2] else 2
+    if len(shape) > 5 and not fits:  # samples that have an axis of rows themselves
+        return next((axis for axis in range(1, len(shape)) if shape[axis] > 1), 1)
     return fits[0] if fits else 1
 
 

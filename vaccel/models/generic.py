@@ -125,6 +125,8 @@ class Generic:
         for known in self._layouts:
             if known.fits(inputs):
                 return known
+        if self.layout is not None and (fewer := self.layout.halved(inputs)) is not None:
+            return fewer
         with torch.no_grad():
             answer = self._answer(inputs)
         made = self._learnt(inputs, answer)

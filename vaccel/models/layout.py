@@ -8,6 +8,7 @@ tensors that belong to a noisy input), puts them into one tensor and takes such 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -106,10 +107,26 @@ class Layout:
         if self._shape is not None:
             given = inputs.get(self._first.argument)
             same = isinstance(given, torch.Tensor) and given.shape == self._shape
-            return same and inputs.get("return_dict", True) == self._known[1]
+            return same and self._asks(inputs)
         if not self._known:
             return True
         return all(p.argument in inputs for p in self.parts) and _signature(inputs, self) == self._known
+
+    def halved(self, inputs: Inputs) -> Layout | None:
+        """The layout for calls with fewer of the rows, which nobody has to look at; None where one cannot know.
+
+        That happens where guidance ends: what was one batch of both branches is one of them.
+        """
+        known, given = self._shape, inputs.get(self._first.argument)
+        if known is None or self.kind != "single" or not self.answered or not isinstance(given, torch.Tensor):
+            return None
+        fewer = given.shape[1:] == known[1:] and 2 * len(given) == known[0]
+        alike = self._shapes[self._first.leaf][0][0] == known[0] and not self._has_rest
+        return copy.copy(self).made_for(inputs) if fewer and alike and self._asks(inputs) else None
+
+    def _asks(self, inputs: Inputs) -> bool:
+        """Whether a call asks for the kind of answer that was seen."""
+        return inputs.get("return_dict", True) == self._known[1]
 
     @property
     def has_rest(self) -> bool:

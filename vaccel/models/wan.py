@@ -57,5 +57,8 @@ class Wan(Family):
         return embedding.unflatten(0, timestep.shape)
 
     def guidance(self, pipe: Any, stage: int, arguments: Mapping[str, Any]) -> float:
-        second = getattr(pipe, "_guidance_scale_2", None)
-        return float(second if stage == 1 and second is not None else pipe.guidance_scale)
+        # These pipelines combine branches with the scale that they were called with.  One that is set meanwhile only
+        # decides whether there is a second branch.
+        second = arguments.get("guidance_scale_2", getattr(pipe, "_guidance_scale_2", None))
+        scale = second if stage == 1 and second is not None else arguments.get("guidance_scale")
+        return float(pipe.guidance_scale if scale is None else scale)

@@ -178,9 +178,7 @@ def _calibration(path: str, found: FileState) -> Calibration:
     return Calibration(*artifacts.read_sealed(path, METHOD))
 
 
-def sample_of(
-    velocities: torch.Tensor, flow: Flow, channels: Channels, bands: int
-) -> tuple[Gram, dict[str, Any]]:
+def sample_of(velocities: torch.Tensor, flow: Flow, channels: Channels, bands: int) -> tuple[Gram, dict[str, Any]]:
     """The inner products of a run's guided velocities [T, B, ...], and the sample of an artifact that holds them.
 
     Raises ``ValueError`` for velocities that are not finite.

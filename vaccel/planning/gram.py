@@ -68,7 +68,9 @@ class Gram:
     def grouped(self, per: str) -> np.ndarray:
         """[groups, T, T]: the products summed over each group of elements that share one set of weights.
 
-        Such a group never has elements of two tensors.  Raises ``ValueError`` for an unknown ``per``, or for bands that were not recorded.
+        Such a group never has elements of two tensors.
+
+        Raises ``ValueError`` for an unknown ``per``, or for bands that were not recorded.
         """
         if per not in PER:
             raise ValueError(f"per must be one of {', '.join(map(repr, PER))}, got {per!r}")
