@@ -147,8 +147,10 @@ class Joint(nn.Module):
 class JointPipeline:
     """A loop around that; vaccel has never seen it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, second: bool = False) -> None:
         self.net, self.scheduler = Joint(), FlowMatchEulerDiscreteScheduler(shift=2.0)
+        if second:  # which takes over in the middle
+            self.net_2 = Joint()
 
     @torch.no_grad()
     def __call__(self, steps: int = 9) -> tuple[Tensor, Tensor]:
@@ -156,7 +158,8 @@ class JointPipeline:
         self.scheduler.set_timesteps(steps)
         sigmas = self.scheduler.sigmas
         for i, t in enumerate(self.scheduler.timesteps):
-            v, u = self.net(latents=picture, timestep=t, audio_latents=sound)
+            net = self.net_2 if hasattr(self, "net_2") and 2 * i >= steps else self.net
+            v, u = net(latents=picture, timestep=t, audio_latents=sound)
             picture, sound = (x + (sigmas[i + 1] - sigmas[i]) * each for x, each in ((picture, v), (sound, u)))
         return picture, sound
 

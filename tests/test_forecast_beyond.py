@@ -176,6 +176,20 @@ def test_a_skipped_step_loads_no_transformer():
     assert loaded == ["transformer"] * 6 + ["transformer_2"] * 2
 
 
+def test_a_skipped_step_asks_no_transformer_how_it_answers():
+    """One that nobody describes answers as the one before it of the same class did."""
+    pipe, calls = JointPipeline(second=True), []
+    pipe.net_2.register_forward_hook(lambda *_: calls.append(1))
+    with vaccel.accelerate(pipe, vaccel.Forecast((0, 1, 3, 8), 9)) as handle:
+        made = pipe(9)
+        assert handle.trace.calls["large"] == 4
+        assert all(not s.reason for s in handle.trace.steps)
+    assert len(calls) == 1
+    pipe = JointPipeline()
+    with vaccel.accelerate(pipe, vaccel.Forecast((0, 1, 3, 8), 9)):
+        assert all(torch.equal(a, b) for a, b in zip(pipe(9), made, strict=True))
+
+
 def test_memory_is_planned_for_one_history(wan):
     for pipe in (wan, tiny.wan_pipeline(transformer_2=tiny.wan_transformer(9), boundary_ratio=0.7)):
         with vaccel.accelerate(pipe, vaccel.Forecast(PATH, STEPS)) as handle:

@@ -29,10 +29,7 @@ class Forecast(Action):
         if self.weights is not None:
             as_weights(self, "weights")
         if self.own:
-            made = (
-                (number, weights if isinstance(weights, Weights) else Weights(weights)) for number, weights in self.own
-            )
-            object.__setattr__(self, "own", tuple(made))
+            object.__setattr__(self, "own", tuple(_numbered(*each) for each in self.own))
 
     def missing(self, call: Any) -> str:
         weights, history = self.weights, call.slots["large.velocities"]
@@ -51,6 +48,13 @@ class Forecast(Action):
     def to_json(self) -> dict[str, Any]:
         own = [[number, weights.values.tolist()] for number, weights in self.own]
         return weights_json(self, "weights") | ({"own": own} if own else {})
+
+
+def _numbered(number: int, weights: Any) -> tuple[int, Weights]:
+    """An entry of ``own``, of a JSON too.  Raises ``ValueError`` for a number that is none of a later branch's."""
+    if type(number) is not int or number < 1:
+        raise ValueError(f"own weights are of a step's call number 1 or a later one, got {number!r:.60}")
+    return number, weights if isinstance(weights, Weights) else Weights(weights)
 
 
 def with_own(

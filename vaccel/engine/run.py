@@ -6,6 +6,7 @@ decided at the step's first call and holds for all of them.  All state of a run 
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable
@@ -255,8 +256,13 @@ class Run:
 
     def hold_guidance(self) -> None:
         """The caller may change its guidance scale for the next step: of this one it is what it is now."""
-        scales = {stage: self._guidance(stage) for stage in {stage for stage, _ in self.calls_bound}}
-        self.guidance = scales.__getitem__
+        if not self._observes_late:
+            return
+        held: dict[int, float] = {}
+        for stage in {stage for stage, _ in self.calls_bound}:
+            with contextlib.suppress(ValueError):  # of a pipeline that does not say, which nobody may ask either
+                held[stage] = self._guidance(stage)
+        self.guidance = lambda stage: held[stage] if stage in held else self._guidance(stage)
 
     def _begin(self, index: int, stage: Stage, call: Call) -> None:
         if self._observes_late and self.index >= 0:

@@ -37,7 +37,7 @@ class Model(Protocol):
 
 @dataclasses.dataclass(slots=True)
 class Stage:
-    """The models of one part of a run (Wan 2.2 has two parts); what is stored never crosses from one to the other.
+    """The models of one part of a run (Wan 2.2 has two parts); of what is stored, velocities alone go on across.
 
     ``time`` and ``condition`` are the names of the arguments that say when a call is, and what tells branches apart.
     """

@@ -60,6 +60,8 @@ class Generic:
         # The module's own call, past any scope that it would ask for.
         self.original: Callable[..., Any] = functools.partial(nn.Module.__call__, model)
         self.experts: tuple[Generic, ...] = ()
+        #: Models of the same class in other parts of the run, whose answers lie as its own do.
+        self.others: tuple[Generic, ...] = ()
         self._views: dict[Hashable, View] = {}
         #: How the answers of the current kind of call lie.
         self.layout: Layout | None = family.layout(model)
@@ -127,6 +129,9 @@ class Generic:
                 return known
         if self.layout is not None and (fewer := self.layout.halved(inputs)) is not None:
             return fewer
+        for other in self.others:
+            if other.layout is not None and (lent := other.layout.lent(inputs)) is not None:
+                return lent
         with torch.no_grad():
             answer = self._answer(inputs)
         made = self._learnt(inputs, answer)

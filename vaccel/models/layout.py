@@ -124,6 +124,11 @@ class Layout:
         alike = self._shapes[self._first.leaf][0][0] == known[0] and not self._has_rest
         return copy.copy(self).made_for(inputs) if fewer and alike and self._asks(inputs) else None
 
+    def lent(self, inputs: Inputs) -> Layout | None:
+        """The layout for another model of the same class, which has not been asked yet; None for other calls."""
+        fits = self.learnt and self.answered and not self._has_rest and bool(self._known) and self.fits(inputs)
+        return copy.copy(self) if fits else None
+
     def _asks(self, inputs: Inputs) -> bool:
         """Whether a call asks for the kind of answer that was seen."""
         return inputs.get("return_dict", True) == self._known[1]

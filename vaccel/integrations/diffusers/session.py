@@ -166,6 +166,11 @@ class Session:
             found[id(module)] = Stage(number, large, helper, when, large.family.condition_of(kind))
             models += [m for m in (large, helper) if m is not None]
         workspace.keep_only(models)
+        for stage in found.values():
+            kind = type(stage.large.model)
+            stage.large.others = tuple(
+                s.large for s in found.values() if s is not stage and type(s.large.model) is kind
+            )
         return found
 
     def _small(self, workspace: Workspace, number: int, small: nn.Module | None, compiled: bool) -> Any:
