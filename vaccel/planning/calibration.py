@@ -54,7 +54,7 @@ class Calibration:
         kept += [s["products"] for s in samples if "products" in s]  # not summed yet
         products = _matrices(summed(kept), (bands, channels, steps, steps))
         products /= len(samples)
-        found = Gram(levels, products, samples[0]["elements"], tuple(map(tuple, samples[0].get("tensors", ()))))
+        found = Gram(levels, products, samples[0]["elements"], tuple(samples[0].get("tensors", ())))
         growth = error_growth_of([s["error_growth"] for s in samples], levels[:-1])
         self.curve = sorted(
             (predicted, psnr) for s in samples for predicted, psnr in s.get("trials", ()) if math.isfinite(psnr)
@@ -186,11 +186,11 @@ def sample_of(velocities: torch.Tensor, flow: Flow, channels: Channels, bands: i
     if not bool(torch.isfinite(velocities).all()):
         raise ValueError("this run's outputs are not finite: it is not used for calibration")
     products = gram.inner_products(velocities, channels, bands)
-    each = [(v.shape[axis], max(_moving(v), 1)) for v, axis in channels.tensors(velocities)]
-    found = Gram(flow.levels, products, sum(n for _, n in each), tuple(each) if channels.pieces else ())
+    tensors = tuple(piece.channels for piece in channels.pieces)
+    found = Gram(flow.levels, products, max(_moving(velocities), 1), tensors)
     data = {"levels": list(flow.levels), "channels": products.shape[1], "bands": bands, "elements": found.elements}
-    if found.tensors:
-        data["tensors"] = list(map(list, found.tensors))
+    if tensors:
+        data["tensors"] = list(tensors)
     return found, {**data, "products": packed(products), "error_growth": {}}
 
 

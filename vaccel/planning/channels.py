@@ -52,13 +52,13 @@ class Channels:
     def still(self, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor | None:
         """Where latents [rows, ...] are not denoised: all channels are, bit for bit, what they were at the first step.
 
-        None where all of them are.
+        None where all of them are, and where none seems to be: then what is denoised is not among what was seen.
         """
         same = torch.empty(first.shape, dtype=torch.bool, device=first.device)
         every = [self.tensors(t[None]) for t in (first, last, same)]
         for (before, axis), (after, _), (out, _) in zip(*every, strict=True):
             out.copy_((before == after).all(dim=axis, keepdim=True).expand_as(before))
-        return same if bool(same.any()) else None
+        return same if bool(same.any()) and not bool(same.all()) else None
 
     def tensors(self, velocities: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
         """Every tensor [T, rows, ...] of trajectories [T, rows, ...], and which of its axes counts channels."""

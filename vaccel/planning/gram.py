@@ -47,14 +47,14 @@ class Gram:
         levels: [T + 1], the noise levels s of the run.
         products: [bands, channels, T, T], fp64, summed over samples and divided by how many there are.
         elements: number of latent elements of a sample, over all channels.
-        tensors: (channels, elements) of each tensor, where a model predicts several, such as sound beside video; ()
+        tensors: the number of channels of each tensor, where a model predicts several, such as sound beside video; ()
             where it is one.  Their channels follow one another in ``products``.
     """
 
     levels: tuple[float, ...]
     products: np.ndarray
     elements: int
-    tensors: tuple[tuple[int, int], ...] = ()
+    tensors: tuple[int, ...] = ()
 
     @property
     def num_steps(self) -> int:
@@ -102,8 +102,7 @@ class Gram:
             units = np.divide(
                 self.elements * self.num_steps, len(squares) * squares, out=np.zeros_like(squares), where=squares > 0
             )
-            counts = [channels for channels, _ in self.tensors] if "channel" in per else 1
-            own = np.repeat(units, counts)
+            own = np.repeat(units, self.tensors if "channel" in per else 1)
             self._groups[key] = products * np.tile(own, len(products) // len(own))[:, None, None]
         return self._groups[key]
 
@@ -112,14 +111,13 @@ class Gram:
         bands = len(self.products) if "band" in per else 1
         weights = solved.T.reshape(solved.shape[1], bands, -1)
         if self.tensors and "channel" not in per:
-            weights = np.repeat(weights, [channels for channels, _ in self.tensors], axis=2)
+            weights = np.repeat(weights, self.tensors, axis=2)
         return weights
 
     @functools.cached_property
     def _begins(self) -> np.ndarray:
         """The first channel of every tensor."""
-        counts = [channels for channels, _ in self.tensors]
-        return np.cumsum([0, *counts[:-1]])
+        return np.cumsum([0, *self.tensors[:-1]])
 
     @functools.cached_property
     def _groups(self) -> dict[str, np.ndarray]:

@@ -55,7 +55,7 @@ def mean(known: Sequence[Calibration], count: int, per_element: bool = False) ->
         "levels": levels, "channels": shape[1], "elements": 1 if per_element else known[0].gram.elements,
         "forwards": 0, "seconds": 0.0, "products": packed(products),
         "error_growth": {str(step): value for step, value in enumerate(np.exp(growth).tolist())},
-        **({"tensors": [list(each) for each in tensors]} if tensors and not per_element else {}),
+        **({"tensors": list(tensors)} if tensors and not per_element else {}),
     }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from .fields import (
 class ForecastSample(Declared, kw_only=True):
     """One full run.  ``Auto`` records none of the ``seconds``; ``products`` is absent once all samples' are summed.
 
-    ``tensors``: (channels, elements) of each tensor, of a model that predicts several.
+    ``tensors``: how many of the channels are each tensor's, of a model that predicts several.
     """
 
     levels: Annotated[list[Number], Meta(min_length=2, max_length=MOST_STEPS + 1)]
@@ -41,7 +41,7 @@ class ForecastSample(Declared, kw_only=True):
     seconds: Amount | UnsetType = UNSET
     trials: list[tuple[Amount, Number]] | UnsetType = UNSET
     products: str | UnsetType = UNSET
-    tensors: Annotated[list[tuple[Count, Count]], Meta(min_length=1, max_length=64)] | UnsetType = UNSET
+    tensors: Annotated[list[Count], Meta(min_length=1, max_length=64)] | UnsetType = UNSET
 
 
 class Times(Declared, kw_only=True, forbid_unknown_fields=True):
@@ -69,11 +69,8 @@ class Forecast(Calibrated, kw_only=True):
                 yield f"{at}.channels", f"must be {first.channels}, as in every sample, got {sample.channels}"
             if sample.tensors != first.tensors:
                 yield f"{at}.tensors", "must be those of every other sample"
-            if sample.tensors is not UNSET:
-                for name, index in (("channels", 0), ("elements", 1)):
-                    total = sum(tensor[index] for tensor in sample.tensors)
-                    if total != getattr(sample, name):
-                        yield f"{at}.tensors", f"must have {getattr(sample, name)} {name} together, got {total}"
+            elif sample.tensors is not UNSET and sum(sample.tensors) != sample.channels:
+                yield f"{at}.tensors", f"must be {sample.channels} channels together, got {sum(sample.tensors)}"
             for step in sample.error_growth:
                 if not is_whole_number(step) or int(step) >= steps:
                     yield place(f"{at}.error_growth", step), f"must be named for a step from 0 to {steps - 1}"
