@@ -39,8 +39,8 @@ class Forecast(Action):
         return "" if known >= weights.count else f"{weights.count} velocities"
 
     def run(self, call: Any) -> torch.Tensor:
-        own = self._own(call) if self.own else None
-        return call.slots["large.velocities"].forecast(call, self.weights if own is None else own)
+        weights = self.weights if not self.own else self._own(call) or self.weights
+        return call.slots["large.velocities"].forecast(call, weights)
 
     def _own(self, call: Any) -> Weights | None:
         return next((weights for number, weights in self.own if number == call.number), None)

@@ -139,9 +139,12 @@ class History(Slot):
         coefficients = weights.tensors.get(key)
         if coefficients is None:
             coefficients = weights.coefficients(call.device, scale)
-        if call.pieces and coefficients.shape[-1] > 1:
+        if coefficients.shape[-1] == 1:
+            axis = min(1, first.ndim - 1)
+        elif call.pieces:
             return combined(call.ops.linear_combination, [terms], coefficients, call.pieces, out)
-        axis = call.channel_dim if coefficients.shape[-1] > 1 else min(1, first.ndim - 1)
+        else:
+            axis = call.channel_dim
         call.ops.linear_combination(terms, coefficients, out, channel_dim=axis)
         return out
 

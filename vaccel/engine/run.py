@@ -272,7 +272,7 @@ class Run:
                 seen = self._early
                 seen.action = self.action
             self.policy.observe(self.step, seen)
-        self.guidance = self._guidance
+            self.guidance = self._guidance
         if self._reshaped:
             self._reshaped = False
             self.policy.reshaped()
@@ -286,10 +286,12 @@ class Run:
         step = self.step
         step.index, step._call, step.metrics = index, call, {}
         action, reason = self.policy.decide(step), ""
-        if not action.is_full and (missing := action.missing(call)):
-            action, reason = action.substitute(), f"computed in full: no {missing} cached for this model yet"
         if action.is_full:
             self.computed.insert(0, index)
+        elif missing := action.missing(call):
+            action, reason = action.substitute(), f"computed in full: no {missing} cached for this model yet"
+            if action.is_full:
+                self.computed.insert(0, index)
         self.action = action
         self.record = StepRecord(index, action, step.metrics, reason)
         self.trace.steps.append(self.record)
