@@ -13,13 +13,12 @@ import torch
 from beyond import JointPipeline, close, forecast_by_hand, line, loop, record, weighed
 from diffusers import FlowMatchEulerDiscreteScheduler
 from forecast_loops import distance
+from oracle_beyond import relative, run_changing
 from test_oracle import TOLERANCE
 from zoo.base import generate, load_all
 
 import vaccel
 from vaccel.calibrate import calibrate_forecast
-from vaccel.methods.recording import Recording
-from vaccel.models.channel_axis import axis_of
 from vaccel.planning import artifacts
 from vaccel.planning.calibration import calibration
 from vaccel.planning.gram import Gram
@@ -59,7 +58,7 @@ def test_velocities_go_on_where_another_transformer_takes_over():
     """By branch: the second transformer's steps are forecast from the first one's, and guided with its own scale."""
     pipe = two()
     x, sigmas, branches = loop(pipe)
-    expected, forwards = oracle.run_changing(
+    expected, forwards = run_changing(
         lambda i: branches, lambda i: SCALES[i >= BOUNDARY], x, sigmas, PATH, line(sigmas)
     )
     for method in (vaccel.Forecast(PATH, STEPS), vaccel.Schedule(PATH, num_steps=STEPS, reuse="forecast")):
@@ -71,7 +70,7 @@ def test_velocities_go_on_where_another_transformer_takes_over():
         assert close(made, expected.latents)
         with vaccel.accelerate(pipe, trace.as_schedule()):
             assert torch.equal(run(pipe), made)
-    apart, _ = oracle.run_changing(lambda i: branches, lambda i: SCALES[0], x, sigmas, PATH, line(sigmas))
+    apart, _ = run_changing(lambda i: branches, lambda i: SCALES[0], x, sigmas, PATH, line(sigmas))
     assert not close(made, apart.latents), "the second scale matters"
 
 
@@ -89,9 +88,7 @@ def test_one_calibration_of_both_plans_across_the_boundary(like, tmp_path):
     calibrate_forecast(pipe, ["a red cat runs"], path, seeds=[0], call=call, tails=2, trials=(0.5,))
     x, sigmas, branches = loop(pipe, steps)
     boundary = next(i for i, t in enumerate(pipe.scheduler.timesteps) if t < 700)
-    full, _ = oracle.run_changing(
-        lambda i: branches, lambda i: SCALES[i >= boundary], x, sigmas, range(steps), line(sigmas)
-    )
+    full, _ = run_changing(lambda i: branches, lambda i: SCALES[i >= boundary], x, sigmas, range(steps), line(sigmas))
     trajectory = np.stack(full.velocities, axis=1)  # [1, T, C, ...]
     known = calibration(path)
     growth, elements = known.error_growth, trajectory[0, 0].size ** 0.5
@@ -103,7 +100,7 @@ def test_one_calibration_of_both_plans_across_the_boundary(like, tmp_path):
         assert method.full_steps == best[budget][0]
         assert method.max_error * elements == pytest.approx(best[budget][1][0], rel=1e-4)
         crossing += boundary not in method.full_steps
-        expected, _ = oracle.run_changing(
+        expected, _ = run_changing(
             lambda i: branches, lambda i: SCALES[i >= boundary], x, sigmas, method.full_steps, fitted
         )
         with vaccel.accelerate(pipe, method) as handle:
@@ -125,7 +122,7 @@ def test_corrections_pay_back_across_the_boundary(tmp_path):
     given = [getattr(s.action, "correction", None) or getattr(s.action, "weights", None) for s in steps]
     values = {i: w.values[:, 0].astype(float) for i, w in enumerate(given) if w is not None}
     assert {i: len(values[i]) for i in full if i in values} == {4: 3, 8: 3, 11: 3}
-    expected, forwards = oracle.run_changing(
+    expected, forwards = run_changing(
         lambda i: branches, lambda i: SCALES[i >= BOUNDARY], x, sigmas, full, lambda i, known: values[i],
         corrections=values,
     )  # fmt: skip
@@ -219,7 +216,7 @@ def test_tensors_have_weights_of_their_own(tmp_path):
         products = np.einsum("stce,suce->ctu", each, each) / len(each)
         np.testing.assert_allclose(known.gram.products[0, begin : begin + each.shape[2]], products, rtol=1e-9)
     sigmas = pipe.scheduler.sigmas.double().tolist()
-    joined = oracle.relative([picture, sound])
+    joined = relative([picture, sound])
     best = oracle.best_paths(joined, sigmas, known.error_growth, 2, 15, "channel", "leximax")
     loud = oracle.best_paths(
         np.concatenate([picture, np.pad(sound, [(0, 0)] * 3 + [(0, 6)])], axis=2), sigmas, known.error_growth, 2, 15,
@@ -352,82 +349,3 @@ def test_one_tensor_is_weighed_as_it_was():
     np.testing.assert_allclose(as_one.weighed("channel") * unit, gram.grouped("channel"))
     np.testing.assert_array_equal(as_one.weights((1, 0), 3), gram.weights((1, 0), 3))
     assert as_one.weights((1, 0), 3, "tensor").shape == (2, 1, 3)
-
-
-# -- packed tokens ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["FluxPipeline", "QwenImagePipeline", "LTXPipeline", "Flux2Pipeline"])
-def test_packed_tokens_have_a_weight_a_channel(name, tmp_path):
-    """Not one a token; FLUX's guidance is a number inside the model beside that, one branch."""
-    case = load_all()[name]
-    pipe, path = case.build(), tmp_path / "packed.json"
-    off = dict(case.guidance or {})
-    recorded = record(pipe, lambda: generate(case, pipe, 8, **off), path)
-    v = recorded.velocities
-    assert recorded.channels.axis == -1
-    assert calibration(path).gram.products.shape == (1, v.shape[-1], 8, 8)
-    assert v.shape[-1] in (pipe.transformer.config.in_channels, pipe.transformer.config.out_channels)
-    moved = v.double().numpy().swapaxes(0, 1).swapaxes(2, 3)  # [S, T, C, tokens]
-    method = vaccel.Forecast.load(path, 4, correct=False)
-
-    def rule(number, known, velocities, step):
-        return weighed(velocities, oracle.coefficients(moved, known, step, "channel"), 2)
-
-    calls = recorded_calls(pipe, case, off) // 8
-    with forecast_by_hand([pipe.transformer], calls, method.full_steps, rule):
-        expected = generate(case, pipe, 8, output_type="latent", **off)
-    with vaccel.accelerate(pipe, method) as handle:
-        made = generate(case, pipe, 8, output_type="latent", **off)
-        assert handle.trace.calls["large"] == 4 * calls
-    assert distance(made[0], expected[0]) < TOLERANCE
-
-
-def recorded_calls(pipe, case, off):
-    with vaccel.accelerate(pipe, Recording()) as handle:
-        generate(case, pipe, 8, **off)
-        return handle.trace.calls["large"]
-
-
-def test_embedded_guidance_may_differ_from_the_calibrations(tmp_path):
-    """It is an argument of the model like any other: one branch, forecast the same way at any scale."""
-    case = load_all()["FluxPipeline"]
-    pipe, path = case.build(), tmp_path / "flux.json"
-    one = {**case.guidance, "output_type": "latent"}
-    record(pipe, lambda: generate(case, pipe, 8, **one, guidance_scale=3.5), path)
-    made = []
-    for scale in (3.5, 7.0):
-        with vaccel.accelerate(pipe, vaccel.Forecast.load(path, 4)) as handle:
-            made.append(generate(case, pipe, 8, **one, guidance_scale=scale)[0])
-            assert handle.trace.calls["large"] == 4
-    assert not torch.equal(*made)
-
-
-@pytest.mark.parametrize(
-    ("shape", "config", "axis"),
-    [((1, 4096, 64), {}, 2), ((1, 64, 1024), {}, 1), ((2, 16, 64), {"in_channels": 64}, 2),
-     ((2, 16, 64), {"in_channels": 16, "out_channels": 16}, 1), ((2, 4, 8, 12), {}, 1), ((1, 3, 8, 8, 16), {}, 1),
-     ((1, 3, 8, 8, 16), {"in_channels": 33, "out_channels": 16}, 4), ((1, 5, 16, 4, 4), {"out_channels": 16}, 2),
-     ((3, 7), {"in_channels": 7}, 1), ((1, 8, 8), {}, 2), ((1, 1, 16, 3, 4, 4), {}, 2)],
-)  # fmt: skip
-def test_where_the_channels_of_an_unknown_models_latents_lie(shape, config, axis):
-    assert axis_of(shape, config) == axis
-
-
-@pytest.mark.parametrize(
-    ("name", "share"),
-    [("FluxKontextPipeline", 1 / 2), ("Flux2Pipeline-edit", 3 / 19), ("WanImageToVideoPipeline-ti2v", 2 / 3),
-     ("LTXImageToVideoPipeline", 2 / 3), ("LTXPipeline", 1), ("MarigoldDepthPipeline", 1)],
-)  # fmt: skip
-def test_what_is_not_denoised_is_no_part_of_a_calibration(name, share):
-    """A picture to be edited, a given first frame: the model answers for it too, and nobody takes that."""
-    from vaccel.planning.calibration import sample_of
-
-    case = load_all()[name]
-    pipe = case.build()
-    recorded = record(pipe, lambda: generate(case, pipe, 4))
-    still = (recorded.velocities == 0).all(dim=0)
-    count = still[0].numel()
-    assert int((~still).sum()) == pytest.approx(share * still.numel())
-    gram, sample = sample_of(*recorded, bands=1)
-    assert sample["elements"] == gram.elements == pytest.approx(share * count)

@@ -14,6 +14,7 @@ from beyond import close, line, loop, record, weighed
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.callbacks import SD3CFGCutoffCallback, SDCFGCutoffCallback
 from forecast_loops import distance
+from oracle_beyond import run_changing
 from test_oracle import TOLERANCE
 from zoo.base import generate, load_all
 
@@ -61,7 +62,7 @@ def test_guidance_that_moves(name):
     def present(i):
         return branches if moving(i) > 1 else {"cond": branches["cond"]}
 
-    expected, forwards = oracle.run_changing(present, lambda i: moving(0), x, sigmas, path, line(sigmas))
+    expected, forwards = run_changing(present, lambda i: moving(0), x, sigmas, path, line(sigmas))
     for method in (vaccel.Forecast(path, STEPS), vaccel.Schedule(path, num_steps=STEPS, reuse="forecast")):
         with vaccel.accelerate(pipe, method) as handle:
             made, trace = guided(pipe, moving), handle.trace
@@ -89,13 +90,13 @@ def test_a_recording_with_moving_guidance_is_a_valid_sample(name, tmp_path):
     def present(i):
         return branches if moving(i) > 1 else {"cond": branches["cond"]}
 
-    full, _ = oracle.run_changing(present, lambda i: moving(0), x, sigmas, range(STEPS), line(sigmas))
+    full, _ = run_changing(present, lambda i: moving(0), x, sigmas, range(STEPS), line(sigmas))
     recorded = record(pipe, lambda: guided(pipe, moving), tmp_path / "moving.json")
     assert close(recorded.velocities, np.stack(full.velocities))
     trajectory, path = np.stack(full.velocities, axis=1), (0, 1, 5, 9, 11)
     method = vaccel.Forecast.load(tmp_path / "moving.json", 5, correct=False)
     fitted = lambda i, f: oracle.coefficients(trajectory, f, i, "channel")  # noqa: E731
-    expected, _ = oracle.run_changing(present, lambda i: moving(0), x, sigmas, path, fitted)
+    expected, _ = run_changing(present, lambda i: moving(0), x, sigmas, path, fitted)
     with vaccel.accelerate(pipe, dataclasses.replace(method, full_steps=path)):
         assert close(guided(pipe, moving), expected.latents)
 
@@ -142,7 +143,7 @@ def by_callables(scale, path, guided, weights):
 
     branches = {"cond": model(0.3), "uncond": model(-0.4)}
     x = np.random.default_rng(1).standard_normal((2, 3, 4, 5))
-    expected, forwards = oracle.run_changing(
+    expected, forwards = run_changing(
         lambda i: branches if guided(i) else {"cond": branches["cond"]}, scale, x, levels, path, weights(levels)
     )
 
