@@ -1,4 +1,4 @@
-"""The loops of ``oracle_beyond`` held against ``oracle_forecast`` and cases worked out by hand; no method is run here."""
+"""The loops of ``oracle_beyond`` against ``oracle_forecast`` and cases worked out by hand; no method is run here."""
 
 from __future__ import annotations
 
