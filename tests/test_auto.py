@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import tiny
@@ -13,6 +15,7 @@ from vaccel.calibrate import calibrate_forecast, calibrate_lemica
 from vaccel.integrations.diffusers.auto import Pilot, Times
 from vaccel.methods.auto import Candidate
 from vaccel.planning import artifacts
+from vaccel.planning.fidelity import Fidelity
 
 STEPS, PROMPT = 10, "a red cat runs"
 
@@ -222,10 +225,13 @@ def test_a_speed_and_a_fidelity_together(pipe, forecast_artifact):
     assert note.endswith(f"{high:g} dB cannot be promised")
 
 
-def test_a_fidelity_is_reached_by_five_in_six(forecast_artifact):
+def test_a_fidelity_is_reached_by_nineteen_in_twenty(forecast_artifact):
     auto = vaccel.Auto(psnr=40.0, artifacts=(str(forecast_artifact),))
-    curve = [Candidate(None, b, 0.0, (30.0 + b, 28.0 + b)) for b in range(2, 30)]
-    assert auto.reaching(curve).budget == 12, "28 + 12"
+    known = Fidelity([[(1.0, 0.0)]] * 50 + [[(1.0, -4.0)]] * 2)  # dB for dB; a twentieth of 53 is 2
+    curve = [Candidate(None, b, 10 ** -(b / 20), known) for b in range(2, 60)]
+    lowest = curve[0].psnr[1] - 2
+    assert lowest <= -4
+    assert auto.reaching(curve).budget == math.ceil(40 - lowest)
     assert auto.reaching(curve[:5]) is None
     assert auto.reaching([Candidate(None, 3, 0.0, None)]) is None
 

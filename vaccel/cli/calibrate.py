@@ -121,6 +121,9 @@ def calibrate_forecast(
     tail_samples: Annotated[int | None, typer.Option(help="Samples to measure it on; all by default.")] = None,
     trials: Annotated[bool, typer.Option(help="Trial runs that relate errors to PSNR (for Auto(psnr=...)).")] = True,
     keep: Annotated[str, typer.Option(help="Where a run's velocities are kept: 'device' or 'host'.")] = "device",
+    first_order: Annotated[
+        bool, typer.Option(help="Record every sample with a first-order solver too, to serve other solvers as well.")
+    ] = True,
     solver: Annotated[
         str | None, typer.Option(help="Another scheduler class of diffusers, on the pipeline's own settings.")
     ] = None,
@@ -135,7 +138,7 @@ def calibrate_forecast(
             loaded.pipe.scheduler = _solver(solver, loaded.pipe.scheduler)
         return run(
             loaded.pipe, chosen, path, seeds=seed, bands=bands, tails=tails, tail_samples=tail_samples,
-            trials=BUDGETS if trials else (), keep=keep, **options,
+            trials=BUDGETS if trials else (), keep=keep, first_order=first_order, **options,
         )  # fmt: skip
 
     one_of("--keep", keep, ("device", "host"))

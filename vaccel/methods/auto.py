@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from ..cache import Store, VelocityHistory
 from ..planning.artifacts import Fitted
 from ..planning.calibration import Calibration, calibration
+from ..planning.fidelity import Fidelity
 from ..planning.flow import Flow
 from ..planning.gram import CORRECTING
 from ..planning.prior import shipped
@@ -26,23 +27,33 @@ FEW = 8
 
 
 class Candidate:
-    """A method and its budget, the expected error of the latents (rms), and (expected PSNR, PSNR of five in six).
+    """A method and its budget, the expected error of the latents (rms), and its PSNR.
 
     Args:
-        method: the method, or what makes it when it is first asked for: every budget has one, and one is chosen.
+        method, error: or what makes them when they are first asked for: every budget has some, and one is chosen.
+        fidelity: PSNR by error; None where it is unknown.
         kind, fitted: the method's class, and the model and scheduler that it was calibrated with.
     """
 
     def __init__(
-        self, method: Method | Callable[[], Method] | None, budget: int, error: float,
-        psnr: tuple[float, float] | None, kind: type[Method] = Method, fitted: Fitted = (),
+        self, method: Method | Callable[[], Method] | None, budget: int, error: float | Callable[[], float],
+        fidelity: Fidelity | None = None, kind: type[Method] = Method, fitted: Fitted = (),
     ):  # fmt: skip
-        self._method, self.budget, self.error, self.psnr = method, budget, error, psnr
+        self._method, self.budget, self._error, self._fidelity = method, budget, error, fidelity
         self.any_solver, self.fitted = kind.any_solver, fitted
 
     @functools.cached_property
     def method(self) -> Method | None:
         return self._method() if callable(self._method) else self._method
+
+    @functools.cached_property
+    def error(self) -> float:
+        return self._error() if callable(self._error) else self._error
+
+    @functools.cached_property
+    def psnr(self) -> tuple[float, float] | None:
+        """(expected, what nineteen runs in twenty reach) in dB."""
+        return None if self._fidelity is None else self._fidelity.at(self.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +68,9 @@ class Auto(Method):
         speedup: the factor (> 1) by which a call of the pipeline should be faster than in full, in wall time.  Times of
             computed and skipped steps and of the rest of the call are measured and updated by every run.
             Where it cannot be had the trace says so.
-        psnr: in dB, of the clip against the full run's; the budget is chosen so that five prompts in six can be
-            expected to reach it.  Needs a calibration with trial runs (`vaccel calibrate forecast`).  With a speedup
-            too, it comes first.
+        psnr: in dB, of the clip against the full run's; the budget is chosen so that nineteen runs in twenty
+            can be expected to reach it (``vaccel.planning.fidelity``).  Needs a calibration with trial runs
+            (`vaccel calibrate forecast`).  With a speedup too, it comes first.
         learn: the number of runs to calibrate from; 0 to use ``artifacts``, or what is known of other models
             (``Forecast.prior``): then the first run is accelerated too.
         artifacts: Forecast and LeMiCa calibrations to choose among; where several offer a budget, the one with the
@@ -124,10 +135,9 @@ class Auto(Method):
         """
         best: dict[int, Candidate] = {}
         forecasts = [known for path in paths if isinstance(known := calibrated(path), Calibration)]
-        with_trials = next((known for known in forecasts if len(known.curve) >= 3), None)
-        psnr = with_trials.psnr if with_trials is not None else lambda error: None
+        fidelity = next((known.fidelity for known in forecasts if known.fidelity is not None), None)
         for path in paths:
-            for found in _of(path, num_steps, flow, psnr, self.guard, self.allow_mismatch):
+            for found in _of(path, num_steps, flow, fidelity, self.guard, self.allow_mismatch):
                 if found.budget not in best or found.error < best[found.budget].error:
                     best[found.budget] = found
         return [best[budget] for budget in sorted(best)]
@@ -148,7 +158,7 @@ class Auto(Method):
         ]
 
     def reaching(self, candidates: list[Candidate]) -> Candidate | None:
-        """The candidate with the smallest budget with which five prompts in six are expected to reach the PSNR."""
+        """The candidate with the smallest budget with which nineteen runs in twenty are expected to reach the PSNR."""
         if self.psnr is None:
             return None
         good = (c for c in candidates if c.psnr is not None and c.psnr[1] >= self.psnr)
@@ -167,7 +177,7 @@ def calibrated(path: str | Path) -> Calibration | dict[str, Any]:
 
 
 def _of(
-    path: str, num_steps: int, flow: Flow | None, psnr: Callable[[float], Any], guard: float | None,
+    path: str, num_steps: int, flow: Flow | None, fidelity: Fidelity | None, guard: float | None,
     allow_mismatch: bool,
 ) -> Iterator[Candidate]:  # fmt: skip
     """The candidates of one artifact for runs of ``num_steps`` steps; all budgets of it are solved for once."""
@@ -177,12 +187,12 @@ def _of(
         known = known.at(flow.levels) if flow is not None else known
         if known.gram.num_steps != num_steps:
             return
-        for budget, plan in known.plans().items():
+        for budget, error in known.planned():
             make = functools.partial(Forecast.load, path, budget, guard=guard, **options)
-            yield Candidate(make, budget, plan.predicted, psnr(plan.predicted), Forecast, known.fitted)
+            yield Candidate(make, budget, error, fidelity, Forecast, known.fitted)
     elif known["num_steps"] == num_steps:
         found = measured(path)
         for budget, plan in found.plans().items():
             error = RMS_OF_MEAN * plan.predicted
             make = functools.partial(LeMiCa.load, path, budget, **options)
-            yield Candidate(make, budget, error, psnr(error), LeMiCa, found.fitted)
+            yield Candidate(make, budget, error, fidelity, LeMiCa, found.fitted)

@@ -28,7 +28,11 @@ from .fields import (
 
 
 class ForecastSample(Declared, kw_only=True):
-    """One full run.  ``Auto`` records none of the ``seconds``; ``products`` is absent once all samples' are summed."""
+    """One full run.  ``Auto`` records none of the ``seconds``; ``products`` is absent once all samples' are summed.
+
+    ``curves`` are trial runs, (predicted error, PSNR in dB), of one prompt each; a merged calibration has several.
+    ``trials`` is what older calibrations have: their errors are of paths planned without corrections.
+    """
 
     levels: Annotated[list[Number], Meta(min_length=2, max_length=MOST_STEPS + 1)]
     channels: Count
@@ -37,6 +41,7 @@ class ForecastSample(Declared, kw_only=True):
     forwards: Forwards
     seconds: Amount | UnsetType = UNSET
     trials: list[tuple[Amount, Number]] | UnsetType = UNSET
+    curves: list[list[tuple[Amount, Number]]] | UnsetType = UNSET
     products: str | UnsetType = UNSET
 
 
@@ -66,7 +71,7 @@ class Forecast(Calibrated, kw_only=True):
             for step in sample.error_growth:
                 if not is_whole_number(step) or int(step) >= steps:
                     yield place(f"{at}.error_growth", step), f"must be named for a step from 0 to {steps - 1}"
-            if self.call and sample.seconds is UNSET and sample.trials is UNSET:
+            if self.call and sample.seconds is UNSET and sample.trials is UNSET and sample.curves is UNSET:
                 yield f"{at}.seconds", "is missing"
         kept = {"products": self.products}
         kept |= {f"{place('samples', name)}.products": sample.products for name, sample in self.samples.items()}
