@@ -35,7 +35,7 @@ OUT = Path("out/visible")
 STEPS, BUDGETS = 50, (6, 9, 13, 17, 22, 27, 35)
 FPS = 12
 #: What an output may lose without anybody seeing it.  VMAF: one just-noticeable difference below the full run's own;
-#: JOD: of two clips 57 of 100 viewers would find the full run's better, where guessing is 50 and one JOD 75; flicker: one
+#: JOD: of two clips 57 of 100 viewers would find the full run's better (50 by guessing, 75 for one JOD); flicker: one
 #: 8-bit code value.
 CRITERION = {"vmaf_lost": 6.0, "jod_lost": 0.25, "flicker": 1.0}
 #: Half of it and less (53 of 100 viewers), for who wants a margin.
