@@ -15,10 +15,12 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import tiny
+from rich.console import Console
 from skimage import data
 from typer.testing import CliRunner
 
 from vaccel.cli import app
+from vaccel.cli.compare import _summary_table
 from vaccel.evaluate import clips, compare, fidelity, metrics, parse_contender, perceptual, vmaf, write_report
 from vaccel.evaluate.comparison import finite, row_of
 
@@ -202,6 +204,17 @@ class TestComparison:
         assert set(found["left_out"]) == {"lpips", "cvvdp"}
         assert result.complete
         assert not result.notes
+
+    def test_the_table_shows_every_column_on_a_narrow_console(self, wan):
+        result = compared(wan, specs=[OURS], checker=lambda clip, prompt: {"caption": 1.0})
+        for row in result.rows:  # as if all were installed
+            row.lpips, row.vmaf, row.cvvdp = 0.125, 98.76, 9.87
+        console = Console(width=80, file=io.StringIO())
+        console.print(_summary_table(result))
+        shown = console.file.getvalue()
+        assert shown.split()[:3] == ["method", "speedup", "forwards"]
+        for text in ("PSNR", "SSIM", "LPIPS", "VMAF", "flicker", "JOD", "caption", "98.8", "(98.8)", "0.125", "100%"):
+            assert text in shown
 
     def test_the_worst_is_the_lowest_or_the_highest(self):
         assert fidelity.METRICS["vmaf"].of_rows([90.0, 70.0]) == (80, 70)

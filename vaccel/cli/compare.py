@@ -155,16 +155,17 @@ def _facts() -> dict[str, Any]:
 
 def _summary_table(result: Any) -> Table:
     checks, columns = list(result.full_checks), result.columns()
-    heads = [f"{c.head} (worst)" if c.worst else c.head for c in columns]
+    heads = [column.head.removesuffix(" dB") for column in columns]
     table = Table(
-        Column("method", overflow="fold", min_width=18), "speedup", "large", "small", *heads, *checks, box=None
-    )
-    table.add_row(
-        "full model", "1.00", "", "", *("" for _ in columns), *(f"{v:.0%}" for v in result.full_checks.values())
-    )
+        Column("method", overflow="fold"), "speedup", "forwards", *heads, *(Column(n, no_wrap=True) for n in checks),
+        box=None, padding=(0, 1, 0, 0), caption="in brackets the worst; forwards of the large / the small model",
+        caption_justify="left",
+    )  # fmt: skip
+    table.add_row("full model", "1.00", "", *("" for _ in columns), *(f"{v:.0%}" for v in result.full_checks.values()))
     for e in result.summary():
+        forwards = f"{e['forwards']['large']:.0f}" + (f" / {n:.0f}" if (n := e["forwards"]["small"]) else "")
+        measured = [column.of_summary(e) for column in columns]
         table.add_row(
-            e["contender"], f"{e['speedup']:.2f}", f"{e['forwards']['large']:.0f}", f"{e['forwards']['small']:.0f}",
-            *(c.of_summary(e) for c in columns), *(f"{e['checks'][n]:.0%}" for n in checks),
-        )  # fmt: skip
+            e["contender"], f"{e['speedup']:.2f}", forwards, *measured, *(f"{e['checks'][n]:.0%}" for n in checks)
+        )
     return table
