@@ -100,5 +100,5 @@ def _jod(reference: np.ndarray, clip: np.ndarray, fps: float, device: Any) -> fl
     metric = pycvvdp.cvvdp(display_name=DISPLAY, quiet=True, device=device)
     shown = [torch.from_numpy(enlarged(as_uint8(frames))) for frames in (clip, reference)]
     with torch.no_grad():
-        jod, _ = metric.predict(*shown, dim_order="FHWC", frames_per_second=fps)
+        jod, _ = metric.predict(*shown, dim_order="FHWC", frames_per_second=fps if len(clip) > 1 else 0)  # 0: an image
     return float(jod)
