@@ -13,9 +13,11 @@ from test_calibrate_lemica import sampling
 import vaccel
 from vaccel.calibrate import calibrate_forecast, calibrate_lemica
 from vaccel.integrations.diffusers.auto import Pilot, Times
-from vaccel.methods.auto import Candidate
+from vaccel.methods.auto import VISIBLE, Candidate
 from vaccel.planning import artifacts
+from vaccel.planning.calibration import calibration
 from vaccel.planning.fidelity import Fidelity
+from vaccel.planning.prior import shipped
 
 STEPS, PROMPT = 10, "a red cat runs"
 
@@ -47,7 +49,7 @@ def test_one_thing_is_asked_for():
         ({"speedup": 1.0}, "above 1"),
         ({"speedup": float("nan")}, "number above 0"),
         ({"speedup": 2.0, "learn": -1}, "learn must be"),
-        ({"psnr": 40.0}, "calibration with trial runs"),
+        ({"psnr": float("inf")}, "number above 0"),
     ):
         with pytest.raises(ValueError, match=match):
             vaccel.Auto(**settings)
@@ -55,6 +57,31 @@ def test_one_thing_is_asked_for():
     assert vaccel.method_from_json(method.to_json()) == method
     with pytest.raises(ValueError, match=r"vaccel\.accelerate"):
         vaccel.Denoiser(lambda x, t, c: x, method=method).run(num_steps=4)
+
+
+def test_alone_it_is_as_fast_as_nobody_can_see(pipe):
+    plain = run(pipe)
+    with vaccel.accelerate(pipe) as handle:
+        assert handle.method == vaccel.Auto(psnr=VISIBLE)
+        run(pipe)
+        (note,) = [n for n in handle.trace.notes if n.startswith("Auto: 48 dB asked for")]
+        assert "19 runs in 20 above" in note
+        assert "as other models': not calibrated" in note
+    assert torch.equal(run(pipe), plain)
+
+
+def test_without_trial_runs_other_models_tell_the_psnr(pipe, tmp_path):
+    """Of errors that are as large as theirs in units of the velocities' own size."""
+    path, prior = tmp_path / "f.json", calibration(shipped())
+    calibrate_forecast(pipe, [PROMPT], path, call=sampling(None, STEPS), tails=0, trials=())
+    known, auto = calibration(path), vaccel.Auto(psnr=40.0, artifacts=(str(path),))
+    assert known.fidelity is None
+    assert known.scale == pytest.approx(
+        math.sqrt(np.einsum("bctt->", known.gram.products) / known.gram.elements / STEPS)
+    )
+    for candidate in auto.candidates([str(path)], STEPS):
+        expected = prior.fidelity.at(known.plan(candidate.budget).predicted / known.scale)
+        assert candidate.psnr == pytest.approx(expected)
 
 
 def test_a_pipeline_that_nothing_is_known_of_is_accelerated_by_the_prior(pipe, tmp_path):

@@ -28,9 +28,9 @@ def flicker(reference: np.ndarray, clip: np.ndarray) -> float | None:
 
         255 (e_f - e_(f-1)) = 255 ((clip_f - clip_(f-1)) - (reference_f - reference_(f-1))):
 
-    the frame difference that the clip has and the reference has not (the flicker measure of codecs, as in Fan et al.,
-    JVT-E070, 2002, taken over all pixels).  0 for equal clips and for an error that stands still, 2 a for one of a code
-    values that changes its sign with every frame, sqrt(2) s for noise of deviation s that is new in every frame.
+    the frame difference that the clip has and the reference has not.  0 for equal clips and for an error that stands
+    still, 2 a for one of a code values that changes its sign with every frame, sqrt(2) s for noise of deviation s that
+    is new in every frame.
 
     Args:
         reference, clip: [F, H, W, 3] in [0, 1].

@@ -39,7 +39,7 @@ def vmaf(reference: np.ndarray, clip: np.ndarray, fps: float = 12) -> float | No
 
     0 to 100; for equal clips between 97.43 and 100: a frame that does not move is scored 97.43 at most, and so is the
     first one, hence also a single image.  A difference of about 6 is one just-noticeable difference: 75 % of viewers
-    see it (J. Ozer, "Finding the Just Noticeable Difference with Netflix VMAF", 2017).  VMAF looks at luma alone.
+    see it (J. Ozer, streaminglearningcenter.com).  VMAF looks at luma alone.
 
     The model was trained for 1080p on a screen seen from three times its height.  A clip of 48 pixels would be a stamp
     there, and its errors below what the eye resolves; so small clips are enlarged as they are when they are saved

@@ -22,6 +22,9 @@ from .lemica import LeMiCa, measured
 
 #: Root mean square over mean absolute value of a normal distribution; LeMiCa's calibration measures the latter.
 RMS_OF_MEAN = math.sqrt(math.pi / 2)
+#: In dB: from here on a difference to the full run cannot be seen, by VMAF, ColorVideoVDP and flicker on both trained
+#: families (``bench/measure_visible.py``).
+VISIBLE = 48.0
 #: So many steps, or less, are skipped only where a calibration shows that they can be.
 FEW = 8
 
@@ -69,8 +72,9 @@ class Auto(Method):
             computed and skipped steps and of the rest of the call are measured and updated by every run.
             Where it cannot be had the trace says so.
         psnr: in dB, of the clip against the full run's; the budget is chosen so that nineteen runs in twenty
-            can be expected to reach it (``vaccel.planning.fidelity``).  Needs a calibration with trial runs
-            (`vaccel calibrate forecast`).  With a speedup too, it comes first.
+            can be expected to reach it (``vaccel.planning.fidelity``).  A calibration with trial runs (`vaccel
+            calibrate forecast`) makes it sure; without one it is what other models reach.  With a speedup too, it
+            comes first.
         learn: the number of runs to calibrate from; 0 to use ``artifacts``, or what is known of other models
             (``Forecast.prior``): then the first run is accelerated too.
         artifacts: Forecast and LeMiCa calibrations to choose among; where several offer a budget, the one with the
@@ -105,11 +109,6 @@ class Auto(Method):
             require(good, f"{name} must be a number above 0, got {value!r}")
         require(self.speedup is None or self.speedup > 1, f"speedup must be above 1, got {self.speedup}")
         require(self.learn >= 0 and int(self.learn) == self.learn, f"learn must be 0 or more runs, got {self.learn!r}")
-        require(
-            self.psnr is None or bool(self.artifacts),
-            "psnr needs a calibration with trial runs: pass artifacts=(\"forecast.json\",), which `vaccel calibrate "
-            "forecast` makes; with learn= no trial runs are made",
-        )  # fmt: skip
 
     @classmethod
     def load(cls, artifact: str | Path, *args: Any, **overrides: Any) -> Auto:
@@ -136,6 +135,8 @@ class Auto(Method):
         best: dict[int, Candidate] = {}
         forecasts = [known for path in paths if isinstance(known := calibrated(path), Calibration)]
         fidelity = next((known.fidelity for known in forecasts if known.fidelity is not None), None)
+        if fidelity is None and forecasts and (others := calibration(shipped()).fidelity) is not None:
+            fidelity = others.scaled(forecasts[0].scale)
         for path in paths:
             for found in _of(path, num_steps, flow, fidelity, self.guard, self.allow_mismatch):
                 if found.budget not in best or found.error < best[found.budget].error:
@@ -143,16 +144,17 @@ class Auto(Method):
         return [best[budget] for budget in sorted(best)]
 
     def uncalibrated(self, num_steps: int, flow: Flow | None) -> list[Candidate]:
-        """Of a pipeline that nothing is known of: forecasts by the prior, where a speed is asked for and levels known.
+        """Of a pipeline that nothing is known of: forecasts by the prior, where its noise levels are known.
 
         Of few steps (``FEW`` or less, as distilled models have them) all are computed: each does much of the work, and
         nothing that was measured says which of them another model could do without.
         """
-        if self.speedup is None or flow is None or num_steps < 2:
+        if flow is None or num_steps < 2:
             return []
-        plans = calibration(shipped()).at(flow.levels).plans(per="tensor")
+        known = calibration(shipped())
+        plans, fidelity = known.at(flow.levels).plans(per="tensor"), known.fidelity
         return [
-            Candidate(functools.partial(Forecast.prior, budget), budget, plan.predicted, None, Forecast)
+            Candidate(functools.partial(Forecast.prior, budget), budget, plan.predicted, fidelity, Forecast)
             for budget, plan in plans.items()
             if num_steps > FEW or budget == num_steps
         ]

@@ -44,6 +44,7 @@ class Calibration:
     Attributes:
         gram: the inner products, averaged over the samples.
         error_growth: [T], the factor by which an error of the latents that enter a step has grown at the end.
+        measured_growth: as this model's samples alone say; None where none was measured.
         fitted: the model and scheduler that it was measured on.
     """
 
@@ -58,7 +59,9 @@ class Calibration:
         products = _matrices(summed(kept), (bands, channels, steps, steps))
         products /= len(samples)
         found = Gram(levels, products, samples[0]["elements"])
-        growth = error_growth_of([s["error_growth"] for s in samples], levels[:-1])
+        measured = [s["error_growth"] for s in samples]
+        growth = error_growth_of(measured, levels[:-1])
+        self.measured_growth = interpolated_error_growth(measured, steps) if any(measured) else None
         self._old_trials = [s["trials"] for s in samples if s.get("trials")]
         self._curves = [curve for s in samples for curve in s.get("curves", ()) if curve]
         self._own, self._elsewhere = self, functools.lru_cache(maxsize=16)(self._read)
@@ -179,6 +182,12 @@ class Calibration:
     def fidelity(self) -> Fidelity | None:
         """PSNR by predicted error, as the trial runs say; None without any."""
         return Fidelity(self.curves) if self.curves else None
+
+    @functools.cached_property
+    def scale(self) -> float:
+        """The root mean square of the velocities."""
+        own = self._own.gram
+        return math.sqrt(float(np.trace(own.grouped("tensor")[0])) / own.elements / own.num_steps)
 
     def _planned_now(self, trials: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         """Trial runs of older artifacts, whose errors are those of paths planned without corrections."""

@@ -40,15 +40,19 @@ class Fidelity:
     def __len__(self) -> int:
         return len(self.curves)
 
-    def at(self, error: float) -> tuple[float, float]:
-        """(expected PSNR in dB, the PSNR that nineteen runs in twenty reach) of finished clips."""
+    def scaled(self, scale: float) -> Fidelity:
+        """The same of errors ``scale`` times as large: of a model whose velocities are."""
+        return Fidelity([[(scale * 10 ** (-x / 20), psnr) for x, psnr in curve] for curve in self.curves])
+
+    def at(self, error: float, share: float = SHARE) -> tuple[float, float]:
+        """(expected PSNR in dB, the PSNR that this share of runs reaches) of finished clips."""
         x = -20 * math.log10(max(error, 1e-12))
         found = np.sort([_read(curve, x) for curve in self.curves])
         count, mean = len(found), float(found.mean())
         freedom = COUNT + count - 1
         square = (COUNT * SPREAD**2 + float(((found - mean) ** 2).sum())) / freedom
-        reach = student(SHARE, freedom) * math.sqrt(square * (1 + 1 / count))
-        ordered = float(found[max(math.floor((1 - SHARE) * (count + 1) + 1e-9), 1) - 1])
+        reach = student(share, freedom) * math.sqrt(square * (1 + 1 / count))
+        ordered = float(found[max(math.floor((1 - share) * (count + 1) + 1e-9), 1) - 1])
         return mean, min(mean - reach, ordered)
 
 

@@ -48,7 +48,7 @@ def mean(known: Sequence[Calibration], count: int, per_element: bool = False) ->
             read = read / square
         products[..., inside[:, None], inside] += read
         pairs[inside[:, None], inside] += 1
-        growth[inside] += np.log(read_growth(own, each.error_growth, at))
+        growth[inside] += np.log(read_growth(own, each.measured_growth or each.error_growth, at))
         covered[inside] += 1
     products, growth = _semidefinite(products / np.maximum(pairs, 1)), growth / np.maximum(covered, 1)
     return {
