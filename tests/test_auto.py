@@ -79,7 +79,7 @@ def test_without_trial_runs_other_models_tell_the_psnr(pipe, tmp_path):
     assert known.scale == pytest.approx(
         math.sqrt(np.einsum("bctt->", known.gram.products) / known.gram.elements / STEPS)
     )
-    for candidate in auto.candidates([str(path)], STEPS):
+    for candidate in auto.candidates([str(path)], STEPS)[:-1]:  # the last of which has no error
         expected = prior.fidelity.at(known.plan(candidate.budget).predicted / known.scale)
         assert candidate.psnr == pytest.approx(expected)
 

@@ -124,6 +124,9 @@ def calibrate_forecast(
     first_order: Annotated[
         bool, typer.Option(help="Record every sample with a first-order solver too, to serve other solvers as well.")
     ] = True,
+    refine: Annotated[
+        float, typer.Option(help="Minutes to search for better paths by trying them; 0 for none.", min=0)
+    ] = 0,
     solver: Annotated[
         str | None, typer.Option(help="Another scheduler class of diffusers, on the pipeline's own settings.")
     ] = None,
@@ -132,14 +135,18 @@ def calibrate_forecast(
     """Measure weights, error growth and PSNR by budget. Resumable after Ctrl-C; also runs under torchrun."""
     from ..calibrate import calibrate_forecast as run
     from ..calibrate.forecast import BUDGETS
+    from ..calibrate.refining import refine as search
 
     def measure(loaded: Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
         if solver is not None:
             loaded.pipe.scheduler = _solver(solver, loaded.pipe.scheduler)
-        return run(
+        made = run(
             loaded.pipe, chosen, path, seeds=seed, bands=bands, tails=tails, tail_samples=tail_samples,
             trials=BUDGETS if trials else (), keep=keep, first_order=first_order, **options,
         )  # fmt: skip
+        if refine:
+            made = search(loaded.pipe, path, chosen, refine, seeds=seed, **options)
+        return made
 
     one_of("--keep", keep, ("device", "host"))
     data = _calibrated(pipeline, None, call, dtype, steps, out, prompt, prompts, measure)

@@ -167,7 +167,7 @@ class Forecast(Method):
                 f"{artifact} can make {min(plans)} to {max(plans)}, got {budget}"
             )
         rule = objective, order, per, error_growth, max_gap, corrected
-        plan = plans[budget] if budget in plans else known.plan(budget, *rule)
+        plan = known.plan(budget, *rule)
         fields = {
             "order": order, "per": per, "artifact": str(artifact), "seal": known.seal, "fitted": known.fitted,
             "max_error": known.largest_error(plan.full_steps, order, per), "predicted": plan.predicted,

@@ -30,6 +30,8 @@ OBJECTIVE = "squares"
 #: planned by what all channels have together: for each of many it takes too long, and the paths are the same but for
 #: the smallest budgets.
 MANY, MANY_GROUPS = 64, 1000
+#: How a path is planned unless something else is asked for; paths that were refined are better ones of the same.
+RULE = (OBJECTIVE, 2, "channel", True, MAX_GAP, True)
 #: What is known of other models' error growth counts as so many samples.
 OTHERS = 2.0
 
@@ -109,11 +111,21 @@ class Calibration:
         """
         steps, own = self.gram.num_steps, self._own
         gap = math.ceil(max(max_gap * steps / own.gram.num_steps, max_gap, 1.5 * (steps - 1) / (budget - 1)))
+        if self is own and (objective, order, per, error_growth, max_gap, corrected) == RULE:
+            found = self.data.get("paths", {}).get(str(budget))
+            if found is not None:
+                return self._refined(tuple(found["steps"]), self.plans()[budget])
         if self._many(per):  # by one weight for all channels, and what it costs with weights for each
             path = self.plan(budget, objective, order, "tensor", error_growth, max_gap, corrected).full_steps
             return self._along(path, order, per, corrected)
         found = self.plans(objective, order, per, error_growth, gap, corrected)
         return found[min(max(budget, min(found)), max(found))]
+
+    def _refined(self, path: tuple[int, ...], plan: Plan) -> Plan:
+        """A path that runs along it showed to be better than the plan, with the plan's predicted error in all."""
+        along = self._along(path, *RULE[1:3], True)
+        scale = plan.predicted / along.predicted if along.predicted > 0 else 1.0
+        return Plan(path, tuple(scale * error for error in along.errors))
 
     def _many(self, per: str) -> bool:
         """Whether paths are planned by what all channels have together."""

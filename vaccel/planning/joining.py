@@ -18,7 +18,7 @@ import numpy as np
 from .packing import added
 
 #: What is made of the samples; everything else says what was calibrated and how.
-MADE = ("samples", "prompts", "products", "times", "fields", "part", "digest")
+MADE = ("samples", "prompts", "products", "times", "fields", "paths", "part", "digest")
 #: Degree of TeaCache's polynomial.
 DEGREE = 4
 #: MixCache: the output's change is settled once it is within this share of its mean over the five steps before.
@@ -111,6 +111,8 @@ def _forecast(old: Mapping[str, Any], new: Mapping[str, Any], part: bool) -> dic
         found["products"] = added(kept)
     if times := old.get("times", new.get("times")):
         found["times"] = times
+    if paths := {**new.get("paths", {}), **old.get("paths", {})}:
+        found["paths"] = paths
     return found
 
 

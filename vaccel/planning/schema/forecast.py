@@ -45,6 +45,14 @@ class ForecastSample(Declared, kw_only=True):
     products: str | UnsetType = UNSET
 
 
+class RefinedPath(Declared, kw_only=True, forbid_unknown_fields=True):
+    """A path that was found by trying (``vaccel.calibrate.refining``), and how many were."""
+
+    steps: list[int]
+    tried: Count
+    gain: Number
+
+
 class Times(Declared, kw_only=True, forbid_unknown_fields=True):
     full: Above0
     skipped: Amount
@@ -57,6 +65,7 @@ class Forecast(Calibrated, kw_only=True):
     samples: Annotated[dict[str, ForecastSample], Meta(min_length=1)]
     products: str | UnsetType = UNSET
     times: Times | UnsetType = UNSET
+    paths: dict[str, RefinedPath] | UnsetType = UNSET
     part: bool = False
 
     def faults(self) -> Iterator[Fault]:
@@ -73,6 +82,10 @@ class Forecast(Calibrated, kw_only=True):
                     yield place(f"{at}.error_growth", step), f"must be named for a step from 0 to {steps - 1}"
             if self.call and sample.seconds is UNSET and sample.trials is UNSET and sample.curves is UNSET:
                 yield f"{at}.seconds", "is missing"
+        for name, path in ({} if self.paths is UNSET else self.paths).items():
+            ordered = all(a < b for a, b in zip(path.steps, path.steps[1:], strict=False))
+            if not ordered or path.steps[:1] != [0] or path.steps[-1] >= steps or str(len(path.steps)) != name:
+                yield place("paths", name), f"must be {name} steps of {steps} in their order, from 0 on"
         kept = {"products": self.products}
         kept |= {f"{place('samples', name)}.products": sample.products for name, sample in self.samples.items()}
         if not self.part and all(text is UNSET for text in kept.values()):
