@@ -35,7 +35,7 @@ SETTINGS = [
     ("glyphs", "dpm++ karras", 50, 0.0), ("glyphs", "euler karras", 50, 0.0),
 ]  # fmt: skip
 #: Budgets of the fixed runs, as shares of T.
-GRID = (0.14, 0.18, 0.22, 0.26, 0.3, 0.34, 0.4, 0.46, 0.54, 0.64)
+GRID = (0.14, 0.18, 0.22, 0.26, 0.34, 0.44, 0.54, 0.64)
 ASKED = (32.0, 36.0, 40.0, 44.0, 48.0)
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 DIAGRAM = Path("docs/reliability.png")

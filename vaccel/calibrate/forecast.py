@@ -31,7 +31,7 @@ from ..planning.levels import read_products
 from .first_order import SHARE
 from .first_order import first_order as other_solver
 from .replay import Invocation, StandIn, StandInRun
-from .samples import Progress, Samples, prompts_encoded_once, sample, silent, steps_of
+from .samples import Progress, Samples, prompts_encoded_once, runs_of, sample, silent, steps_of
 
 #: Shares of the run at which error growth is measured: dense where errors grow most.
 POSITIONS = (0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.26, 0.36, 0.52, 0.76)
@@ -44,7 +44,7 @@ def calibrate_forecast(
     prompts: list[str],
     path: Path,
     *,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | None = None,
     call: dict[str, Any],
     bands: int = 1,
     tails: int = len(POSITIONS),
@@ -64,6 +64,7 @@ def calibrate_forecast(
     with the same call; further prompts are added to the same artifact.
 
     Args:
+        seeds: of the noise, each with every prompt; by default every prompt has one of its own.
         call: arguments of the pipeline's call, ``num_inference_steps`` among them.
         bands: 2 to separate low from high spatial frequencies.
         tails: number of steps j whose error growth is measured, 0 to 10; with 0 other models' growth is used instead.
@@ -78,7 +79,7 @@ def calibrate_forecast(
     _check(pipe, bands, tails, tail_samples, trials)
     steps = steps_of(call)
     header = fingerprints.header(Forecast.id, pipe, call, num_steps=steps, bands=bands)
-    samples, timed = Samples(Path(path), header, prompts, list(seeds)), {}
+    samples, timed = Samples(Path(path), header, prompts, seeds), {}
     jobs, chosen = samples.jobs, _positions(steps, tails)
     other = other_solver(pipe.scheduler) if first_order else None
     work = len(jobs) * (steps + (round(SHARE * steps) if other is not None else 0) + sum(steps - j for j in chosen))
@@ -107,7 +108,7 @@ def calibrate_forecast(
             samples.data[key] = {**data, "done": True}
             samples.save()
         if trials and "times" not in samples.others:
-            timed = _timed(pipe, prompts[0], seeds[0], call, steps)
+            timed = _timed(pipe, *runs_of(prompts, seeds)[0], call, steps)
     return samples.merge(**timed)
 
 

@@ -22,7 +22,7 @@ from ..api import accelerate
 from ..methods import Forecast
 from ..planning import artifacts
 from ..planning.calibration import calibration
-from .samples import Progress, prompts_encoded_once, sample, silent, steps_of
+from .samples import Progress, prompts_encoded_once, runs_of, sample, silent, steps_of
 
 #: Shares of all steps whose paths are refined.
 BUDGETS = (0.18, 0.26, 0.34, 0.44)
@@ -35,7 +35,7 @@ Path_ = tuple[int, ...]
 
 def refine(
     pipe: Any, path: str | Path, prompts: Sequence[str], minutes: float, *, call: dict[str, Any],
-    seeds: Sequence[int] = (0,), budgets: Sequence[int] | None = None, progress: Progress = silent,
+    seeds: Sequence[int] | None = None, budgets: Sequence[int] | None = None, progress: Progress = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """Searches for better paths for so many ``minutes``; returns the artifact's data, which has them under "paths".
 
@@ -51,7 +51,7 @@ def refine(
     range.
     """
     path, known = Path(path), calibration(path)
-    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    jobs = runs_of(prompts, seeds)
     steps = steps_of(call)
     if len(jobs) < 2 or not minutes > 0:
         raise ValueError(f"refining takes minutes and two prompts or seeds, got {minutes} and {len(jobs)}")

@@ -113,7 +113,9 @@ def calibrate_forecast(
     out: Artifact = Path("forecast.json"),
     prompt: Prompts = None,
     prompts: PromptFile = None,
-    seed: Seeds = [0],  # noqa: B006
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", help="Seed of the noise; by default one of its own for every prompt.")
+    ] = None,
     steps: Steps = 50,
     call: Call = None,
     bands: Annotated[int, typer.Option(help="2 to separate low from high spatial frequencies.")] = 1,
@@ -141,11 +143,11 @@ def calibrate_forecast(
         if solver is not None:
             loaded.pipe.scheduler = _solver(solver, loaded.pipe.scheduler)
         made = run(
-            loaded.pipe, chosen, path, seeds=seed, bands=bands, tails=tails, tail_samples=tail_samples,
+            loaded.pipe, chosen, path, seeds=seed or None, bands=bands, tails=tails, tail_samples=tail_samples,
             trials=BUDGETS if trials else (), keep=keep, first_order=first_order, **options,
         )  # fmt: skip
         if refine:
-            made = search(loaded.pipe, path, chosen, refine, seeds=seed, **options)
+            made = search(loaded.pipe, path, chosen, refine, seeds=seed or None, **options)
         return made
 
     one_of("--keep", keep, ("device", "host"))
