@@ -52,9 +52,10 @@ class SeaCache(Rival):
     def __post_init__(self) -> None:
         self.before: Tensor | None = None
         self.summed, self.skipped = 0.0, 0
+        self.memory: dict[tuple[int, float], Tensor] | None = None  # of filtered latents that outlive the rival
 
     def computes(self, step: int, x: Tensor) -> bool:
-        now = filtered(x * self.shrink[step], self.levels[step], self.power)
+        now = self._filtered(step, x)
         forced = step < self.warm or step == len(self.levels) - 2 or self.skipped >= self.longest
         if self.before is not None and not forced:
             self.summed += float((now - self.before).abs().mean() / (self.before.abs().mean() + 1e-16))
@@ -65,6 +66,12 @@ class SeaCache(Rival):
         else:
             self.skipped += 1
         return computed
+
+    def _filtered(self, step: int, x: Tensor) -> Tensor:
+        key, memory = (id(x), self.power), {} if self.memory is None else self.memory
+        if key not in memory:
+            memory[key] = filtered(x * self.shrink[step], self.levels[step], self.power)
+        return memory[key]
 
     def weights(self, known: Sequence[int], step: int) -> np.ndarray:
         return taylor(known, step, self.order)

@@ -85,7 +85,7 @@ class Calibration:
             path.write_text(json.dumps(self._search(budget)))
         return json.loads(path.read_text())
 
-    def _search(self, budget: int, samples: int = 2, anneal: int = 60, rounds: int = 3) -> dict[str, Any]:
+    def _search(self, budget: int, samples: int = 2, anneal: int = 40, rounds: int = 2) -> dict[str, Any]:
         loop = self.loop
 
         def loss(path: tuple[int, ...]) -> float:
@@ -184,12 +184,8 @@ def _budcache(c: Calibration, budget: int) -> list[Option]:
 
 
 def _easycache(c: Calibration, budget: int) -> list[Option]:
-    cases = [
-        {"warm": warm, "points": points}
-        for warm in (2, 3, 5, 8)
-        for points in ("computed", "previous")
-        if warm < budget - 2
-    ]
+    kinds = ((2, "computed"), (4, "computed"), (7, "computed"), (4, "previous"))
+    cases = [{"warm": warm, "points": points} for warm, points in kinds if warm < budget - 1]
 
     def make(value: float, **case: Any) -> Rival:
         return easycache.EasyCache(value, steps=c.loop.steps, **case)
