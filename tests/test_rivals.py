@@ -133,6 +133,30 @@ def test_easycache_follows_its_oracle():
         assert 0 < found.count("r") < 25
 
 
+@torch.no_grad()
+def test_seacache_is_diffusers(case):
+    """The same latents as diffusers' hooks, which do the same sums in another order."""
+    pipe, call, loop, caption = case
+    if loop.denoiser.cond == 1:
+        pytest.skip("diffusers has it for transformers alone")
+    from diffusers import SeaCacheConfig
+
+    counts = set()
+    for threshold, longest in ((0.1, 2), (0.25, 3), (10.0, 2)):
+        rival = seacache.SeaCache(threshold, 2, longest, loop.denoiser.levels, [1.0] * SHORT)
+        latents, count = loop.run(caption, 3, rival)
+        config = SeaCacheConfig(threshold, retention_steps=2, max_consecutive_cached=longest)
+        pipe.transformer.enable_cache(config)
+        try:
+            own = sample(pipe, caption, 3, call)
+        finally:
+            pipe.transformer.disable_cache()
+        # float32 rounding, grown by at most some tens over the run: skipping otherwise moves latents by 1e-2 and more.
+        assert float((latents - own).abs().max() / own.abs().max()) < 1e-4
+        counts.add(count)
+    assert len(counts) > 1
+
+
 # -- schedules -------------------------------------------------------------------------------------------------------
 
 

@@ -167,9 +167,9 @@ def _meancache(c: Calibration, budget: int) -> list[Option]:
 def _l2p(c: Calibration, budget: int) -> list[Option]:
     cases = [
         {"history": history, "warm": warm, "power": power, "penalty": penalty, "what": what}
-        for history, penalty in (("computed", 1e-8), ("computed", 1e-5), ("all", 1e-3))
+        for history, penalty in (("computed", 1e-5), ("all", 1e-3))
         for what in ("output", "hidden")
-        for warm, power in ((2, 1.0), (3, 1.3), (4, 1.0))
+        for warm, power in ((2, 1.0), (3, 1.3), (4, 1.0), (2, 0.75))
     ]
     return [_plain(case, lambda case=case: l2p.l2p(c.products(case["what"]), budget, **case)) for case in cases]
 
