@@ -7,8 +7,9 @@ captions is at most the budget: looked for on recorded full runs, then corrected
 calibrated on as many captions of the training side as Forecast's shipped calibration was made on.  Forecast runs as
 shipped.  "fewer steps" is the solver itself.
 
-Every run and every result is a line of out/rivals_<family>.jsonl; started again, nothing is made twice, but for what
-``--again`` names.  ``write``: bench/results/cpu/rivals_<family>.json.
+Every run and every result is a line of out/rivals_<family>.jsonl; started again, nothing is made twice.  Rows that
+changed are measured again by ``--only Forecast --only Forecast.prior --again``, without the others' log.  The results
+are in bench/results/cpu/rivals_<family>.json.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
         self.calibration = Calibration(self.loop, training, FIRST_SEED, folder)
         self.log = OUT / f"rivals_{name}.jsonl"
-        self.lines = [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+        #: What was written before, then what the log holds: the later one counts.
+        self.lines = list(written(name).get("rows", []))
+        self.lines += [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
         self.runs = {(r["rival"], r["budget"], r["setting"], r["caption"]): r for r in self.lines if "caption" in r}
         self.full = [sample(self.pipe, c, n, self.call, output="pt") for n, c in enumerate(self.captions)]
         self._recorded: list[Recorded] = []
@@ -232,12 +235,20 @@ def save(name: str, lines: list[dict[str, Any]], captions: list[str], samples: i
     order = (*OURS, *RIVALS)
     latest = {(r["rival"], r["budget"]): r for r in lines if "each" in r}
     rows = sorted(latest.values(), key=lambda r: (order.index(r["rival"]), r["budget"]))
-    searched = {b: json.loads(path.read_text()) for b in BUDGETS if (path := _searched(name, b)).exists()}
+    before = written(name)
+    searched = {str(b): json.loads(path.read_text()) for b in BUDGETS if (path := _searched(name, b)).exists()}
     payload = {
         "rows": rows, "prompts": captions, "steps": STEPS, "calibration_samples": samples, "tuned_on": TUNED_ON,
-        "runs": sum("caption" in r for r in lines), "budcache": searched,
+        "runs": sum("caption" in r for r in lines) or before.get("runs"),
+        "budcache": before.get("budcache", {}) | searched,
     }  # fmt: skip
     print(results.write(f"rivals_{name}", payload, command=f"measure_rivals.py measure {name}"))
+
+
+def written(name: str) -> dict[str, Any]:
+    """The JSON as it is, empty where there is none: a row may be measured again without the log of the others."""
+    path = results.BENCH / "results" / "cpu" / f"rivals_{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _searched(name: str, budget: int) -> Path:
