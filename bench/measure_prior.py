@@ -17,7 +17,7 @@ from measure_levels import OUT, Bench, scheduler
 
 import vaccel
 from vaccel.calibrate.forecast import BUDGETS
-from vaccel.calibrate.samples import sample
+from vaccel.calibrate.samples import runs_of, sample
 from vaccel.demo import family, image_family
 from vaccel.planning import artifacts, prior
 from vaccel.planning.calibration import calibration
@@ -26,14 +26,14 @@ STEPS = 50
 PRIOR = prior.shipped()
 
 
-def curve_of(bench: Bench, others: Path, caption: str) -> list[tuple[float, float]]:
+def curve_of(bench: Bench, others: Path, caption: str, seed: int) -> list[tuple[float, float]]:
     """(predicted error, PSNR in dB) of a caption's runs by the other family's prior."""
     call: dict[str, Any] = {**bench.call, "num_inference_steps": STEPS}
-    full, found = sample(bench.pipe, caption, 0, call, output="pt").double(), []
+    full, found = sample(bench.pipe, caption, seed, call, output="pt").double(), []
     for share in BUDGETS:
         method = vaccel.Forecast.load(others, round(share * STEPS), per="tensor", allow_mismatch=True)
         with vaccel.accelerate(bench.pipe, method) as handle:
-            made = sample(bench.pipe, caption, 0, call, output="pt").double()
+            made = sample(bench.pipe, caption, seed, call, output="pt").double()
             path = tuple(i for i, letter in enumerate(handle.trace.timeline()) if letter == "F")
         known = calibration(others).at(bench.levels)
         plan = known.plan(len(path), per="tensor")
@@ -58,10 +58,10 @@ def main(
         bench.pipe.scheduler = scheduler(solver, 3.0)
         others = bench.others_prior()
         bench.levels = calibration(bench.artifact).gram.levels
-        for caption in bench.training:
+        for caption, seed in runs_of(bench.training, None):
             key = f"{name}: {caption}"
             if key not in done:
-                done[key] = curve_of(bench, others, caption)
+                done[key] = curve_of(bench, others, caption, seed)
                 kept.write_text(json.dumps(done))
                 print(key, [round(psnr, 1) for _, psnr in done[key]], flush=True)
             curves.append(done[key])
