@@ -30,6 +30,8 @@ OBJECTIVE = "squares"
 #: planned by what all channels have together: for each of many it takes too long, and the paths are the same but for
 #: the smallest budgets.
 MANY, MANY_GROUPS = 64, 1000
+#: A correction by what is known of other models reaches back over so many times its step's own change of the level.
+REACH = 8.0
 #: How a path is planned unless something else is asked for; paths that were refined are better ones of the same.
 RULE = (OBJECTIVE, 2, "channel", True, MAX_GAP, True)
 #: What is known of other models' error growth counts as so many samples.
@@ -177,7 +179,8 @@ class Calibration:
 
         See ``vaccel.planning.gram.solver_weights``.
         """
-        found = gram.solver_weights(self.gram, path, response, order=order, per=per)
+        reach = REACH if self.of_others else math.inf
+        found = gram.solver_weights(self.gram, path, response, order=order, per=per, reach=reach)
         return {step: Weights(values) for step, values in found.items()}
 
     @functools.cached_property
@@ -194,6 +197,11 @@ class Calibration:
     def fidelity(self) -> Fidelity | None:
         """PSNR by predicted error, as the trial runs say; None without any."""
         return Fidelity(self.curves) if self.curves else None
+
+    @property
+    def of_others(self) -> bool:
+        """Whether it is of other models than those that it serves (``vaccel.planning.prior``)."""
+        return self.data["model"].get("class") == "any"
 
     @functools.cached_property
     def scale(self) -> float:

@@ -325,8 +325,9 @@ def _keys(nodes: np.ndarray, last: int) -> np.ndarray:
 
 
 def solver_weights(
-    gram: Gram, path: Sequence[int], response: Sequence[Sequence[float]], *, order: int = 2, per: str = "channel"
-) -> dict[int, np.ndarray]:
+    gram: Gram, path: Sequence[int], response: Sequence[Sequence[float]], *, order: int = 2, per: str = "channel",
+    reach: float = math.inf,
+) -> dict[int, np.ndarray]:  # fmt: skip
     """Weights, by step, of the velocity that the solver receives along a path, so that its latents follow a full run's.
 
     At a skipped step the weights [order, bands, channels] combine the velocities computed last.  At a computed step
@@ -343,6 +344,8 @@ def solver_weights(
         path: the computed steps.
         response: W [T + 1][T].
         order: K, the number of velocities that a forecast combines.
+        reach: a computed step is left uncorrected where the levels skipped before it are more than so many times its
+            own change of the level: what its velocity says is then multiplied by as much.
     """
     products, response, steps = gram.grouped(per), np.array(response), gram.num_steps
     groups, bands = len(products), len(gram.products) if "band" in per else 1
@@ -353,7 +356,7 @@ def solver_weights(
         full = i in path
         computed = [i, *computed] if full else computed
         carried = np.einsum("m,mgt->gt", response[i + 1, :i], errors[:i]) / response[i + 1, i]
-        if full and not carried.any():
+        if full and (not carried.any() or _beyond(gram.widths, computed, reach)):
             continue
         target = -carried
         if not full:
@@ -368,6 +371,12 @@ def solver_weights(
             errors[i][:, i] -= 1
         found[i] = solved.T.reshape(len(used), bands, -1)
     return found
+
+
+def _beyond(widths: np.ndarray, computed: Sequence[int], reach: float) -> bool:
+    """Whether the levels skipped before the newest computed step are more than ``reach`` times its own change."""
+    skipped = widths[computed[1] + 1 : computed[0]] if len(computed) > 1 else widths[:0]
+    return bool(abs(skipped.sum()) > reach * abs(widths[computed[0]]))
 
 
 @torch.no_grad()
