@@ -4,7 +4,7 @@ Each rival is a plain loop in ``bench/rivals/``, with decisions and caches for f
 picture to the full run, on held-out captions.  Rivals are tuned on these very captions: every setting runs on two of
 them, the best ``FINALISTS`` on all, the best mean stands.  A threshold is fitted so that its mean cost over the
 captions is at most the budget: looked for on recorded full runs, then corrected by real ones.  Calibrated rivals are
-calibrated on as many captions of the training side as Forecast's shipped calibration was made on.  Forecast runs as
+calibrated on eight captions of the training side.  Forecast runs as
 shipped.  "fewer steps" is the solver itself.
 
 Every run and every result is a line of out/rivals_<family>.jsonl; started again, nothing is made twice.  Rows that
@@ -39,6 +39,7 @@ app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, rich
 OUT = Path("out")
 STEPS, BUDGETS = 50, (9, 13, 17, 22, 27)
 TUNED_ON, FINALISTS = (0, 1), 2
+CALIBRATED = 8  # captions that calibrated rivals see
 FIRST_SEED = 1000  # of calibrations; the captions compared on take 0, 1, ..
 OURS = ("Forecast", "Forecast.prior", "fewer steps")
 REPAIRS = 4  # real fits of a threshold, at most
@@ -52,11 +53,11 @@ class Bench:
         self.name, loaded = name, (family if name == "shapes" else image_family).load()
         self.pipe, self.call = loaded.pipe, {**loaded.call, "num_inference_steps": STEPS}
         self.artifact = loaded.folder / "forecast.json"
-        self.samples = len(artifacts.read(self.artifact, "forecast")["samples"])
+        self.samples = len(artifacts.read(self.artifact, "forecast")["samples"])  # of Forecast's calibration
         if name == "shapes":
-            self.captions, training = shapes.held_out_captions(captions), family.calibration_captions(self.samples)
+            self.captions, training = shapes.held_out_captions(captions), family.calibration_captions(CALIBRATED)
         else:
-            self.captions, training = glyphs.held_out_captions(captions), captions_to_calibrate(self.samples)
+            self.captions, training = glyphs.held_out_captions(captions), captions_to_calibrate(CALIBRATED)
         (self.pipe.transformer if name == "shapes" else self.pipe.unet).requires_grad_(False)
         denoiser = (WanDenoiser if name == "shapes" else UNetDenoiser)(self.pipe, loaded.call, STEPS)
         self.loop, folder = Loop(denoiser), OUT / f"rivals_{name}"
@@ -238,7 +239,8 @@ def save(name: str, lines: list[dict[str, Any]], captions: list[str], samples: i
     before = written(name)
     searched = {str(b): json.loads(path.read_text()) for b in BUDGETS if (path := _searched(name, b)).exists()}
     payload = {
-        "rows": rows, "prompts": captions, "steps": STEPS, "calibration_samples": samples, "tuned_on": TUNED_ON,
+        "rows": rows, "prompts": captions, "steps": STEPS, "calibration_samples": CALIBRATED, "tuned_on": TUNED_ON,
+        "forecast_samples": samples,
         "runs": sum("caption" in r for r in lines) or before.get("runs"),
         "budcache": before.get("budcache", {}) | searched,
     }  # fmt: skip

@@ -1,7 +1,8 @@
 """Forecast on a pretrained denoiser that nobody here made: ``python bench/measure_terrain.py measure``.
 
-The U-Net of PyPI's ``adaptive-terrain-diffusion`` (a consistency model, run by onnxruntime: ``pip install
-'vaccel[terrain]'``) read as the denoiser that it also is: x_0 from x_0 + sigma eps.  Fifty Karras levels from sigma 80
+The U-Net of PyPI's ``adaptive-terrain-diffusion`` (a consistency model; ``pip install onnxruntime`` and ``pip install
+--no-deps adaptive-terrain-diffusion==0.4.2``, whose own wish is the GPU's onnxruntime) read as the denoiser that it
+also is: x_0 from x_0 + sigma eps.  Fifty Karras levels from sigma 80
 to 0.002, Euler in flow coordinates, as a hand-written loop over a ``vaccel.Denoiser``, recorded by
 ``vaccel.calibrate.record`` on six terrains and compared on six others.  dB of the finished terrain to the full run, of
 heights as the model has them, from 0 to 1.  Writes bench/results/cpu/terrain.json and, with --sheet, a picture.

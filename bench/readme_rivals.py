@@ -22,9 +22,9 @@ def rivals() -> str:
         rows = [
             [f"**{name}**" if name in MINE else name, *(_dB(of.get((name, b)), b) for b in budgets)] for name in names
         ]
-        note = (
-            f"{about}, {len(data['prompts'])} held-out captions; calibrated on {data['calibration_samples']} others. "
-        )
+        theirs, ours = data["calibration_samples"], data["forecast_samples"]
+        held_out = len(data["prompts"])
+        note = f"{about}, {held_out} held-out captions; rivals calibrated on {theirs} others, Forecast on {ours}. "
         parts += [_table([f"{about}: computed of 50", *map(str, budgets)], rows), note + _source(_name(family), data)]
         exceptions += _exceptions(about, of, [n for n in names if n not in MINE], budgets)
     return "\n\n".join([*parts, _sentence(exceptions)])
