@@ -292,3 +292,16 @@ def test_another_solver_has_the_pipelines_settings():
     assert _solver("UniPCMultistepScheduler", made).config.flow_shift == 5.0
     with pytest.raises(typer.BadParameter, match="no scheduler class of diffusers"):
         _solver("WanPipeline", made)
+
+
+def test_elsewhere_errors_count_as_larger(tmp_path):
+    """A promise is lower by 3 dB where the calibration is read at other levels than its own."""
+    data = artifacts.read(artifact("unipc"), "forecast")
+    (sample,) = data["samples"].values()
+    sample["curves"] = [[[0.1, 20.0], [0.01, 40.0]]]
+    artifacts.replace(tmp_path / "f.json", data)
+    known = calibration(tmp_path / "f.json")
+    read = known.at((*np.linspace(1, 0.1, 12).tolist(), 0.0))
+    for first, second in ((known, read), (read, known)):  # whichever is asked first
+        assert first.fidelity is not second.fidelity
+    assert known.psnr(0.03)[0] - read.psnr(0.03)[0] == pytest.approx(20 * math.log10(2**0.5))

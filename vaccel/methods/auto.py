@@ -134,6 +134,7 @@ class Auto(Method):
         """
         best: dict[int, Candidate] = {}
         forecasts = [known for path in paths if isinstance(known := calibrated(path), Calibration)]
+        forecasts = [known.at(flow.levels) if flow is not None else known for known in forecasts]
         fidelity = next((known.fidelity for known in forecasts if known.fidelity is not None), None)
         if fidelity is None and forecasts and (others := calibration(shipped()).fidelity) is not None:
             fidelity = others.scaled(forecasts[0].scale)
