@@ -78,8 +78,9 @@ def test_an_own_loop_is_corrected_where_it_says_what_its_steps_add(tmp_path):
 
 @pytest.mark.skipif(not HERE, reason="onnxruntime and adaptive-terrain-diffusion are not installed")
 def test_the_pretrained_model_denoises():
-    flow = bench.karras(8)
-    denoiser = vaccel.Denoiser(bench.Terrain(1), method=vaccel.Schedule(range(8), num_steps=8, reuse="output"))
+    """From pure noise in one step, which it was distilled for; of little noise it keeps half."""
+    flow = Flow.euler([bench.HIGH / (1 + bench.HIGH), 0.0])
+    denoiser = vaccel.Denoiser(bench.Terrain(1), method=vaccel.Schedule([0], num_steps=1, reuse="output"))
     heights = bench.generate(denoiser, flow, 0, 50)
     assert heights.shape == (1, 1, bench.SIZE, bench.SIZE)
     rough = (heights[..., 1:] - heights[..., :-1]).square().mean()
