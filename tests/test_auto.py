@@ -66,7 +66,7 @@ def test_alone_it_is_as_fast_as_nobody_can_see(pipe):
         run(pipe)
         (note,) = [n for n in handle.trace.notes if n.startswith("Auto: 48 dB asked for")]
         assert "19 runs in 20 above" in note
-        assert "as other models': not calibrated" in note
+        assert "as other models': this one's was not measured" in note
     assert torch.equal(run(pipe), plain)
 
 

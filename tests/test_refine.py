@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 
 import pytest
+import tiny
 from calibrated import STEPS, artifact, pipe_of, sampling
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 import vaccel
 from vaccel.calibrate import refine as run
 from vaccel.calibrate.refining import _Search, neighbour
+from vaccel.integrations.diffusers.schedulers import flow_of
 from vaccel.planning import artifacts
 from vaccel.planning.calibration import calibration
 
@@ -75,8 +78,14 @@ def test_runs_take_it_and_another_solver_does_not(path):
     assert method.predicted == pytest.approx(plan.predicted), "the plan's, which runs along it fall below"
     assert vaccel.Forecast.load(path, 4, objective="sum").full_steps != found
     assert vaccel.Forecast.load(path, 5).full_steps == calibration(path).plans()[5].full_steps
-    elsewhere = calibration(path).at((*[s * 0.9 for s in calibration(path).gram.levels[:-1]], 0.0))
-    assert elsewhere.plan(4).full_steps == elsewhere.plans()[4].full_steps
+    wide = vaccel.Forecast.load(path, 5, max_gap=2)
+    assert max(b - a for a, b in itertools.pairwise(wide.full_steps)) == 2, "a gap that was asked for holds"
+    elsewhere = pipe_of("unipc")
+    elsewhere.scheduler = tiny.unipc(shift=6.0)
+    with vaccel.accelerate(elsewhere, method) as handle:
+        elsewhere(PROMPTS[0], **sampling("unipc"), output_type="latent")
+        planned = calibration(path).at(flow_of(elsewhere.scheduler).levels).plan(4).full_steps
+        assert tuple(i for i, letter in enumerate(handle.trace.timeline()) if letter == "F") == planned
     pipe = pipe_of("unipc")
     with vaccel.accelerate(pipe, method) as handle:
         pipe(PROMPTS[0], **sampling("unipc"), output_type="latent")

@@ -42,7 +42,7 @@ class Candidate:
         self, method: Method | Callable[[], Method] | None, budget: int, error: float | Callable[[], float],
         fidelity: Fidelity | None = None, kind: type[Method] = Method, fitted: Fitted = (),
     ):  # fmt: skip
-        self._method, self.budget, self._error, self._fidelity = method, budget, error, fidelity
+        self._method, self.budget, self._error, self.fidelity = method, budget, error, fidelity
         self.any_solver, self.fitted = kind.any_solver, fitted
 
     @functools.cached_property
@@ -56,7 +56,7 @@ class Candidate:
     @functools.cached_property
     def psnr(self) -> tuple[float, float] | None:
         """(expected, what nineteen runs in twenty reach) in dB."""
-        return None if self._fidelity is None else self._fidelity.at(self.error)
+        return None if self.fidelity is None else self.fidelity.at(self.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +136,8 @@ class Auto(Method):
         forecasts = [known for path in paths if isinstance(known := calibrated(path), Calibration)]
         forecasts = [known.at(flow.levels) if flow is not None else known for known in forecasts]
         fidelity = next((known.fidelity for known in forecasts if known.fidelity is not None), None)
-        if fidelity is None and forecasts and (others := calibration(shipped()).fidelity) is not None:
-            fidelity = others.scaled(forecasts[0].scale)
+        if fidelity is None and forecasts:
+            fidelity = calibration(shipped()).fidelity.scaled(forecasts[0].scale)
         for path in paths:
             for found in _of(path, num_steps, flow, fidelity, self.guard, self.allow_mismatch):
                 if found.budget not in best or found.error < best[found.budget].error:

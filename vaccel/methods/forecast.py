@@ -14,7 +14,7 @@ from ..actions import Action, Full, Weights
 from ..actions import Forecast as Forecasting
 from ..cache import Store, VelocityHistory
 from ..planning import artifacts, gram
-from ..planning.calibration import OBJECTIVE, Calibration, calibration
+from ..planning.calibration import OBJECTIVE, RULE, Calibration, calibration
 from ..planning.flow import Flow
 from ..planning.forecast_weights import CalibratedWeights, ExtrapolatedWeights
 from ..planning.prior import shipped
@@ -167,7 +167,9 @@ class Forecast(Method):
                 f"{artifact} can make {min(plans)} to {max(plans)}, got {budget}"
             )
         rule = objective, order, per, error_growth, max_gap, corrected
-        plan = known.plan(budget, *rule)
+        plan = known.refined(budget) if rule == RULE else None
+        if plan is None:
+            plan = plans[budget] if budget in plans else known.plan(budget, *rule)
         fields = {
             "order": order, "per": per, "artifact": str(artifact), "seal": known.seal, "fitted": known.fitted,
             "max_error": known.largest_error(plan.full_steps, order, per), "predicted": plan.predicted,

@@ -24,7 +24,8 @@ from .packing import summed
 #: [T + 1][T] (``vaccel.planning.flow.Flow.response``).
 Response = tuple[tuple[float, ...], ...]
 METHOD = "forecast"
-#: The objective of a path unless another one is requested: best on held-out prompts of both trained families.
+#: The objective of a path unless another one is requested: the best of some twenty rules on six prompts of each trained
+#: family, which it was chosen on.
 OBJECTIVE = "squares"
 #: Above so many steps, or steps times groups of channels of a run at other levels than the calibration's, a path is
 #: planned by what all channels have together: for each of many it takes too long, and the paths are the same but for
@@ -90,7 +91,6 @@ class Calibration:
 
     def _read(self, levels: tuple[float, ...]) -> Calibration:
         read = copy.copy(self)
-        read.__dict__.pop("fidelity", None)
         growth = by_level.read_growth(self.gram.levels[:-1], self.error_growth, levels[:-1])
         read._take(by_level.read_products(self.gram, levels), growth)
         return read
@@ -116,21 +116,23 @@ class Calibration:
         """
         steps, own = self.gram.num_steps, self._own
         gap = math.ceil(max(max_gap * steps / own.gram.num_steps, max_gap, 1.5 * (steps - 1) / (budget - 1)))
-        if self is own and (objective, order, per, error_growth, max_gap, corrected) == RULE:
-            found = self.data.get("paths", {}).get(str(budget))
-            if found is not None:
-                return self._refined(tuple(found["steps"]), self.plans()[budget])
         if self._many(per):  # by one weight for all channels, and what it costs with weights for each
             path = self.plan(budget, objective, order, "tensor", error_growth, max_gap, corrected).full_steps
             return self._along(path, order, per, corrected)
         found = self.plans(objective, order, per, error_growth, gap, corrected)
         return found[min(max(budget, min(found)), max(found))]
 
-    def _refined(self, path: tuple[int, ...], plan: Plan) -> Plan:
-        """A path that runs along it showed to be better than the plan, with the plan's predicted error in all."""
-        along = self._along(path, *RULE[1:3], True)
+    def refined(self, budget: int) -> Plan | None:
+        """The path that runs along it showed to be better than the plan (``vaccel.calibrate.refining``); None without.
+
+        It is for the calibration's own levels.  Its predicted error is the plan's, which its runs fall below.
+        """
+        found = self.data.get("paths", {}).get(str(budget))
+        if found is None:
+            return None
+        plan, along = self.plans()[budget], self._along(tuple(found["steps"]), 2, "channel", True)
         scale = plan.predicted / along.predicted if along.predicted > 0 else 1.0
-        return Plan(path, tuple(scale * error for error in along.errors))
+        return Plan(along.full_steps, tuple(scale * error for error in along.errors))
 
     def _many(self, per: str) -> bool:
         """Whether paths are planned by what all channels have together."""
@@ -139,9 +141,10 @@ class Calibration:
 
     def planned(self) -> Iterator[tuple[int, Callable[[], float]]]:
         """Every budget, and what works out the predicted error of its plan."""
-        found = self.plans(per="tensor" if self._many("channel") else "channel")
+        many = self._many("channel")
+        found = self.plans(per="tensor" if many else "channel")
         for budget in found:
-            yield budget, functools.partial(lambda b: self.plan(b).predicted, budget)
+            yield budget, lambda b=budget: (self.plan(b) if many else found[b]).predicted
 
     def _plans(
         self, objective: str, order: int, per: str, error_growth: bool, max_gap: int, corrected: bool
@@ -189,14 +192,13 @@ class Calibration:
     @functools.cached_property
     def curves(self) -> list[list[tuple[float, float]]]:
         """(predicted error, PSNR in dB) of every sample's trial runs; of those that have any."""
-        own = self._own
-        if self is not own:
-            return own.curves
+        if self is not self._own:
+            return self._own.curves
         curves = [[(error, psnr) for error, psnr in curve if math.isfinite(psnr)] for curve in self._curves]
         curves += [self._planned_now(trials) for trials in self._old_trials]
         return [curve for curve in curves if curve]
 
-    @functools.cached_property
+    @property
     def fidelity(self) -> Fidelity | None:
         """PSNR by predicted error, as the trial runs say; None without any.
 
@@ -204,7 +206,8 @@ class Calibration:
         """
         if not self.curves:
             return None
-        return Fidelity(self.curves) if self is self._own else Fidelity(self.curves).scaled(1 / ELSEWHERE)
+        found = Fidelity(self.curves, of_others=self.of_others)
+        return found if self is self._own else found.scaled(1 / ELSEWHERE)
 
     @property
     def of_others(self) -> bool:
@@ -229,7 +232,8 @@ class Calibration:
 
         See ``vaccel.planning.fidelity``.
         """
-        return self.fidelity.at(error) if self.fidelity is not None else None
+        known = self.fidelity
+        return known.at(error) if known is not None else None
 
 
 def calibration(path: str | Path) -> Calibration:

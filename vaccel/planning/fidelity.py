@@ -32,9 +32,11 @@ class Fidelity:
 
     Args:
         curves: one a prompt, at least one, each of one trial run or more.
+        of_others: whether the runs were other models'.
     """
 
-    def __init__(self, curves: Sequence[Curve]):
+    def __init__(self, curves: Sequence[Curve], of_others: bool = False):
+        self.of_others = of_others
         self.curves = [sorted((-20 * math.log10(max(error, 1e-12)), psnr) for error, psnr in c) for c in curves]
 
     def __len__(self) -> int:
@@ -42,7 +44,8 @@ class Fidelity:
 
     def scaled(self, scale: float) -> Fidelity:
         """The same of errors ``scale`` times as large: of a model whose velocities are."""
-        return Fidelity([[(scale * 10 ** (-x / 20), psnr) for x, psnr in curve] for curve in self.curves])
+        curves = [[(scale * 10 ** (-x / 20), psnr) for x, psnr in curve] for curve in self.curves]
+        return Fidelity(curves, self.of_others)
 
     def at(self, error: float, share: float = SHARE) -> tuple[float, float]:
         """(expected PSNR in dB, the PSNR that this share of runs reaches) of finished clips."""
