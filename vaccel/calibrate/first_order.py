@@ -7,6 +7,7 @@ beside them UniPC loses nothing.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import diffusers
@@ -14,22 +15,30 @@ import diffusers
 #: Of the calibration's steps the other recording makes so many: other levels too.
 SHARE = 0.8
 #: Solvers that are of first order themselves.
-OWN = ("Euler", "DDIM", "DDPM", "LCM", "TCD", "FlowMatchLCM")
+OWN = ("Euler", "FlowMatchEuler", "DDIM", "DDPM", "LCM", "TCD", "FlowMatchLCM")
+
+
+def of_class(kind: type, scheduler: Any, **settings: Any) -> Any:
+    """A scheduler of this class with the settings of another one, whatever the shift of its levels is called."""
+    shift = scheduler.config.get("flow_shift", scheduler.config.get("shift"))
+    names = [name for name in ("flow_shift", "shift") if name in inspect.signature(kind.__init__).parameters]
+    shifted = {names[0]: shift} if names and shift is not None else {}
+    return kind.from_config(scheduler.config, **shifted, **settings)
 
 
 def first_order(scheduler: Any) -> Any | None:
     """Euler for flows, DDIM for diffusion, on the same levels; None where the scheduler is one, or says too little."""
     config, name = scheduler.config, type(scheduler).__name__
-    if name.startswith(OWN) or name.startswith("FlowMatchEuler"):
+    if name.startswith(OWN):
         return None
     if config.get("use_flow_sigmas", False) or name.startswith("FlowMatch"):
-        shared = ("num_train_timesteps", "use_dynamic_shifting", "time_shift_type", "base_shift", "max_shift")
-        settings = {key: config[key] for key in shared if key in config}
-        shift = config.get("flow_shift", config.get("shift"))
-        settings |= {"shift": shift} if shift is not None else {}
-        return diffusers.FlowMatchEulerDiscreteScheduler(**settings)
-    if getattr(scheduler, "alphas_cumprod", None) is None:
+        return of_class(diffusers.FlowMatchEulerDiscreteScheduler, scheduler)
+    known = config.get("prediction_type") in ("epsilon", "v_prediction", "sample")
+    if getattr(scheduler, "alphas_cumprod", None) is None or not known:
         return None
-    if config.get("prediction_type") not in ("epsilon", "v_prediction", "sample"):
-        return None
-    return diffusers.DDIMScheduler.from_config(config, clip_sample=False)
+    return of_class(diffusers.DDIMScheduler, scheduler, clip_sample=False)
+
+
+def fewer(steps: int) -> int:
+    """How many steps the other recording makes."""
+    return max(2, round(SHARE * steps))

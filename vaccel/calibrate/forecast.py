@@ -28,7 +28,7 @@ from ..planning.calibration import Calibration, error_growth_of, packed, sample_
 from ..planning.flow import Flow
 from ..planning.gram import Gram, Plan
 from ..planning.levels import read_products
-from .first_order import SHARE
+from .first_order import fewer
 from .first_order import first_order as other_solver
 from .replay import Invocation, StandIn, StandInRun
 from .samples import Progress, Samples, prompts_encoded_once, runs_of, sample, silent, steps_of
@@ -82,7 +82,8 @@ def calibrate_forecast(
     samples, timed = Samples(Path(path), header, prompts, seeds), {}
     jobs, chosen = samples.jobs, _positions(steps, tails)
     other = other_solver(pipe.scheduler) if first_order else None
-    work = len(jobs) * (steps + (round(SHARE * steps) if other is not None else 0) + sum(steps - j for j in chosen))
+    recorded = steps + (fewer(steps) if other is not None else 0)
+    work = len(jobs) * (recorded + sum(steps - j for j in chosen))
     total = work + len(jobs) * (steps + sum(round(share * steps) for share in trials) if trials else 0)
 
     def sample_of_job(number: int, begin: int, end: int) -> _Sample:
@@ -198,8 +199,8 @@ class _Sample:
         if self.other is not None:
             data["products"] = self._with_other_solver()
         data["seconds_recording"] = time.perf_counter() - began
-        more = round(SHARE * steps) if self.other is not None else 0
-        done, total = steps + more, steps + more + sum(steps - j for j in positions)
+        done = steps + (fewer(steps) if self.other is not None else 0)
+        total = done + sum(steps - j for j in positions)
         for j in positions:
             self.report(done / total)
             data["error_growth"][str(j)] = self._error_growth(recorded, final, j)
@@ -214,7 +215,7 @@ class _Sample:
         """The mean of the sample's products and of those that the other solver's run has at the same levels."""
         own, call = self.pipe.scheduler, self.call
         self.pipe.scheduler = self.other
-        self.call = {**call, "num_inference_steps": max(2, round(SHARE * int(call["num_inference_steps"])))}
+        self.call = {**call, "num_inference_steps": fewer(int(call["num_inference_steps"]))}
         try:
             _, recorded = self._in_full("latent")
         finally:

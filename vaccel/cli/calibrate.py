@@ -158,16 +158,14 @@ def calibrate_forecast(
 
 def _solver(name: str, known: Any) -> Any:
     """A scheduler of this class with the settings of the pipeline's own, whatever the shift of its levels is called."""
-    import inspect
-
     import diffusers
+
+    from ..calibrate.first_order import of_class
 
     kind = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise typer.BadParameter(f"{name!r} is no scheduler class of diffusers", param_hint="--solver")
-    shift = known.config.get("flow_shift", known.config.get("shift"))
-    names = [n for n in ("flow_shift", "shift") if n in inspect.signature(kind.__init__).parameters]
-    return kind.from_config(known.config, **({names[0]: shift} if names and shift is not None else {}))
+    return of_class(kind, known)
 
 
 @app.command("merge")
