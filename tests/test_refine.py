@@ -53,6 +53,7 @@ def searched(path, tries, **fields):
                                                   sampling("unipc"))  # fmt: skip
     for _ in range(tries):
         search.attempt(4)
+    search.save()
     return artifacts.read(path, "forecast")["paths"]["4"]
 
 
@@ -101,6 +102,30 @@ def test_real_runs_and_a_second_call_that_goes_on(path):
     second = run(pipe_of("unipc"), path, PROMPTS, 0.02, **options)["paths"]["4"]
     assert second["tried"] > first["tried"]
     assert second["gain"] >= first["gain"] >= 0
+
+
+def test_it_is_joined_to_what_others_have_written_meanwhile(path):
+    """Of two searches the better path stays, and a sample that came in between does, too."""
+    data = artifacts.read(path, "forecast")
+    mine = {
+        "4": {"steps": [0, 1, 2, 5], "tried": 9, "gain": 1.0},
+        "5": {"steps": [0, 1, 2, 3, 5], "tried": 1, "gain": 0.0},
+    }
+    theirs = {"4": {"steps": [0, 1, 3, 5], "tried": 3, "gain": 2.0}}
+    for paths in (mine, theirs, mine):
+        artifacts.write(path, {**artifacts.read(path, "forecast"), "paths": paths})
+        assert artifacts.read(path, "forecast")["samples"] == data["samples"]
+    assert artifacts.read(path, "forecast")["paths"] == {**mine, **theirs}
+
+
+def test_an_interruption_loses_nothing(path):
+    def stop(done, total, what):
+        if "1 paths" in what:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(pipe_of("unipc"), path, PROMPTS, 1, call=sampling("unipc"), budgets=[4], progress=stop)
+    assert artifacts.read(path, "forecast")["paths"]["4"]["tried"] == 1
 
 
 def test_what_is_refused(path):

@@ -20,10 +20,11 @@ OWN = ("Euler", "FlowMatchEuler", "DDIM", "DDPM", "LCM", "TCD", "FlowMatchLCM")
 
 def of_class(kind: type, scheduler: Any, **settings: Any) -> Any:
     """A scheduler of this class with the settings of another one, whatever the shift of its levels is called."""
+    taken = inspect.signature(kind.__init__).parameters  # of others diffusers would warn
     shift = scheduler.config.get("flow_shift", scheduler.config.get("shift"))
-    names = [name for name in ("flow_shift", "shift") if name in inspect.signature(kind.__init__).parameters]
-    shifted = {names[0]: shift} if names and shift is not None else {}
-    return kind.from_config(scheduler.config, **shifted, **settings)
+    known = {"flow_shift": shift, "shift": shift} if shift is not None else {}
+    known = {**scheduler.config, **known, **settings}
+    return kind.from_config({name: value for name, value in known.items() if name in taken})
 
 
 def first_order(scheduler: Any) -> Any | None:

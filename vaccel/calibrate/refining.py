@@ -30,7 +30,7 @@ BUDGETS = (0.18, 0.26, 0.34, 0.44)
 HOPELESS = 1.0
 
 Job = tuple[str, int]
-Path_ = tuple[int, ...]
+Steps = tuple[int, ...]
 
 
 def refine(
@@ -63,22 +63,29 @@ def refine(
     search = _Search(pipe, path, jobs, call)
     began = time.monotonic()
     total = max(1, round(60 * minutes))
-    with prompts_encoded_once(pipe):
-        for budget in itertools.cycle(chosen):
-            spent = time.monotonic() - began
-            if spent > 60 * minutes:
-                break
-            progress(min(round(spent), total), total, search.told(budget))
-            search.attempt(budget)
+    try:
+        with prompts_encoded_once(pipe):
+            for budget in itertools.cycle(chosen):
+                spent = time.monotonic() - began
+                if spent > 60 * minutes:
+                    break
+                progress(min(round(spent), total), total, search.told(budget))
+                search.attempt(budget)
+    finally:  # an interruption too
+        search.save()
     progress(total, total, "done")
     return artifacts.read(path, Forecast.id)
 
 
 class _Search:
-    """What was found of every budget, in the artifact, and the full runs it is compared with."""
+    """What was found of every budget, and the full runs it is compared with.
+
+    A better path is saved at once, how many were tried at the end: an artifact is large, and read anew once it changed.
+    """
 
     def __init__(self, pipe: Any, path: Path, jobs: list[Job], call: dict[str, Any]):
         self.pipe, self.path, self.jobs, self.call = pipe, path, jobs, call
+        self.paths: dict[str, dict[str, Any]] = {}
         self.full: dict[Job, torch.Tensor] = {}
         self.best: dict[int, dict[Job, float]] = {}  # PSNR of the best path so far
 
@@ -92,21 +99,26 @@ class _Search:
         path, reached = tuple(state["steps"]), self.best.setdefault(budget, {})
         candidate = neighbour(path, int(self.call["num_inference_steps"]), random.Random(f"{budget} {state['tried']}"))
         found = self._better(budget, candidate, path, reached)
-        state = {**state, "tried": state["tried"] + 1}
+        state["tried"] += 1
         if found is not None:
             gain = statistics.fmean(found[job] - reached[job] for job in self.jobs)
             state |= {"steps": list(candidate), "gain": state["gain"] + gain}
             self.best[budget] = found
-        data = artifacts.read(self.path, Forecast.id)
-        data.setdefault("paths", {})[str(budget)] = state
-        artifacts.replace(self.path, data)
+            self.save()
+
+    def save(self) -> None:
+        """Joins what was found to the artifact, which may have gained samples or paths meanwhile."""
+        if self.paths:
+            artifacts.write(self.path, {**artifacts.read(self.path, Forecast.id), "paths": self.paths})
 
     def _state(self, budget: int) -> dict[str, Any]:
-        known = calibration(self.path)
-        found = known.data.get("paths", {}).get(str(budget))
-        return found or {"steps": list(known.plan(budget).full_steps), "tried": 0, "gain": 0.0}
+        name, known = str(budget), calibration(self.path)
+        if name not in self.paths:
+            begun = {"steps": list(known.plan(budget).full_steps), "tried": 0, "gain": 0.0}
+            self.paths[name] = {**begun, **known.data.get("paths", {}).get(name, {})}
+        return self.paths[name]
 
-    def _better(self, budget: int, candidate: Path_, path: Path_, reached: dict[Job, float]) -> dict[Job, float] | None:
+    def _better(self, budget: int, candidate: Steps, path: Steps, reached: dict[Job, float]) -> dict[Job, float] | None:
         """PSNR of every run along a path that is better in the mean of either half, and not worse in its worst."""
         found: dict[Job, float] = {}
         for half in (self.jobs[::2], self.jobs[1::2]):
@@ -123,7 +135,7 @@ class _Search:
                 return None
         return found
 
-    def _psnr(self, budget: int, path: Path_, job: Job) -> float:
+    def _psnr(self, budget: int, path: Steps, job: Job) -> float:
         if job not in self.full:
             self.full[job] = sample(self.pipe, *job, self.call, output="pt").double()
         method = dataclasses.replace(Forecast.load(self.path, budget), full_steps=path)
@@ -132,7 +144,7 @@ class _Search:
         return -10 * math.log10(max(float((made - self.full[job]).square().mean()), 1e-12))
 
 
-def neighbour(path: Path_, steps: int, chance: random.Random) -> Path_:
+def neighbour(path: Steps, steps: int, chance: random.Random) -> Steps:
     """The path with one step moved: by one or two, or, one time in four, to anywhere; the first stays."""
     computed, free = set(path), [i for i in range(1, steps) if i not in path]
     while True:

@@ -111,7 +111,8 @@ def _forecast(old: Mapping[str, Any], new: Mapping[str, Any], part: bool) -> dic
         found["products"] = added(kept)
     if times := old.get("times", new.get("times")):
         found["times"] = times
-    if paths := {**new.get("paths", {}), **old.get("paths", {})}:
+    every = [*old.get("paths", {}).items(), *new.get("paths", {}).items()]
+    if paths := dict(sorted(every, key=lambda item: (item[1]["gain"], item[1]["tried"]))):  # the last of a name stays
         found["paths"] = paths
     return found
 
