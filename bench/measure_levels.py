@@ -100,7 +100,7 @@ class Bench:
         for number, budget in enumerate(budgets):
             methods = {
                 "calibrated for it": lambda b=budget: vaccel.Forecast.load(made, b),
-                "read by level": lambda b=budget: vaccel.Forecast.load(self.artifact, b, allow_mismatch=True),
+                "read by level": lambda b=budget: vaccel.Forecast.load(self.artifact, b),
                 "prior": lambda b=budget: vaccel.Forecast.prior(b),
                 "prior of the other family": lambda b=budget: _with(self.others_prior(), b),
                 "shaped by index": lambda b=budget: vaccel.Forecast(_shaped(runs, b), runs),

@@ -169,8 +169,7 @@ class Bench:
         if name == "fewer steps":
             return lambda caption, n, call: (sample(self.pipe, caption, n, call, output="pt"), budget)
         load = {
-            # The glyph family's artifact names a digest of weights that is not theirs; it is calibrated for them.
-            "Forecast": lambda: vaccel.Forecast.load(self.artifact, budget, allow_mismatch=self.name == "glyphs"),
+            "Forecast": lambda: vaccel.Forecast.load(self.artifact, budget),
             "Forecast.prior": lambda: vaccel.Forecast.prior(budget),
         }
         method, calls = load[name](), 2  # of each step: one a branch, or one of both that counts twice

@@ -67,7 +67,7 @@ class Bench:
 
     def ways(self, budget: int) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         """(name, method, call) of everything that makes a clip with so many computed steps."""
-        yield "calibrated", vaccel.Forecast.load(self.artifact, budget, allow_mismatch=True), self.call
+        yield "calibrated", vaccel.Forecast.load(self.artifact, budget), self.call
         yield "prior", vaccel.Forecast.prior(budget), self.call
         yield "fewer steps", None, {**self.call, "num_inference_steps": budget}
 

@@ -14,6 +14,7 @@ With nothing skipped the result is the pipeline's own, bit for bit.
 
 from __future__ import annotations
 
+import abc
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from vaccel.planning.flow import level, scales
 WHATS = ("output", "hidden", "residual", "difference", "velocity")
 
 
-class Rival:
+class Rival(abc.ABC):
     """Stands in for the model at the steps that it does not have computed; one object a run.
 
     Attributes:
@@ -39,16 +40,16 @@ class Rival:
     what: str = "output"
     grid: Tensor | None = None
 
+    @abc.abstractmethod
     def computes(self, step: int, x: Tensor) -> bool:
         """Whether the model runs at this step, of the latents ``x`` that enter it; asked once a step, in order."""
-        raise NotImplementedError
 
-    def observe(self, step: int, x: Tensor, output: Tensor, computed: bool) -> None:
+    def observe(self, step: int, x: Tensor, output: Tensor, computed: bool) -> None:  # noqa: B027  most need none
         """The conditional branch's output at every step, computed or a stand-in."""
 
+    @abc.abstractmethod
     def weights(self, known: Sequence[int], step: int) -> Sequence[float]:
         """The weights of the computed steps ``known``, ascending, in the stand-in for ``step``."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass
