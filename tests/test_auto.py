@@ -12,6 +12,7 @@ from test_calibrate_lemica import sampling
 
 import vaccel
 from vaccel.calibrate import calibrate_forecast, calibrate_lemica
+from vaccel.integrations.diffusers import beginning
 from vaccel.integrations.diffusers.auto import Pilot, Times
 from vaccel.methods.auto import VISIBLE, Candidate
 from vaccel.planning import artifacts
@@ -68,6 +69,18 @@ def test_alone_it_is_as_fast_as_nobody_can_see(pipe):
         assert "19 runs in 20 above" in note
         assert "as other models': this one's was not measured" in note
     assert torch.equal(run(pipe), plain)
+
+
+@pytest.mark.parametrize("steps", [1, 2, STEPS])
+def test_where_nothing_can_be_known_everything_is_computed(pipe, steps, monkeypatch):
+    """Of a single step, of a few, and of a scheduler that does not say its noise levels: no surprise, and a note."""
+    plain = tiny.latents(pipe, steps=steps)
+    if steps == STEPS:
+        monkeypatch.setattr(beginning, "flow_of", lambda *args: None)
+    with vaccel.accelerate(pipe) as handle:
+        assert torch.equal(tiny.latents(pipe, steps=steps), plain)
+        assert handle.trace.timeline() == "F" * steps
+        assert any("nothing is known that is safe to skip" in note for note in handle.trace.notes)
 
 
 def test_without_trial_runs_other_models_tell_the_psnr(pipe, tmp_path):

@@ -84,8 +84,10 @@ class Auto(Method):
         guard: as in ``Forecast``.
         allow_mismatch: use calibrations of other models and noise levels too.
 
-    Raises ``ValueError`` unless ``speedup`` or ``psnr`` is set, or for settings out of range; when a
-    run starts, for ``artifacts`` none of which is of its pipeline, and where neither they nor its levels are known.
+    Where neither calibrations nor the noise levels are known, a run is computed in full, and the trace says so.
+
+    Raises ``ValueError`` unless ``speedup`` or ``psnr`` is set, or for settings out of range; when a run starts, for
+    ``artifacts`` none of which is of its pipeline.
     """
 
     id: ClassVar[str] = "auto"
