@@ -16,7 +16,7 @@ import results
 import torch
 import typer
 from measure_forecast import BUDGETS, PROMPTS, Bench, read_log, show, summary
-from rivals import STEPS, Reader
+from rivals.contenders import STEPS, Reader
 
 from vaccel import demo
 from vaccel.calibrate import calibrate_forecast

@@ -1,6 +1,6 @@
 """The rivals of Forecast at equal cost on the demo family: ``python bench/measure_forecast.py rivals|write``.
 
-``rivals``: each of ``rivals.RIVALS`` at a cost of 9, 13, 17, 22 and 27 of 50 full steps.  What a run cost is counted,
+``rivals``: each of ``rivals.contenders.RIVALS`` at a cost of 9, 13, 17, 22 and 27 of 50 full steps.  Costs are counted,
 not timed: the blocks of the large model that ran, over those of a full step (8 blocks, 2 branches), and the small
 model's likewise, at the ratio that ``measure_family.py`` measured.  Every rival is fitted to every budget on two of
 the test prompts, with whatever it has to be varied: of its options those that look best on the first prompt are fitted
@@ -22,7 +22,7 @@ import numpy as np
 import results
 import torch
 import typer
-from rivals import RIVALS, STEPS, Knob, Option, Reader
+from rivals.contenders import RIVALS, STEPS, Knob, Option, Reader
 from torch import nn
 
 import vaccel

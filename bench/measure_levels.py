@@ -67,14 +67,14 @@ def scheduler(name: str, shift: float) -> Any:
 class Bench:
     """A family's pipeline, and how its runs are compared."""
 
-    def __init__(self, name: str, captions: int):
+    def __init__(self, name: str, captions: int, training: int = 4):
         if name == "shapes":
             loaded = family.load()
-            self.training, self.held_out = family.calibration_captions(4), shapes.held_out_captions(captions)
+            self.training, self.held_out = family.calibration_captions(training), shapes.held_out_captions(captions)
         else:
             loaded = image_family.load()
             generator = torch.Generator().manual_seed(77)
-            self.training = [glyphs.draw_scene(generator, held_out=False).caption for _ in range(4)]
+            self.training = [glyphs.draw_scene(generator, held_out=False).caption for _ in range(training)]
             self.held_out = glyphs.held_out_captions(captions)
         self.name, self.pipe, self.call = name, loaded.pipe, loaded.call
         self.artifact = loaded.folder / "forecast.json"
@@ -100,7 +100,7 @@ class Bench:
         for number, budget in enumerate(budgets):
             methods = {
                 "calibrated for it": lambda b=budget: vaccel.Forecast.load(made, b),
-                "read by level": lambda b=budget: vaccel.Forecast.load(self.artifact, b, allow_mismatch=True),
+                "read by level": lambda b=budget: vaccel.Forecast.load(self.artifact, b),
                 "prior": lambda b=budget: vaccel.Forecast.prior(b),
                 "prior of the other family": lambda b=budget: _with(self.others_prior(), b),
                 "shaped by index": lambda b=budget: vaccel.Forecast(_shaped(runs, b), runs),

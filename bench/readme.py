@@ -13,6 +13,9 @@ from pathlib import Path
 
 import readme_forecast
 import readme_levels
+import readme_promise
+import readme_rivals
+import readme_terrain
 import readme_unet
 
 from vaccel.ops._dispatch import ONE_OPERATION
@@ -248,7 +251,7 @@ def fill(text: str) -> str:
     """The README with every generated part made anew."""
 
     def make(match: re.Match) -> str:
-        others = (readme_unet, readme_levels, readme_forecast)
+        others = (readme_unet, readme_levels, readme_promise, readme_rivals, readme_terrain, readme_forecast)
         made = globals().get(match[1]) or next(getattr(m, match[1]) for m in others if hasattr(m, match[1]))
         return f"<!-- figures: {match[1]} -->\n{made()}\n<!-- end -->"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 BENCH = Path(__file__).resolve().parent
+CHANGES = ("status", "--porcelain", "--", ":/", ":(exclude,top)bench/results")
 PACKAGES = ("vaccel", "torch", "triton", "diffusers", "cache-dit")
 
 
@@ -53,7 +54,7 @@ def _measured() -> dict[str, Any]:
     """Commit, date, machine and versions.  Figures written before do not count as uncommitted changes."""
     return {
         "commit": os.environ.get("VACCEL_COMMIT") or _git("rev-parse", "HEAD"),  # a copied tree may lack its repository
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", ":/", ":(exclude,top)bench/results")),
+        "uncommitted_changes": bool(_git(*CHANGES)),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -81,6 +82,9 @@ def _git(*arguments: str) -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+_git("rev-parse", "HEAD"), _git(*CHANGES)  # asked now: a long measurement may end at another commit
 
 
 def _cpu() -> str:

@@ -88,6 +88,7 @@ FAST = (
     "test_cli.py::test_bad*",
     "test_cli.py::test_generate*",
     "test_evaluate.py::test_*contenders*",
+    "test_metrics.py::TestNumbers::*",
     "test_demo.py::test_captions_read_back",
     "test_demo.py::test_what_ships*",
     "test_checker.py::test_input_formats*",

@@ -114,9 +114,36 @@ def edge_error(
     end: int,
     groups: str,
     error_growth: Sequence[float],
+    corrected: bool = False,
 ) -> float:
-    """The error of the latents at ``end``, times its growth until the last step."""
-    return error_growth[end] * latent_error(velocities, sigmas, known, end, groups)
+    """The error of the latents at ``end``, times its growth until the last step.
+
+    Where that step is ``corrected``: the geometric mean of this and of what it leaves, times the growth from the next
+    step on, which is 1 behind the last.
+    """
+    begun = error_growth[end] * latent_error(velocities, sigmas, known, end, groups)
+    if not corrected:
+        return begun
+    left = [*error_growth, 1.0][end + 1] * error_left(velocities, sigmas, known, end, groups)
+    return math.sqrt(begun * left)
+
+
+def error_left(velocities: ndarray, sigmas: Sequence[float], known: Sequence[int], end: int, groups: str) -> float:
+    """What of ``latent_error``'s error no combination of the velocities at ``end`` and at the known steps makes up for.
+
+    Least squares, by group, on the full vectors of all samples.
+    """
+    v = full_vectors(velocities)
+    off = np.zeros_like(v[:, 0])
+    for i in range(known[0] + 1, end):
+        off += (sigmas[i + 1] - sigmas[i]) * (v[:, i] - forecast_from(v, known, coefficients(v, known, i, groups)))
+    parts = [slice(c, c + 1) for c in range(v.shape[2])] if groups == "channel" else [slice(None)]
+    square = 0.0
+    for part in parts:
+        columns = np.stack([v[:, i][:, part].ravel() for i in (end, *known)], axis=1)
+        target = off[:, part].ravel()
+        square += float(np.sum((target - columns @ np.linalg.lstsq(columns, target, rcond=None)[0]) ** 2))
+    return math.sqrt(square / len(v))
 
 
 # --- paths ----------------------------------------------------------------------------------------------------------
@@ -156,6 +183,7 @@ def path_errors(
     groups: str,
     path: Sequence[int],
     edges: dict[tuple[tuple[int, ...], int], float],
+    corrected: bool = False,
 ) -> list[float]:
     """The error of each edge in the path's order; ``edges`` remembers them, as paths share many."""
     errors = []
@@ -165,7 +193,7 @@ def path_errors(
             errors.append(0.0)
             continue
         if (known, end) not in edges:
-            edges[known, end] = edge_error(velocities, sigmas, known, end, groups, error_growth)
+            edges[known, end] = edge_error(velocities, sigmas, known, end, groups, error_growth, corrected)
         errors.append(edges[known, end])
     return errors
 
@@ -178,6 +206,7 @@ def best_paths(
     max_gap: int,
     groups: str,
     objective: str,
+    corrected: bool = False,
 ) -> dict[int, tuple[tuple[int, ...], list[float]]]:
     """Of every number of computed steps that has a path: the best one and its edges' errors, descending.
 
@@ -192,7 +221,7 @@ def best_paths(
     for budget in range(2, steps + 1):
         least = None
         for path in paths(steps, budget, max_gap):
-            errors = path_errors(v, sigmas, error_growth, order, groups, path, edges)
+            errors = path_errors(v, sigmas, error_growth, order, groups, path, edges, corrected)
             candidate = (score(errors, objective), path, sorted(errors, reverse=True))
             if least is None or candidate[:2] < least[:2]:
                 least = candidate

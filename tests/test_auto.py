@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import tiny
@@ -10,9 +12,13 @@ from test_calibrate_lemica import sampling
 
 import vaccel
 from vaccel.calibrate import calibrate_forecast, calibrate_lemica
+from vaccel.integrations.diffusers import beginning
 from vaccel.integrations.diffusers.auto import Pilot, Times
-from vaccel.methods.auto import Candidate
+from vaccel.methods.auto import VISIBLE, Candidate
 from vaccel.planning import artifacts
+from vaccel.planning.calibration import calibration
+from vaccel.planning.fidelity import Fidelity
+from vaccel.planning.prior import shipped
 
 STEPS, PROMPT = 10, "a red cat runs"
 
@@ -44,7 +50,7 @@ def test_one_thing_is_asked_for():
         ({"speedup": 1.0}, "above 1"),
         ({"speedup": float("nan")}, "number above 0"),
         ({"speedup": 2.0, "learn": -1}, "learn must be"),
-        ({"psnr": 40.0}, "calibration with trial runs"),
+        ({"psnr": float("inf")}, "number above 0"),
     ):
         with pytest.raises(ValueError, match=match):
             vaccel.Auto(**settings)
@@ -52,6 +58,43 @@ def test_one_thing_is_asked_for():
     assert vaccel.method_from_json(method.to_json()) == method
     with pytest.raises(ValueError, match=r"vaccel\.accelerate"):
         vaccel.Denoiser(lambda x, t, c: x, method=method).run(num_steps=4)
+
+
+def test_alone_it_is_as_fast_as_nobody_can_see(pipe):
+    plain = run(pipe)
+    with vaccel.accelerate(pipe) as handle:
+        assert handle.method == vaccel.Auto(psnr=VISIBLE)
+        run(pipe)
+        (note,) = [n for n in handle.trace.notes if n.startswith("Auto: 48 dB asked for")]
+        assert "19 runs in 20 above" in note
+        assert "as other models': this one's was not measured" in note
+    assert torch.equal(run(pipe), plain)
+
+
+@pytest.mark.parametrize("steps", [1, 2, STEPS])
+def test_where_nothing_can_be_known_everything_is_computed(pipe, steps, monkeypatch):
+    """Of a single step, of a few, and of a scheduler that does not say its noise levels: no surprise, and a note."""
+    plain = tiny.latents(pipe, steps=steps)
+    if steps == STEPS:
+        monkeypatch.setattr(beginning, "flow_of", lambda *args: None)
+    with vaccel.accelerate(pipe) as handle:
+        assert torch.equal(tiny.latents(pipe, steps=steps), plain)
+        assert handle.trace.timeline() == "F" * steps
+        assert any("nothing is known that is safe to skip" in note for note in handle.trace.notes)
+
+
+def test_without_trial_runs_other_models_tell_the_psnr(pipe, tmp_path):
+    """Of errors that are as large as theirs in units of the velocities' own size."""
+    path, prior = tmp_path / "f.json", calibration(shipped())
+    calibrate_forecast(pipe, [PROMPT], path, call=sampling(None, STEPS), tails=0, trials=())
+    known, auto = calibration(path), vaccel.Auto(psnr=40.0, artifacts=(str(path),))
+    assert known.fidelity is None
+    assert known.scale == pytest.approx(
+        math.sqrt(np.einsum("bctt->", known.gram.products) / known.gram.elements / STEPS)
+    )
+    for candidate in auto.candidates([str(path)], STEPS)[:-1]:  # the last of which has no error
+        expected = prior.fidelity.at(known.plan(candidate.budget).predicted / known.scale)
+        assert candidate.psnr == pytest.approx(expected)
 
 
 def test_a_pipeline_that_nothing_is_known_of_is_accelerated_by_the_prior(pipe, tmp_path):
@@ -222,10 +265,13 @@ def test_a_speed_and_a_fidelity_together(pipe, forecast_artifact):
     assert note.endswith(f"{high:g} dB cannot be promised")
 
 
-def test_a_fidelity_is_reached_by_five_in_six(forecast_artifact):
+def test_a_fidelity_is_reached_by_nineteen_in_twenty(forecast_artifact):
     auto = vaccel.Auto(psnr=40.0, artifacts=(str(forecast_artifact),))
-    curve = [Candidate(None, b, 0.0, (30.0 + b, 28.0 + b)) for b in range(2, 30)]
-    assert auto.reaching(curve).budget == 12, "28 + 12"
+    known = Fidelity([[(1.0, 0.0)]] * 50 + [[(1.0, -4.0)]] * 2)  # dB for dB; a twentieth of 53 is 2
+    curve = [Candidate(None, b, 10 ** -(b / 20), known) for b in range(2, 60)]
+    lowest = curve[0].psnr[1] - 2
+    assert lowest <= -4
+    assert auto.reaching(curve).budget == math.ceil(40 - lowest)
     assert auto.reaching(curve[:5]) is None
     assert auto.reaching([Candidate(None, 3, 0.0, None)]) is None
 

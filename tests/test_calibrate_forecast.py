@@ -7,13 +7,14 @@ import itertools
 import json
 import math
 
+import diffusers
 import numpy as np
 import oracle_forecast as oracle
 import processes
 import pytest
 import tiny
 import torch
-from calibrated import STEPS, artifact, pipe_of, sampling
+from calibrated import STEPS, artifact, drawn, pipe_of, sampling
 from forecast_loops import between, fitted, forecast, task_of
 from test_forecast import PATH, full
 from test_oracle import ONE, SEED
@@ -39,7 +40,7 @@ def said(path):
 
 
 def calibrated(path, prompts=(ONE,), solver="unipc", guidance=5.0, **options):
-    settings = {"seeds": [SEED], "tails": 2, "trials": (), **options}
+    settings = {"seeds": [SEED], "tails": 2, "trials": (), "first_order": False, **options}
     return calibrate_forecast(pipe_of(solver), list(prompts), path, call=sampling(solver, guidance), **settings)
 
 
@@ -80,7 +81,8 @@ def test_error_growth_is_an_error_followed_to_the_end(solver, guidance):
         assert growth == pytest.approx(ended / begun, rel=1e-2 if solver == "cog-dpm" else 2e-3)
         assert growth > 0.01
     found = calibration(artifact(solver, guidance, tails=3)).error_growth
-    assert found == pytest.approx(between(sample["error_growth"], STEPS), rel=1e-9)
+    own = between(sample["error_growth"], STEPS)
+    assert found == pytest.approx(drawn(own, 1, sample["levels"][:-1]), rel=1e-9)
 
 
 def test_error_growth_never_rises_along_a_run():
@@ -111,7 +113,7 @@ def test_without_tails_and_trials_error_growth_is_that_of_other_models(tmp_path)
     data = calibrated(tmp_path / "f.json", tails=0)
     (sample,) = data["samples"].values()
     assert sample["error_growth"] == {}
-    assert "trials" not in sample
+    assert "curves" not in sample
     assert sample["forwards"] == 2 * STEPS
     known = calibration(tmp_path / "f.json")
     prior = calibration(shipped())
@@ -127,11 +129,12 @@ def test_error_growth_of_some_samples_only(tmp_path):
     one, other = sorted((s["error_growth"] for s in data["samples"].values()), key=len, reverse=True)
     assert len(one) == 2
     assert other == {}
-    assert calibration(tmp_path / "f.json").error_growth == pytest.approx(between(one, STEPS))
+    levels = next(iter(data["samples"].values()))["levels"][:-1]
+    assert calibration(tmp_path / "f.json").error_growth == pytest.approx(drawn(between(one, STEPS), 1, levels))
     both = calibrated(tmp_path / "both.json", prompts=[ONE, OTHER])
     measured = [s["error_growth"] for s in both["samples"].values()]
     mean = {j: math.sqrt(measured[0][j] * measured[1][j]) for j in measured[0]}
-    assert calibration(tmp_path / "both.json").error_growth == pytest.approx(between(mean, STEPS))
+    assert calibration(tmp_path / "both.json").error_growth == pytest.approx(drawn(between(mean, STEPS), 2, levels))
 
 
 def test_trials_are_runs_as_forecast_makes_them(tmp_path):
@@ -146,8 +149,9 @@ def test_trials_are_runs_as_forecast_makes_them(tmp_path):
             return pipe(ONE, **call)[0].double()
 
     plain = clip()
-    assert len(sample["trials"]) == 2
-    for budget, (predicted, psnr) in zip((4, 6), sample["trials"], strict=True):
+    (curve,) = sample["curves"]
+    assert len(curve) == 2
+    for budget, (predicted, psnr) in zip((4, 6), curve, strict=True):
         method = vaccel.Forecast.load(tmp_path / "f.json", budget=budget)
         assert predicted == pytest.approx(method.predicted, rel=1e-9)
         with vaccel.accelerate(pipe, method):
@@ -171,29 +175,63 @@ def test_trials_are_made_with_what_the_other_samples_say(tmp_path):
         known = calibration(tmp_path / f"{key}.json")
         known.error_growth = whole.error_growth
         plan = known.plans()[round(0.5 * STEPS)]
-        ((predicted, psnr),) = sample["trials"]
+        (((predicted, psnr),),) = sample["curves"]
         assert predicted == pytest.approx(plan.predicted, rel=1e-6)
         assert predicted != pytest.approx(whole.plans()[round(0.5 * STEPS)].predicted, rel=1e-6)
         assert psnr > 10
 
 
-def test_what_a_psnr_is_told_from(tmp_path):
-    data = calibrated(tmp_path / "f.json")
+def test_trials_of_older_calibrations_still_tell_a_psnr(tmp_path):
+    """Their errors are of paths planned without corrections: those of the plans with as many steps take their place."""
+    data, path = calibrated(tmp_path / "f.json"), tmp_path / "f.json"
     (sample,) = data["samples"].values()
-    sample["trials"] = [[0.1, 21.0], [0.01, 39.0], [0.001, 60.0]]
-    artifacts.replace(tmp_path / "f.json", data)
-    expected, reached = calibration(tmp_path / "f.json").psnr(0.01)
-    assert expected == pytest.approx(40)  # the line through (20, 21), (40, 39), (60, 60): 0.5 + 0.975 x
-    assert reached == pytest.approx(40 - 1), "the worst of few"
-    off = [-9.0, -7.0, -3.0, -1.0, *np.linspace(0, 3, 19)]  # of 23 runs four may stay below
-    off = np.array(off) - np.mean(off)
-    sample["trials"] = [[0.01 * 10 ** (-(k % 2) / 10), 40 + 2 * (k % 2) + o] for k, o in enumerate(off)]
-    artifacts.replace(tmp_path / "f.json", data)
-    expected, reached = calibration(tmp_path / "f.json").psnr(0.01)
-    x = 2 * (np.arange(23) % 2)
-    line = np.polyfit(x, 40 + x + off, 1)
-    assert expected == pytest.approx(line[1])
-    assert reached == pytest.approx(line[1] + sorted(40 + x + off - np.polyval(line, x))[3])
+    known = calibration(path)
+    before, now = known.plans("leximax", corrected=False), known.plans()
+    sample["trials"] = [[before[b].predicted, 20.0 + b] for b in (3, 5, 6)]
+    artifacts.replace(path, data)
+    known = calibration(path)
+    assert known.curves == [[(now[b].predicted, 20.0 + b) for b in (3, 5, 6)]]
+    assert known.psnr(now[5].predicted)[0] == pytest.approx(25.0)
+
+
+def test_with_a_first_order_solver_too(tmp_path):
+    """The mean of both solvers' products at the calibration's levels, each a run of its own."""
+    both = calibrated(tmp_path / "both.json", first_order=True, tails=0)
+    own = calibrated(tmp_path / "own.json", tails=0)
+    pipe = pipe_of("unipc")
+    pipe.scheduler = module.other_solver(pipe.scheduler)
+    assert type(pipe.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+    fewer = round(0.8 * STEPS)
+    settings = {"seeds": [SEED], "tails": 0, "trials": ()}
+    calibrate_forecast(pipe, [ONE], tmp_path / "euler.json", call={**sampling("unipc"), "num_inference_steps": fewer},
+                       **settings)  # fmt: skip
+    at = calibration(tmp_path / "own.json")
+    euler = calibration(tmp_path / "euler.json").at(at.gram.levels)
+    found = calibration(tmp_path / "both.json").gram
+    np.testing.assert_allclose(found.products, (at.gram.products + euler.gram.products) / 2, rtol=1e-6)
+    assert found.levels == at.gram.levels
+    (one,), (two,) = both["samples"].values(), own["samples"].values()
+    assert one["forwards"] == two["forwards"] + 2 * fewer
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (lambda: tiny.unipc(3.0), "FlowMatchEulerDiscreteScheduler"),
+        (lambda: diffusers.DPMSolverMultistepScheduler(beta_schedule="scaled_linear"), "DDIMScheduler"),
+        (lambda: diffusers.FlowMatchHeunDiscreteScheduler(shift=2.0), "FlowMatchEulerDiscreteScheduler"),
+        (lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0), "NoneType"),
+        (lambda: diffusers.DDIMScheduler(), "NoneType"),
+        (lambda: diffusers.EDMDPMSolverMultistepScheduler(), "NoneType"),
+    ],
+)
+def test_which_first_order_solver_a_scheduler_has(made, expected):
+    scheduler = made()
+    found = module.other_solver(scheduler)
+    assert type(found).__name__ == expected
+    shift = scheduler.config.get("flow_shift", scheduler.config.get("shift"))
+    if expected.startswith("FlowMatch"):
+        assert found.config.shift == shift
 
 
 @pytest.mark.parametrize("solver", ["unipc", "cog-ddim"])
@@ -327,8 +365,8 @@ def test_on_the_command_line(tmp_path):
     assert "Usage" in run("calibrate", "forecast", "--help").output
     made = run("calibrate", "forecast", *common, "--tails", "1", "--no-trials", "--out", str(path))
     assert made.exit_code == 0, made.output
-    # One run of two branches, and four steps again from step 2 on.
-    assert "1 samples, 20 forwards" in " ".join(made.output.split())
+    # One run of two branches, one of five steps by Euler, and four steps again from step 2 on.
+    assert "1 samples, 30 forwards" in " ".join(made.output.split())
     assert set(json.loads(path.read_text())["samples"].popitem()[1]["error_growth"]) == {"2"}
     out = tmp_path / "clip.gif"
     result = run("generate", PROMPT, "-m", f"Forecast(artifact='{path}', budget=4)", "--steps", "6", "--out", str(out))

@@ -226,3 +226,17 @@ def test_a_forecast_corrects_unless_told_not_to(tmp_path):
             made = tiny.latents(pipe, steps=STEPS)
         with vaccel.accelerate(pipe, again):
             assert torch.equal(tiny.latents(pipe, steps=STEPS), made)
+
+
+def test_a_correction_that_reaches_too_far_is_left_out():
+    """Of a last step that is tiny beside the levels skipped before it; earlier ones stay as they are."""
+    levels = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.2, 0.1, 0.001, 0.0)
+    path = (0, 1, 3, 5, 8)
+    widths = np.diff(levels)
+    response = np.tril(np.tile(widths, (STEPS + 1, 1)), -1)
+    known = Gram(levels, gram_of(trajectories()).products, gram_of(trajectories()).elements)
+    every, near = solver_weights(known, path, response), solver_weights(known, path, response, reach=8.0)
+    assert set(every) - set(near) == {8}, "0.2 of the level was skipped before it, 0.001 is its own"
+    for step in near:
+        np.testing.assert_array_equal(near[step], every[step])
+    assert set(solver_weights(known, path, response, reach=0.9)) == {2, 3, 4, 6, 7}, "3 skips half of its own change"

@@ -13,7 +13,7 @@ import tiny
 
 import vaccel
 from vaccel.cli.compare import default_methods
-from vaccel.evaluate import compare, metrics, parse_contender, write_report
+from vaccel.evaluate import compare, metrics, parse_contender, perceptual, write_report
 from vaccel.evaluate.clips import contact_sheet, data_uri, write_video
 from vaccel.evaluate.observations import observe
 from vaccel.experts.files import save_experts
@@ -94,7 +94,7 @@ def test_metrics():
     noisy = np.clip(clip + 0.1, 0, 1)
     mse = float(np.mean((clip.astype(np.float64) - noisy) ** 2))
     assert metrics.psnr(clip, noisy) == pytest.approx(10 * math.log10(1 / mse), rel=1e-4)
-    assert metrics.lpips_missing() == "" or metrics.lpips(clip, noisy) is None
+    assert perceptual.lpips_missing() == "" or perceptual.lpips(clip, noisy) is None
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import oracle_caching
 import pytest
 import tiny
 import torch
-from calibrated import STEPS, artifact, pipe_of
+from calibrated import STEPS, artifact, drawn, pipe_of
 from forecast_loops import between, distance, fitted, forecast, last_output, line, task_of
 from oracle_forecast import best_paths, path_errors
 from test_oracle import ONE, SEED, TOLERANCE
@@ -241,14 +241,15 @@ def test_load_takes_the_best_path(growth, objective, tmp_path):
     (sample,) = data["samples"].values()
     sample["error_growth"] = {"2": 6.0, "4": 1.5, "7": 0.2}
     artifacts.replace(path, data)
-    error_growth = between(sample["error_growth"], STEPS)
+    error_growth = drawn(between(sample["error_growth"], STEPS), 1, made.levels[:-1])
     weighed, elements = error_growth if growth else [1.0] * STEPS, made.trajectory[0, 0].size ** 0.5
-    best = best_paths(made.trajectory, made.levels, weighed, 2, 10, "channel", objective)
+    best = best_paths(made.trajectory, made.levels, weighed, 2, 10, "channel", objective, corrected=True)
     for budget in (3, 4, 6):
         method = vaccel.Forecast.load(path, budget=budget, objective=objective, error_growth=growth)
         assert method.full_steps == best[budget][0]
-        errors = path_errors(made.trajectory, made.levels, error_growth, 2, "channel", method.full_steps, {})
-        assert method.max_error * elements == pytest.approx(max(errors), rel=1e-5)
+        along = made.trajectory, made.levels, error_growth, 2, "channel", method.full_steps
+        assert method.max_error * elements == pytest.approx(max(path_errors(*along, {})), rel=1e-5)
+        errors = path_errors(*along, {}, corrected=True)
         assert method.predicted * elements == pytest.approx(math.hypot(*errors), rel=1e-5)
     with pytest.warns(DeprecationWarning, match="error_growth"):
         assert vaccel.Forecast.load(path, budget=budget, objective=objective, gain=growth) == method

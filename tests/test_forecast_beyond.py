@@ -96,7 +96,7 @@ def test_one_calibration_of_both_plans_across_the_boundary(like, tmp_path):
     fitted = lambda i, f: oracle.coefficients(trajectory, f, i, "channel")  # noqa: E731
     crossing = 0
     for budget in (3, 4, 5):
-        method = vaccel.Forecast.load(path, budget, correct=False)
+        method = vaccel.Forecast.load(path, budget, objective="leximax", correct=False)
         assert method.full_steps == best[budget][0]
         assert method.max_error * elements == pytest.approx(best[budget][1][0], rel=1e-4)
         crossing += boundary not in method.full_steps
@@ -225,7 +225,7 @@ def test_tensors_have_weights_of_their_own(tmp_path):
     assert any(best[n][0] != loud[n][0] for n in (3, 4, 5)), "the loud sound would decide alone"
     elements = 78**0.5
     for budget in (3, 4, 5):
-        method = vaccel.Forecast.load(path, budget, correct=False)
+        method = vaccel.Forecast.load(path, budget, objective="leximax", correct=False)
         assert method.full_steps == best[budget][0]
         assert method.max_error * elements == pytest.approx(best[budget][1][0], rel=1e-4)
         with vaccel.accelerate(pipe, method) as handle:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import tiny
 import torch
-from calibrated import STEPS, artifact, pipe_of
+from calibrated import STEPS, artifact, drawn, pipe_of
 from forecast_loops import Guard, between, distance, fitted, forecast, task_of
 from test_forecast import TWO, full
 from test_oracle import ONE, SEED, TOLERANCE
@@ -40,7 +40,7 @@ def both(solver, guard, *, prompt=ONE, amount=0.0, path=PATH, order=2, guidance=
     for model in (task.large, pipe.transformer):
         perturbed(model, amount)
     calibrated = full(solver, guidance)
-    error_growth = between(sample["error_growth"], STEPS)
+    error_growth = drawn(between(sample["error_growth"], STEPS), 1, calibrated.levels[:-1])
     loop = Guard(calibrated.trajectory, calibrated.levels, error_growth, path, guard, method.max_error, order)
     expected = forecast(task, loop, fitted(calibrated.trajectory), order)
     with vaccel.accelerate(pipe, method) as handle:
@@ -59,7 +59,7 @@ def check(loop, expected, actual, trace):
 
 @pytest.mark.parametrize(
     ("solver", "amount", "guidance"),
-    [("unipc", 0.3, 5.0), ("unipc", 1.0, 1.0), ("cog-ddim", 1.0, 5.0), ("qwen", 0.3, 1.0)],
+    [("unipc", 0.5, 5.0), ("unipc", 1.0, 1.0), ("cog-ddim", 1.0, 5.0), ("qwen", 0.3, 1.0)],
 )
 def test_more_is_computed_where_forecast_errors_are_large(solver, amount, guidance):
     run = both(solver, 1.2, amount=amount, guidance=guidance)
@@ -91,12 +91,12 @@ def test_guidance_that_scales_tokens_is_taken_as_plain():
 
 
 def test_the_most_cautious_sample_of_a_batch_decides():
-    run = both("unipc", 1.05, prompt=TWO, amount=0.1)
+    run = both("unipc", 1.1, prompt=TWO, amount=0.1)
     check(*run)
     loop, expected, _, _ = run
     assert any(max(ratios) > 1.01 * min(ratios) for ratios in loop.samples)
     assert loop.extra >= 1
-    alone = both("unipc", 1.05, prompt=TWO[0], amount=0.1)
+    alone = both("unipc", 1.1, prompt=TWO[0], amount=0.1)
     check(*alone)
     assert alone[1].letters.count("F") < expected.letters.count("F")
 
@@ -137,8 +137,8 @@ def test_behind_the_last_step_nothing_grows():
 def test_what_is_computed_beyond_the_path_is_reckoned_with():
     """With corrections the weights of a step are those of the path that was taken up to it, whatever was planned."""
     file, pipe = artifact("unipc", tails=4), pipe_of("unipc")
-    method = dataclasses.replace(vaccel.Forecast.load(file, budget=5, allow_mismatch=True), full_steps=PATH, guard=1.2)
-    perturbed(pipe.transformer, 0.3)
+    method = dataclasses.replace(vaccel.Forecast.load(file, budget=5, allow_mismatch=True), full_steps=PATH, guard=1.02)
+    perturbed(pipe.transformer, 1.0)
     with vaccel.accelerate(pipe, method) as handle:
         made = tiny.latents(pipe, steps=STEPS, seed=SEED)
         trace = handle.trace

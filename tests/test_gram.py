@@ -148,12 +148,13 @@ def test_two_equal_velocities_share_their_weight():
 
 
 @groups
+@pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_edge_errors(order, per):
+def test_edge_errors(order, corrected, per):
     v, max_gap = trajectories(correlated=True), 5
     found, elements = measured(v), math.sqrt(v[0, 0].size)
     nodes = [known for known in states(STEPS, order, max_gap) if len(known) == order]
-    errors = edge_errors(found, GAINS, nodes, max_gap, per)
+    errors = edge_errors(found, GAINS, nodes, max_gap, per, corrected)
     assert errors.shape == (len(nodes), max_gap)
     for known, row in zip(nodes, errors, strict=True):
         for gap, error in enumerate(row, start=1):
@@ -163,7 +164,7 @@ def test_edge_errors(order, per):
             elif gap == 1:
                 assert error == 0
             else:
-                expected = oracle.edge_error(v, SIGMAS, known, end, per, GAINS) / elements
+                expected = oracle.edge_error(v, SIGMAS, known, end, per, GAINS, corrected) / elements
                 assert error == pytest.approx(expected, rel=1e-5), (known, end)
 
 
@@ -185,18 +186,23 @@ def test_states(order):
 
 
 @groups
+@pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("objective", gram.OBJECTIVES)
 @pytest.mark.parametrize(("order", "max_gap"), [(1, 8), (2, 8), (2, 3), (3, 4)])
-def test_plans_are_the_best_of_all_paths(order, max_gap, objective, per):
+def test_plans_are_the_best_of_all_paths(order, max_gap, objective, corrected, per):
     v = trajectories(2, correlated=True, seed=3)
-    expected = oracle.best_paths(v, SIGMAS, GAINS, order, max_gap, per, objective)
-    found = plans(measured(v), GAINS, order=order, max_gap=max_gap, per=per, objective=objective)
+    expected = oracle.best_paths(v, SIGMAS, GAINS, order, max_gap, per, objective, corrected)
+    settings = {"order": order, "per": per, "corrected": corrected}
+    made = measured(v)
+    found = plans(made, GAINS, max_gap=max_gap, objective=objective, **settings)
     assert sorted(found) == sorted(expected)
     elements = math.sqrt(v[0, 0].size)
     for budget, (path, errors) in expected.items():
         assert found[budget].full_steps == path
         assert [e * elements for e in sorted(found[budget].errors, reverse=True)] == pytest.approx(errors, rel=1e-5)
         assert found[budget].predicted * elements == pytest.approx(math.hypot(*errors), rel=1e-5)
+        along = gram.path_errors(made, GAINS, path, **settings)
+        assert along == pytest.approx(found[budget].errors, rel=1e-9, abs=1e-12)
 
 
 def test_objectives_choose_differently():

@@ -30,6 +30,7 @@ A, B, C = "a red cat runs", "a blue dog sleeps", "a cat sleeps"
 
 
 def forecast(path, prompts, pipe=None, call=CALL, **settings):
+    settings = {"seeds": [0], **settings}
     pipe = pipe or tiny.wan_pipeline()
     return calibrate_forecast(pipe, prompts, path, call=call, **{"tails": 1, "trials": (0.5,), **settings})
 

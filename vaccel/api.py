@@ -16,7 +16,8 @@ from .integrations.diffusers.attention import Attention
 from .integrations.diffusers.fitting import mismatches
 from .integrations.diffusers.scope import Scope
 from .integrations.diffusers.session import Session, dtype_of, usable
-from .methods import Method
+from .methods import Auto, Method
+from .methods.auto import VISIBLE
 from .models import Family, find
 from .models.denoisers import denoisers_of, takes_timestep
 from .planning.schema import step_count
@@ -130,7 +131,7 @@ class Handle:
 
 def accelerate(
     pipe: Any,
-    method: Method,
+    method: Method | None = None,
     *,
     small: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module] | None = None,
     family: str | Family | None = None,
@@ -145,7 +146,8 @@ def accelerate(
         pipe: a pipeline with one or several denoisers: ``transformer``, ``transformer_2``, ``unet``, ``prior``,
             ``decoder``, or whatever module takes a sample and a timestep.  What no family describes is accelerated at
             its outputs (methods that reach for its blocks say so).
-        method: what decides, such as ``vaccel.DirectionMagnitude(threshold=0.005)``.
+        method: what decides, such as ``vaccel.DirectionMagnitude(threshold=0.005)``.  By default ``Auto`` as fast as
+            a difference to the full run cannot be seen (``vaccel.methods.auto.VISIBLE``).
         small: the small transformer, for methods that need one (two for two-transformer pipelines, or one for both; or
             by the names of the pipeline's attributes, as in ``{"prior": ..., "decoder": ...}``).  It must lie on the
             pipeline's device, in its dtype.
@@ -165,6 +167,7 @@ def accelerate(
     or do not fit, CUDA graphs without a GPU, or an attention backend that cannot run here.  A method that does not fit
     the number of steps raises at the first step of the run, before any forward.
     """
+    method = Auto(psnr=VISIBLE) if method is None else method
     if not isinstance(method, Method):
         raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
     captures = graphs.backend() if cuda_graphs else None

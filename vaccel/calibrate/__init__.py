@@ -4,6 +4,7 @@ from .forecast import calibrate_forecast
 from .lemica import calibrate_lemica
 from .loops import record
 from .mixcache import calibrate_mixcache
+from .refining import refine
 from .teacache import calibrate_teacache
 
-__all__ = ["calibrate_forecast", "calibrate_lemica", "calibrate_mixcache", "calibrate_teacache", "record"]
+__all__ = ["calibrate_forecast", "calibrate_lemica", "calibrate_mixcache", "calibrate_teacache", "record", "refine"]

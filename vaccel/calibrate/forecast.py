@@ -25,11 +25,14 @@ from ..methods import Forecast, Method, Recording, Schedule
 from ..methods.recording import Recorded
 from ..models import find, fingerprints
 from ..models.denoisers import main_denoiser
-from ..planning.calibration import Calibration, error_growth_of, sample_of
+from ..planning.calibration import Calibration, error_growth_of, packed, sample_of
 from ..planning.flow import Flow
 from ..planning.gram import Plan
+from ..planning.levels import read_products
+from .first_order import fewer
+from .first_order import first_order as other_solver
 from .replay import Invocation, StandIn, StandInRun
-from .samples import Progress, Samples, prompts_encoded_once, sample, silent, steps_of
+from .samples import Progress, Samples, prompts_encoded_once, runs_of, sample, silent, steps_of
 
 #: Shares of the run at which error growth is measured: dense where errors grow most.
 POSITIONS = (0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.26, 0.36, 0.52, 0.76)
@@ -42,13 +45,14 @@ def calibrate_forecast(
     prompts: list[str],
     path: Path,
     *,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | None = None,
     call: dict[str, Any],
     bands: int = 1,
     tails: int = len(POSITIONS),
     tail_samples: int | None = None,
     trials: Sequence[float] = BUDGETS,
     keep: Literal["device", "host"] = "device",
+    first_order: bool = True,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Records every sample; writes the artifact ``path`` after each and returns its data.
@@ -61,21 +65,26 @@ def calibrate_forecast(
     with the same call; further prompts are added to the same artifact.
 
     Args:
+        seeds: of the noise, each with every prompt; by default every prompt has one of its own.
         call: arguments of the pipeline's call, ``num_inference_steps`` among them.
         bands: 2 to separate low from high spatial frequencies.
         tails: number of steps j whose error growth is measured, 0 to 10; with 0 other models' growth is used instead.
         tail_samples: number of samples to measure it on; all by default.
         trials: budgets of the trial runs, as shares of all steps; with none, ``Auto(psnr=...)`` cannot be used.
         keep: where a run's velocities are kept until their inner products are computed.
+        first_order: whether every sample of a multistep solver is also recorded with a first-order one and fewer steps,
+            so that the calibration serves other solvers and numbers of steps as well (``first_order``).
 
     Raises ``ValueError`` when ``path`` holds a calibration of something else, or a setting is out of range.
     """
     _check(pipe, bands, tails, tail_samples, trials)
     steps = steps_of(call)
     header = fingerprints.header(Forecast.id, pipe, call, num_steps=steps, bands=bands)
-    samples, timed = Samples(Path(path), header, prompts, list(seeds)), {}
+    samples, timed = Samples(Path(path), header, prompts, seeds), {}
     jobs, chosen = samples.jobs, _positions(steps, tails)
-    work = len(jobs) * (steps + sum(steps - j for j in chosen))
+    other = other_solver(pipe.scheduler) if first_order else None
+    recorded = steps + (fewer(steps) if other is not None else 0)
+    work = len(jobs) * (recorded + sum(steps - j for j in chosen))
     total = work + len(jobs) * (steps + sum(round(share * steps) for share in trials) if trials else 0)
 
     def sample_of_job(number: int, begin: int, end: int) -> _Sample:
@@ -83,7 +92,7 @@ def calibrate_forecast(
         _, prompt, seed = jobs[number]
         part = (end - begin) / len(jobs)
         report = functools.partial(_report, progress, prompt, begin + part * number, part, total)
-        return _Sample(pipe, prompt, seed, call, bands, keep, report)
+        return _Sample(pipe, prompt, seed, call, bands, keep, report, other)
 
     with prompts_encoded_once(pipe):
         for number, (key, *_) in enumerate(jobs):
@@ -93,7 +102,7 @@ def calibrate_forecast(
                 samples.save()
         for number, (key, *_) in enumerate(jobs):
             data = dict(samples.data[key])
-            if trials and "trials" not in data:
+            if trials and not {"trials", "curves"} & set(data):
                 known = _calibration_without(samples, key)
                 data |= sample_of_job(number, work, total).run_trials(known, trials, data)
             elif "products" not in data:
@@ -101,7 +110,7 @@ def calibrate_forecast(
             samples.data[key] = {**data, "done": True}
             samples.save()
         if trials and "times" not in samples.others:
-            timed = _timed(pipe, prompts[0], seeds[0], call, steps)
+            timed = _timed(pipe, *runs_of(prompts, seeds)[0], call, steps)
     return samples.merge(**timed)
 
 
@@ -176,10 +185,10 @@ class _Sample:
 
     def __init__(
         self, pipe: Any, prompt: str, seed: int, call: dict[str, Any], bands: int, keep: str,
-        report: Callable[[float], None],
+        report: Callable[[float], None], other: Any = None,
     ):  # fmt: skip
         self.pipe, self.prompt, self.seed, self.call, self.bands, self.keep = pipe, prompt, seed, call, bands, keep
-        self.report, self.forwards = report, 0
+        self.report, self.other, self.forwards = report, other, 0
 
     def measure(self, positions: list[int]) -> dict[str, Any]:
         """The sample: noise levels, inner products, error growth at ``positions``, and the cost of measuring them."""
@@ -188,14 +197,29 @@ class _Sample:
         self.report(0)
         final, recorded = self._in_full("latent")
         self.gram, data = sample_of(*recorded, self.bands)
+        if self.other is not None:
+            data["products"] = self._with_other_solver()
         data["seconds_recording"] = time.perf_counter() - began
-        done, total = steps, steps + sum(steps - j for j in positions)
+        done = steps + (fewer(steps) if self.other is not None else 0)
+        total = done + sum(steps - j for j in positions)
         for j in positions:
             self.report(done / total)
             data["error_growth"][str(j)] = self._error_growth(recorded, final, j)
             done += steps - j
         self.report(1)
         return {**data, "forwards": self.forwards, "seconds": time.perf_counter() - began}
+
+    def _with_other_solver(self) -> str:
+        """The mean of the sample's products and of those that the other solver's run has at the same levels."""
+        own, call = self.pipe.scheduler, self.call
+        self.pipe.scheduler = self.other
+        self.call = {**call, "num_inference_steps": fewer(int(call["num_inference_steps"]))}
+        try:
+            _, recorded = self._in_full("latent")
+        finally:
+            self.pipe.scheduler, self.call = own, call
+        other = read_products(sample_of(*recorded, self.bands)[0], self.gram.levels)
+        return packed((self.gram.products + other.products) / 2)
 
     def run_trials(self, known: Calibration, shares: Sequence[float], data: dict[str, Any]) -> dict[str, Any]:
         """[predicted error, PSNR in dB of the decoded clip] at each budget, and the sample's cost including them."""
@@ -204,17 +228,17 @@ class _Sample:
         budgets = sorted({min(max(round(share * steps), min(plans)), max(plans)) for share in shares})
         self.report(0)
         full, recorded = self._in_full("pt")
-        trials, done = [], steps
+        curve, done = [], steps
         for budget in budgets:
             self.report(done / (steps + sum(budgets)))
             done += budget
             clip, _ = self._with(Schedule.from_actions(_actions(known, plans[budget], recorded.flow)), "pt")
             error = float((clip.double() - full.double()).square().mean())
             if error > 0:
-                trials.append([plans[budget].predicted, -10 * math.log10(error)])
+                curve.append([plans[budget].predicted, -10 * math.log10(error)])
         self.report(1)
         seconds = data["seconds"] + time.perf_counter() - began
-        return {"trials": trials, "forwards": data["forwards"] + self.forwards - before, "seconds": seconds}
+        return {"curves": [curve], "forwards": data["forwards"] + self.forwards - before, "seconds": seconds}
 
     def _in_full(self, output: str) -> tuple[torch.Tensor, Recorded]:
         """(the output of the run in full, its velocities)."""

@@ -37,11 +37,11 @@ class Samples:
     where it cannot be written.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], prompts: list[str], seeds: Iterable[int]):
+    def __init__(self, path: Path, header: dict[str, Any], prompts: list[str], seeds: Iterable[int] | None):
         self.path, self.header = path, header
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.own = path if self.world == 1 else artifacts.part_of(path, self.rank)
-        every = {f"{hash_of(p)[:12]}-{s}": (p, s) for p in prompts for s in seeds}
+        every = {f"{hash_of(p)[:12]}-{s}": (p, s) for p, s in runs_of(prompts, seeds)}
         if not every:
             raise ValueError("a calibration needs a prompt and a seed at least")
         #: (key, prompt, seed) of this process's samples.
@@ -119,6 +119,17 @@ class Samples:
         if not dist.is_initialized():
             dist.init_process_group("gloo")
         dist.barrier()
+
+
+def runs_of(prompts: Iterable[str], seeds: Iterable[int] | None) -> list[tuple[str, int]]:
+    """Every prompt with every seed; with None each with one of its own, which follows from the prompt.
+
+    Runs from the same noise are alike in more than the model: what they reach says too little of others.
+    """
+    if seeds is None:
+        return [(prompt, int(hash_of(prompt)[:6], 16)) for prompt in prompts]
+    seeds = list(seeds)
+    return [(prompt, seed) for prompt in prompts for seed in seeds]
 
 
 def steps_of(call: dict[str, Any], least: int = 2) -> int:

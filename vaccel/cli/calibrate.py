@@ -113,7 +113,9 @@ def calibrate_forecast(
     out: Artifact = Path("forecast.json"),
     prompt: Prompts = None,
     prompts: PromptFile = None,
-    seed: Seeds = [0],  # noqa: B006
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", help="Seed of the noise; by default one of its own for every prompt.")
+    ] = None,
     steps: Steps = 50,
     call: Call = None,
     bands: Annotated[int, typer.Option(help="2 to separate low from high spatial frequencies.")] = 1,
@@ -121,6 +123,12 @@ def calibrate_forecast(
     tail_samples: Annotated[int | None, typer.Option(help="Samples to measure it on; all by default.")] = None,
     trials: Annotated[bool, typer.Option(help="Trial runs that relate errors to PSNR (for Auto(psnr=...)).")] = True,
     keep: Annotated[str, typer.Option(help="Where a run's velocities are kept: 'device' or 'host'.")] = "device",
+    first_order: Annotated[
+        bool, typer.Option(help="Record every sample with a first-order solver too, to serve other solvers as well.")
+    ] = True,
+    refine: Annotated[
+        float, typer.Option(help="Minutes to search for better paths by trying them; 0 for none.", min=0)
+    ] = 0,
     solver: Annotated[
         str | None, typer.Option(help="Another scheduler class of diffusers, on the pipeline's own settings.")
     ] = None,
@@ -129,14 +137,18 @@ def calibrate_forecast(
     """Measure weights, error growth and PSNR by budget. Resumable after Ctrl-C; also runs under torchrun."""
     from ..calibrate import calibrate_forecast as run
     from ..calibrate.forecast import BUDGETS
+    from ..calibrate.refining import refine as search
 
     def measure(loaded: Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
         if solver is not None:
             loaded.pipe.scheduler = _solver(solver, loaded.pipe.scheduler)
-        return run(
-            loaded.pipe, chosen, path, seeds=seed, bands=bands, tails=tails, tail_samples=tail_samples,
-            trials=BUDGETS if trials else (), keep=keep, **options,
+        made = run(
+            loaded.pipe, chosen, path, seeds=seed or None, bands=bands, tails=tails, tail_samples=tail_samples,
+            trials=BUDGETS if trials else (), keep=keep, first_order=first_order, **options,
         )  # fmt: skip
+        if refine:
+            made = search(loaded.pipe, path, chosen, refine, seeds=seed or None, **options)
+        return made
 
     one_of("--keep", keep, ("device", "host"))
     data = _calibrated(pipeline, None, call, dtype, steps, out, prompt, prompts, measure)
@@ -146,16 +158,14 @@ def calibrate_forecast(
 
 def _solver(name: str, known: Any) -> Any:
     """A scheduler of this class with the settings of the pipeline's own, whatever the shift of its levels is called."""
-    import inspect
-
     import diffusers
+
+    from ..calibrate.first_order import of_class
 
     kind = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise typer.BadParameter(f"{name!r} is no scheduler class of diffusers", param_hint="--solver")
-    shift = known.config.get("flow_shift", known.config.get("shift"))
-    names = [n for n in ("flow_shift", "shift") if n in inspect.signature(kind.__init__).parameters]
-    return kind.from_config(known.config, **({names[0]: shift} if names and shift is not None else {}))
+    return of_class(kind, known)
 
 
 @app.command("merge")

@@ -20,6 +20,13 @@ Method = Annotated[
                  "'diffusers.SeaCache(threshold=0.25)', 'steps(25)'. Repeat for more."),
 ]  # fmt: skip
 
+Metrics = Annotated[
+    str | None,
+    typer.Option(help="What to measure beside PSNR (of sounds: SNR), with commas between: ssim, vmaf, flicker, cvvdp "
+                 "(pip install 'vaccel[quality]'), lpips (torchmetrics and AlexNet's weights). Default: all that can "
+                 "be measured here, which `vaccel doctor` lists."),
+]  # fmt: skip
+
 
 def compare(
     pipeline: Pipeline = "demo",
@@ -34,6 +41,8 @@ def compare(
     count: Annotated[int, typer.Option(help="Held-out captions of the demo family, where no prompt is given.")] = 2,
     observe: Annotated[bool, typer.Option(help="Also measure the observations behind DirectionMagnitude.")] = True,
     restart: Annotated[bool, typer.Option("--restart", help="Measure anew what the folder holds already.")] = False,
+    metrics: Metrics = None,
+    fps: Annotated[int, typer.Option(min=1, help="Frames a second that clips are seen with.")] = 12,
     dtype: Dtype = "float32",
 ) -> None:
     """Compare methods with the full model: wall time, forwards, memory, fidelity; an HTML report and JSON.
@@ -50,8 +59,11 @@ def compare(
     from ..demo.shapes import held_out_captions
     from ..evaluate import compare as run_comparison
     from ..evaluate import parse_contender, write_report
+    from ..evaluate.fidelity import chosen as measurable
 
     with clear_errors(kept):
+        named = metrics.split(",") if metrics is not None else None
+        measurable(named)  # before anything is loaded
         loaded = Loaded(pipeline, small, call, dtype)
         chosen = prompts_of(prompt, prompts, held_out_captions(count) if pipeline == "demo" else None)
         specs = method or (default_methods(loaded.folder) if pipeline == "demo" else None)
@@ -65,6 +77,7 @@ def compare(
             result = run_comparison(
                 loaded.pipe, contenders, chosen, small=loaded.small, seeds=seed, call=arguments,
                 checker=loaded.checker, progress=bar.update, log=out / "rows.jsonl", restart=restart,
+                metrics=named, fps=fps,
             )  # fmt: skip
             observing = observe and loaded.small is not None and result.complete
             seen = _observed(loaded, chosen[:4], arguments, result, bar) if observing else None
@@ -141,14 +154,18 @@ def _facts() -> dict[str, Any]:
 
 
 def _summary_table(result: Any) -> Table:
-    names = list(result.full_checks)
+    checks, columns = list(result.full_checks), result.columns()
+    heads = [column.head.removesuffix(" dB") for column in columns]
     table = Table(
-        Column("method", overflow="fold"), "speedup", "large", "small", "PSNR", "worst", "SSIM", *names, box=None
-    )
-    table.add_row("full model", "1.00", "", "", "", "", "", *(f"{v:.0%}" for v in result.full_checks.values()))
+        Column("method", overflow="fold"), "speedup", "forwards", *heads, *(Column(n, no_wrap=True) for n in checks),
+        box=None, padding=(0, 1, 0, 0), caption="in brackets the worst; forwards of the large / the small model",
+        caption_justify="left",
+    )  # fmt: skip
+    table.add_row("full model", "1.00", "", *("" for _ in columns), *(f"{v:.0%}" for v in result.full_checks.values()))
     for e in result.summary():
+        forwards = f"{e['forwards']['large']:.0f}" + (f" / {n:.0f}" if (n := e["forwards"]["small"]) else "")
+        measured = [column.of_summary(e) for column in columns]
         table.add_row(
-            e["contender"], f"{e['speedup']:.2f}", f"{e['forwards']['large']:.0f}", f"{e['forwards']['small']:.0f}",
-            f"{e['psnr']:.1f}", f"{e['psnr_worst']:.1f}", f"{e['ssim']:.3f}", *(f"{e['checks'][n]:.0%}" for n in names),
-        )  # fmt: skip
+            e["contender"], f"{e['speedup']:.2f}", forwards, *measured, *(f"{e['checks'][n]:.0%}" for n in checks)
+        )
     return table

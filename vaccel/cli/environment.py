@@ -17,7 +17,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "triton", "flash
 def diagnose() -> dict[str, Any]:
     """Versions, what was built, GPUs and attention backends; plain data."""
     from .. import __version__
-    from ..evaluate.metrics import lpips_missing
+    from ..evaluate.fidelity import METRICS
     from ..ops._dispatch import TRITON
     from ..ops._native import CUDA_DETAIL, CUDA_LOADED, DETAIL, LOADED
     from ..planning import schedules
@@ -40,7 +40,7 @@ def diagnose() -> dict[str, Any]:
         "cpu": {"threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()},
         "gpus": _gpus(),
         "attention": _attention(),
-        "lpips": lpips_missing() or "available",
+        "metrics": {metric.name: metric.missing() or "available" for metric in METRICS.values()},
         "demo_family": _demo(),
     }
 

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from torch import nn
 
 from ..models.denoisers import denoisers_of, main_denoiser
 from ..models.fingerprints import header, identity
-from . import metrics
-from .clips import frames_of
+from .clips import first_of, is_sound, rate_of
 from .comparison import Comparison, Failure, Row, finite, mean, row_of
 from .contenders import Contender, calibrated
+from .fidelity import EQUAL, YARDSTICKS, chosen, decibels
 from .log import Key, Log, is_reference
 
 #: Measures a clip against its prompt: (clip, prompt) -> {name: 0 or 1}; the demo family has one.
@@ -59,7 +59,7 @@ def _peak(reset: bool) -> int:
 
 
 def _frames(pipe: Any, prompt: str, seed: int, call: dict[str, Any]) -> tuple[np.ndarray, float]:
-    """One clip and the seconds it took."""
+    """One clip [F, H, W, 3] or one sound [channels, samples], and the seconds it took."""
     generator = torch.Generator().manual_seed(seed)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -68,7 +68,7 @@ def _frames(pipe: Any, prompt: str, seed: int, call: dict[str, Any]) -> tuple[np
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    return frames_of(output), seconds
+    return first_of(output), seconds
 
 
 def _run(
@@ -100,6 +100,8 @@ def compare(
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
     log: Path | None = None,
     restart: bool = False,
+    metrics: Sequence[str] | None = None,
+    fps: float = 12,
 ) -> Comparison:
     """Runs every contender on every prompt and seed.
 
@@ -113,16 +115,22 @@ def compare(
         log: a file that each run is appended to as a JSON line, clips in a folder "clips" beside it.  The same
             comparison goes on from it; those of other weights, schedulers or calls are set aside.
         restart: measure everything anew.
+        metrics: names of what is measured beside PSNR (of sounds SNR), by default all that can be measured here
+            (``vaccel.evaluate.fidelity.METRICS``); between the timed runs, never in them.
+        fps: frames a second that clips are seen with.
+
+    Pipelines of sound (Stable Audio, ACE-Step, ...) are compared by SNR.
 
     Ctrl-C ends it early with what is done (``complete`` is False).  Raises ``ValueError`` for a contender that needs
-    a small model when there is none, before anything runs.
+    a small model when there is none, and for metrics that are unknown or cannot be measured here, before anything runs.
     """
     call = {"num_inference_steps": 50, **call}
     if small is None and (needy := [c.label for c in contenders if c.needs_small]):
         raise ValueError(f"{needy[0]} needs a small model: pass small=...")
     jobs = list(dict.fromkeys((p, s) for p in prompts for s in seeds))
     contenders = list({c.label: c for c in contenders}.values())
-    work = _Work(pipe, small, Comparison(contenders, [], {}, {}, None, call), jobs, checker, progress, log, restart)
+    comparison = Comparison(contenders, [], {}, {}, None, call, metrics=chosen(metrics), fps=fps, rate=rate_of(pipe))
+    work = _Work(pipe, small, comparison, jobs, checker, progress, log, restart)
     try:
         work.run()
     except KeyboardInterrupt as error:
@@ -239,15 +247,32 @@ class _Work:
         try:
             _, full_seconds = _frames(self.pipe, prompt, seed, call)
             clip, cost = _run(self.pipe, self.small, contender, prompt, seed, call)
+            if clip.shape != reference.shape:
+                raise ValueError(f"it made {list(clip.shape)}, the full model {list(reference.shape)}")
         except Exception as error:
             self._failed(contender.label, prompt, seed, error)
             return
-        fidelity = {f: getattr(metrics, f)(reference, clip) for f in ("psnr", "ssim", "lpips")}
+        fidelity = self._fidelity(reference, clip)
         scores = self.checker(clip, prompt) if self.checker else {}
         row = Row(prompt, seed, contender.label, full_seconds=full_seconds, checks=scores, **cost, **fidelity)
         self.comparison.rows.append(row)
         self.comparison.clips[contender.label, prompt, seed] = clip
         self._keep(contender.key, prompt, seed, clip, finite(dataclasses.asdict(row)))
+
+    def _fidelity(self, reference: np.ndarray, output: np.ndarray) -> dict[str, float | None]:
+        """Every metric; None for what does not apply, and for what fails, which is noted."""
+        found: dict[str, float | None] = {"psnr": None, "ssim": None, "lpips": None}
+        for metric in self.comparison.metrics:
+            if metric.sound != is_sound(reference):
+                continue
+            try:
+                found[metric.name] = metric.measure(reference, output, self.comparison.fps)
+            except Exception as error:
+                if metric.name in YARDSTICKS:
+                    raise
+                said = f"{metric.head} could not be measured: {_words(error)}"
+                self.comparison.notes += [said] if said not in self.comparison.notes else []
+        return found
 
     def _again(self, contender: Contender, prompt: str, seed: int) -> None:
         """A run that was measured before."""
@@ -289,9 +314,10 @@ class _Work:
                 self.comparison.clips[key] = clip
             rows.append(self.rows[key])
         if rows:
+            name = "snr" if "snr" in rows[0] else "psnr"
             self.comparison.small = {
                 "speedup": statistics.median(row["speedup"] for row in rows),
-                "psnr": statistics.fmean(min(float(row["psnr"]), 100.0) for row in rows),
+                name: statistics.fmean(min(float(row[name]), EQUAL) for row in rows),
                 "checks": mean([row["checks"] for row in rows]),
             }
 
@@ -331,4 +357,5 @@ def _small_alone(
         clip, spent = _frames(pipe, prompt, seed, call)
     finally:
         setattr(pipe, name, large)
-    return clip, finite({"speedup": full / spent, "psnr": metrics.psnr(reference, clip)})
+    name, value = decibels(reference, clip)
+    return clip, finite({"speedup": full / spent, name: value})

@@ -3,7 +3,7 @@
 A row belongs to a prompt, a seed, a contender and a fingerprint of what was compared: weights, scheduler, call.  Rows
 of other fingerprints stay in the file and count for nothing.  Clips are kept in 8 bits, as the report shows them; the
 full model's clip of the prompt in progress is kept as it is, so that the other contenders are measured against the
-same numbers.
+same numbers.  Sounds are kept in 16 bits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..planning import files
-from .clips import as_uint8
+from .clips import as_int16, as_uint8, is_sound
 
 #: (the contender's key, or "full" or "small"; prompt; seed)
 Key = tuple[str, str, int]
@@ -100,22 +100,24 @@ class Log:
         return self.folder / f"{hashed[:24]}{'.exact' if exact else ''}.npy"
 
     def keep(self, name: str, prompt: str, seed: int, clip: np.ndarray, exact: bool = False) -> None:
-        """Keeps a clip [F, H, W, 3] in [0, 1]; never raises for a disk that is full."""
+        """Keeps a clip [F, H, W, 3] or a sound [channels, samples]; never raises for a disk that is full."""
+        rounded = as_int16 if is_sound(clip) else as_uint8
         try:
             self.folder.mkdir(exist_ok=True)
             with files.replacing(self._clip(name, prompt, seed, exact)) as partial, partial.open("wb") as file:
-                np.save(file, clip if exact else as_uint8(clip), allow_pickle=False)
+                np.save(file, clip if exact else rounded(clip), allow_pickle=False)
         except OSError as error:
             said = f"clips could not be kept ({error.strerror or error})"
             self.notes += [said] if said not in self.notes else []
 
     def clip(self, name: str, prompt: str, seed: int, exact: bool = False) -> np.ndarray | None:
-        """A clip that was kept, in [0, 1]; None where it is not there."""
+        """A clip or a sound that was kept; None where it is not there."""
         try:
             held = np.load(self._clip(name, prompt, seed, exact), allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-        return held if held.dtype == np.float32 else held.astype(np.float32) / 255
+        scale = {"uint8": 255, "int16": 32767}.get(held.dtype.name)
+        return held if scale is None else held.astype(np.float32) / scale
 
     def done(self, name: str, prompt: str, seed: int) -> None:
         """The exact clip is not needed any more."""

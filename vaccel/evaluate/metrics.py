@@ -1,11 +1,8 @@
-"""Fidelity of a clip to the full model's: PSNR, SSIM, and LPIPS where its weights are installed."""
+"""Fidelity to the full model's output, from the numbers alone: PSNR, SSIM and flicker of clips, SNR of sound."""
 
 from __future__ import annotations
 
-import functools
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -24,35 +21,39 @@ def ssim(reference: np.ndarray, clip: np.ndarray) -> float:
     return float(np.mean([structural_similarity(a, b, data_range=1.0, channel_axis=-1) for a, b in frames]))
 
 
-@functools.cache
-def lpips_missing() -> str:
-    """Why LPIPS cannot be measured here, or "" when it can.  Its weights are never downloaded."""
-    try:
-        import torchmetrics.image.lpip  # noqa: F401
-        import torchvision  # noqa: F401
-    except ImportError as error:
-        return f"LPIPS left out: {error.name or error} is not installed"
-    home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch"))
-    if not list(home.glob("hub/checkpoints/alexnet*")):
-        return f"LPIPS left out: no AlexNet weights under {home}/hub/checkpoints"
-    return ""
+def flicker(reference: np.ndarray, clip: np.ndarray) -> float | None:
+    """How much the error changes from frame to frame, in 8-bit code values; None for a single frame.
 
+    With the error e_f = clip_f - reference_f of frame f, the root mean square over frames, pixels and channels of
 
-@functools.cache
-def _lpips_network():
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+        255 (e_f - e_(f-1)) = 255 ((clip_f - clip_(f-1)) - (reference_f - reference_(f-1))):
 
-    return LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
+    the frame difference that the clip has and the reference has not.  0 for equal clips and for an error that stands
+    still, 2 a for one of a code values that changes its sign with every frame, sqrt(2) s for noise of deviation s that
+    is new in every frame.
 
-
-def lpips(reference: np.ndarray, clip: np.ndarray) -> float | None:
-    """LPIPS (AlexNet) of [F, H, W, 3] in [0, 1], mean over the frames; None where its weights are not installed."""
-    if lpips_missing():
+    Args:
+        reference, clip: [F, H, W, 3] in [0, 1].
+    """
+    if len(reference) < 2:
         return None
-    import torch
+    total, before = 0.0, None
+    for a, b in zip(reference, clip, strict=True):  # frame by frame: clips of gigabytes have no copy in fp64
+        error = b.astype(np.float64) - a
+        if before is not None:
+            total += float(np.mean(np.square(error - before)))
+        before = error
+    return 255 * math.sqrt(total / (len(reference) - 1))
 
-    def tensor(frames: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(frames)).float().permute(0, 3, 1, 2)
 
-    with torch.no_grad():
-        return float(_lpips_network()(tensor(clip), tensor(reference)))
+def snr(reference: np.ndarray, sound: np.ndarray) -> float:
+    """Signal-to-noise ratio in dB of waveforms [..., samples]: 10 log10(sum reference^2 / sum (sound - reference)^2).
+
+    Of all channels together; inf for equal sounds, -inf where the reference is silent and the sound is not.
+    """
+    signal = reference.astype(np.float64)
+    noise = float(np.sum(np.square(sound.astype(np.float64) - signal)))
+    power = float(np.sum(np.square(signal)))
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(power / noise) if power > 0 else -math.inf

@@ -15,9 +15,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from ..methods.lemica import edges
+from .fidelity import EQUAL
 from .observations import Observations
-
-EQUAL = 100.0
 
 
 def _svg(figure: Any) -> str:
@@ -33,18 +32,19 @@ def _label(text: str) -> str:
 
 
 def cost_fidelity(summary: list[dict[str, Any]], small: dict[str, Any] | None) -> str:
-    """Speedup against PSNR, one line a method (its points sorted by speedup)."""
+    """Speedup against PSNR (of sounds SNR), one line a method (its points sorted by speedup)."""
     figure, axes = plt.subplots(figsize=(9, 5))
+    sound = all(entry["psnr"] is None for entry in summary)
     styles = {"vaccel": ("o", "-", 2.0), "diffusers": ("s", "--", 1.2), "steps": ("x", ":", 1.5)}
     for number, group in enumerate(dict.fromkeys(entry["group"] for entry in summary)):
         points = sorted((e for e in summary if e["group"] == group), key=lambda e: e["speedup"])
-        points = [p for p in points if p["psnr"] < EQUAL]  # a clip equal to the full model's has no finite PSNR
+        points = [p for p in points if p["decibels"] < EQUAL]  # a clip equal to the full model's has no finite PSNR
         if not points:
             continue
         marker, line, width = styles[points[0]["kind"]]
         axes.plot(
             [p["speedup"] for p in points],
-            [p["psnr"] for p in points],
+            [p["decibels"] for p in points],
             marker=marker,
             linestyle=line,
             linewidth=width,
@@ -52,13 +52,14 @@ def cost_fidelity(summary: list[dict[str, Any]], small: dict[str, Any] | None) -
             label=_label(group),
         )
     if small is not None:
-        axes.plot([small["speedup"]], [small["psnr"]], "k*", markersize=12, linestyle="", label="small model alone")
+        alone = small["snr" if sound else "psnr"]
+        axes.plot([small["speedup"]], [alone], "k*", markersize=12, linestyle="", label="small model alone")
     axes.set_xscale("log")  # twice as fast is as far everywhere
     axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32]))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("speedup in wall time (full model = 1)")
-    axes.set_ylabel("PSNR to the full model's clip, dB")
+    axes.set_ylabel("SNR to the full model's sound, dB" if sound else "PSNR to the full model's clip, dB")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper right")
     return _svg(figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import jinja2
 
 from ..methods import DualExpert, LeMiCa
 from ..planning import artifacts, files, noise_levels
-from . import clips, plots
+from . import clips, fidelity, plots
 from .comparison import Comparison
 from .observations import Observations
 
@@ -24,7 +25,7 @@ _CURVE = ("sigma", "loss", "gradient", "boundary")
 def write_report(
     comparison: Comparison, folder: Path, *, title: str, facts: dict[str, Any], seen: Observations | None = None
 ) -> Path:
-    """Writes ``report.html``, ``report.json`` and a contact sheet a prompt into ``folder``; returns the page's path.
+    """Writes ``report.html``, ``report.json`` and, of clips, a contact sheet a prompt; returns the page's path.
 
     ``facts`` (versions, device, command) are shown on the page and stored in the JSON.
     """
@@ -38,7 +39,7 @@ def write_report(
     files.write_text(folder / "report.json", json.dumps(_no_nan(data), indent=1))
     jobs = list(dict.fromkeys((prompt, seed) for _, prompt, seed in comparison.clips))
     shows = [_show(comparison, prompt, seed) for prompt, seed in jobs]
-    for number, (prompt, seed) in enumerate(jobs):
+    for number, (prompt, seed) in enumerate([] if comparison.sound else jobs):
         sheet = clips.contact_sheet([c for (_, p, s), c in comparison.clips.items() if (p, s) == (prompt, seed)])
         with files.replacing(folder / f"contact_sheet_{number}.png", ".png") as partial:
             iio.imwrite(partial, sheet)
@@ -49,6 +50,9 @@ def write_report(
         title=title,
         facts=facts,
         data=data,
+        columns=comparison.columns(),
+        sound=comparison.sound,
+        left_out=[(fidelity.METRICS[name].head, why) for name, why in data["left_out"].items()],
         plot=_drawn(plots.cost_fidelity, data["summary"], comparison.small) if data["summary"] else "",
         distilled=any(isinstance(c.method, DualExpert) for c in comparison.contenders),
         graphs=_error_graphs(comparison),
@@ -109,27 +113,35 @@ def _show(comparison: Comparison, prompt: str, seed: int) -> dict[str, Any]:
     for (name, p, s), clip in comparison.clips.items():
         if (p, s) != (prompt, seed):
             continue
-        uri, video = clips.data_uri(clip)
         row = rows.get(name)
         under = "reference" if name == "full" else ""
         if row is not None:
-            fidelity = "equal" if row.psnr == float("inf") else f"{row.psnr:.1f} dB"
-            under = f"{row.speedup:.2f}x, {fidelity}"
-        shown.append({"name": name, "uri": uri, "video": video, "under": under})
+            under = f"{row.speedup:.2f}x, " + ("equal" if row.decibels == math.inf else f"{row.decibels:.1f} dB")
+        shown.append({"name": name, "under": under, "media": _media(comparison, clip)})
     return {"prompt": prompt, "seed": seed, "clips": shown}
+
+
+def _media(comparison: Comparison, made: Any) -> tuple[str, str]:
+    """A clip or a sound as (``data:`` URI, the page's element for it)."""
+    if clips.is_sound(made):
+        return clips.sound_uri(made, comparison.rate), "audio"
+    uri, video = clips.data_uri(made, comparison.fps)
+    return uri, "video" if video else "img"
 
 
 def _worst(comparison: Comparison) -> list[dict[str, Any]]:
     """Every method's worst clip over all its settings, beside the full model's; the worst first."""
     groups = {contender.label: contender.group for contender in comparison.contenders}
+    columns = comparison.columns()
     worst: dict[str, tuple[Any, list[Any]]] = {}
-    for row in sorted((r for r in comparison.rows if r.psnr < float("inf")), key=lambda r: r.psnr):
+    for row in sorted((r for r in comparison.rows if r.decibels < math.inf), key=lambda r: r.decibels):
         pair = [comparison.clips.get((name, row.prompt, row.seed)) for name in ("full", row.contender)]
         if all(clip is not None for clip in pair):
             worst.setdefault(groups[row.contender], (row, pair))
     return [
-        {"name": row.contender, "prompt": row.prompt, "psnr": row.psnr, "ssim": row.ssim, "speedup": row.speedup,
-         "clips": [clips.data_uri(clip) for clip in pair]}
+        {"name": row.contender, "prompt": row.prompt, "speedup": row.speedup,
+         "media": [_media(comparison, made) for made in pair],
+         "measured": [(m.head, m.text(v)) for m in columns if (v := getattr(row, m.name)) is not None]}
         for row, pair in worst.values()
     ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from ..cache import Store, VelocityHistory
 from ..planning.artifacts import Fitted
 from ..planning.calibration import Calibration, calibration
+from ..planning.fidelity import Fidelity
 from ..planning.flow import Flow
 from ..planning.gram import CORRECTING
 from ..planning.prior import shipped
@@ -21,28 +22,41 @@ from .lemica import LeMiCa, measured
 
 #: Root mean square over mean absolute value of a normal distribution; LeMiCa's calibration measures the latter.
 RMS_OF_MEAN = math.sqrt(math.pi / 2)
+#: In dB: from here on a difference to the full run cannot be seen, by VMAF, ColorVideoVDP and flicker on both trained
+#: families (``bench/measure_visible.py``).
+VISIBLE = 48.0
 #: So many steps, or less, are skipped only where a calibration shows that they can be.
 FEW = 8
 
 
 class Candidate:
-    """A method and its budget, the expected error of the latents (rms), and (expected PSNR, PSNR of five in six).
+    """A method and its budget, the expected error of the latents (rms), and its PSNR.
 
     Args:
-        method: the method, or what makes it when it is first asked for: every budget has one, and one is chosen.
+        method, error: or what makes them when they are first asked for: every budget has some, and one is chosen.
+        fidelity: PSNR by error; None where it is unknown.
         kind, fitted: the method's class, and the model and scheduler that it was calibrated with.
     """
 
     def __init__(
-        self, method: Method | Callable[[], Method] | None, budget: int, error: float,
-        psnr: tuple[float, float] | None, kind: type[Method] = Method, fitted: Fitted = (),
+        self, method: Method | Callable[[], Method] | None, budget: int, error: float | Callable[[], float],
+        fidelity: Fidelity | None = None, kind: type[Method] = Method, fitted: Fitted = (),
     ):  # fmt: skip
-        self._method, self.budget, self.error, self.psnr = method, budget, error, psnr
+        self._method, self.budget, self._error, self.fidelity = method, budget, error, fidelity
         self.any_solver, self.fitted = kind.any_solver, fitted
 
     @functools.cached_property
     def method(self) -> Method | None:
         return self._method() if callable(self._method) else self._method
+
+    @functools.cached_property
+    def error(self) -> float:
+        return self._error() if callable(self._error) else self._error
+
+    @functools.cached_property
+    def psnr(self) -> tuple[float, float] | None:
+        """(expected, what nineteen runs in twenty reach) in dB."""
+        return None if self.fidelity is None else self.fidelity.at(self.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +71,10 @@ class Auto(Method):
         speedup: the factor (> 1) by which a call of the pipeline should be faster than in full, in wall time.  Times of
             computed and skipped steps and of the rest of the call are measured and updated by every run.
             Where it cannot be had the trace says so.
-        psnr: in dB, of the clip against the full run's; the budget is chosen so that five prompts in six can be
-            expected to reach it.  Needs a calibration with trial runs (`vaccel calibrate forecast`).  With a speedup
-            too, it comes first.
+        psnr: in dB, of the clip against the full run's; the budget is chosen so that nineteen runs in twenty
+            can be expected to reach it (``vaccel.planning.fidelity``).  A calibration with trial runs (`vaccel
+            calibrate forecast`) makes it sure; without one it is what other models reach.  With a speedup too, it
+            comes first.
         learn: the number of runs to calibrate from; 0 to use ``artifacts``, or what is known of other models
             (``Forecast.prior``): then the first run is accelerated too.
         artifacts: Forecast and LeMiCa calibrations to choose among; where several offer a budget, the one with the
@@ -69,8 +84,10 @@ class Auto(Method):
         guard: as in ``Forecast``.
         allow_mismatch: use calibrations of other models and noise levels too.
 
-    Raises ``ValueError`` unless ``speedup`` or ``psnr`` is set, or for settings out of range; when a
-    run starts, for ``artifacts`` none of which is of its pipeline, and where neither they nor its levels are known.
+    Where neither calibrations nor the noise levels are known, a run is computed in full, and the trace says so.
+
+    Raises ``ValueError`` unless ``speedup`` or ``psnr`` is set, or for settings out of range; when a run starts, for
+    ``artifacts`` none of which is of its pipeline.
     """
 
     id: ClassVar[str] = "auto"
@@ -94,11 +111,6 @@ class Auto(Method):
             require(good, f"{name} must be a number above 0, got {value!r}")
         require(self.speedup is None or self.speedup > 1, f"speedup must be above 1, got {self.speedup}")
         require(self.learn >= 0 and int(self.learn) == self.learn, f"learn must be 0 or more runs, got {self.learn!r}")
-        require(
-            self.psnr is None or bool(self.artifacts),
-            "psnr needs a calibration with trial runs: pass artifacts=(\"forecast.json\",), which `vaccel calibrate "
-            "forecast` makes; with learn= no trial runs are made",
-        )  # fmt: skip
 
     @classmethod
     def load(cls, artifact: str | Path, *args: Any, **overrides: Any) -> Auto:
@@ -124,31 +136,34 @@ class Auto(Method):
         """
         best: dict[int, Candidate] = {}
         forecasts = [known for path in paths if isinstance(known := calibrated(path), Calibration)]
-        with_trials = next((known for known in forecasts if len(known.curve) >= 3), None)
-        psnr = with_trials.psnr if with_trials is not None else lambda error: None
+        forecasts = [known.at(flow.levels) if flow is not None else known for known in forecasts]
+        fidelity = next((known.fidelity for known in forecasts if known.fidelity is not None), None)
+        if fidelity is None and forecasts:
+            fidelity = calibration(shipped()).fidelity.scaled(forecasts[0].scale)
         for path in paths:
-            for found in _of(path, num_steps, flow, psnr, self.guard, self.allow_mismatch):
+            for found in _of(path, num_steps, flow, fidelity, self.guard, self.allow_mismatch):
                 if found.budget not in best or found.error < best[found.budget].error:
                     best[found.budget] = found
         return [best[budget] for budget in sorted(best)]
 
     def uncalibrated(self, num_steps: int, flow: Flow | None) -> list[Candidate]:
-        """Of a pipeline that nothing is known of: forecasts by the prior, where a speed is asked for and levels known.
+        """Of a pipeline that nothing is known of: forecasts by the prior, where its noise levels are known.
 
         Of few steps (``FEW`` or less, as distilled models have them) all are computed: each does much of the work, and
         nothing that was measured says which of them another model could do without.
         """
-        if self.speedup is None or flow is None or num_steps < 2:
+        if flow is None or num_steps < 2:
             return []
-        plans = calibration(shipped()).at(flow.levels).plans(per="tensor")
+        known = calibration(shipped())
+        plans, fidelity = known.at(flow.levels).plans(per="tensor"), known.fidelity
         return [
-            Candidate(functools.partial(Forecast.prior, budget), budget, plan.predicted, None, Forecast)
+            Candidate(functools.partial(Forecast.prior, budget), budget, plan.predicted, fidelity, Forecast)
             for budget, plan in plans.items()
             if num_steps > FEW or budget == num_steps
         ]
 
     def reaching(self, candidates: list[Candidate]) -> Candidate | None:
-        """The candidate with the smallest budget with which five prompts in six are expected to reach the PSNR."""
+        """The candidate with the smallest budget with which nineteen runs in twenty are expected to reach the PSNR."""
         if self.psnr is None:
             return None
         good = (c for c in candidates if c.psnr is not None and c.psnr[1] >= self.psnr)
@@ -167,7 +182,7 @@ def calibrated(path: str | Path) -> Calibration | dict[str, Any]:
 
 
 def _of(
-    path: str, num_steps: int, flow: Flow | None, psnr: Callable[[float], Any], guard: float | None,
+    path: str, num_steps: int, flow: Flow | None, fidelity: Fidelity | None, guard: float | None,
     allow_mismatch: bool,
 ) -> Iterator[Candidate]:  # fmt: skip
     """The candidates of one artifact for runs of ``num_steps`` steps; all budgets of it are solved for once."""
@@ -177,12 +192,12 @@ def _of(
         known = known.at(flow.levels) if flow is not None else known
         if known.gram.num_steps != num_steps:
             return
-        for budget, plan in known.plans().items():
+        for budget, error in known.planned():
             make = functools.partial(Forecast.load, path, budget, guard=guard, **options)
-            yield Candidate(make, budget, plan.predicted, psnr(plan.predicted), Forecast, known.fitted)
+            yield Candidate(make, budget, error, fidelity, Forecast, known.fitted)
     elif known["num_steps"] == num_steps:
         found = measured(path)
         for budget, plan in found.plans().items():
             error = RMS_OF_MEAN * plan.predicted
             make = functools.partial(LeMiCa.load, path, budget, **options)
-            yield Candidate(make, budget, error, psnr(error), LeMiCa, found.fitted)
+            yield Candidate(make, budget, error, fidelity, LeMiCa, found.fitted)

@@ -15,7 +15,7 @@ from ..actions import Forecast as Forecasting
 from ..actions.forecast import with_own
 from ..cache import Store, VelocityHistory
 from ..planning import artifacts, gram
-from ..planning.calibration import OBJECTIVE, Calibration, calibration
+from ..planning.calibration import OBJECTIVE, RULE, Calibration, calibration
 from ..planning.flow import Flow
 from ..planning.forecast_weights import CalibratedWeights, ExtrapolatedWeights
 from ..planning.prior import shipped
@@ -130,7 +130,7 @@ class Forecast(Method):
         plan = known.plan(budget, per="tensor")
         fields = {
             "artifact": str(shipped()), "seal": known.seal, "per": "tensor", "budget": budget,
-            "max_error": max(plan.errors, default=0.0),
+            "max_error": known.largest_error(plan.full_steps, 2, "tensor"),
         }  # fmt: skip
         return cls(plan.full_steps, known.gram.num_steps, **{**fields, **overrides})
 
@@ -145,8 +145,8 @@ class Forecast(Method):
         than the calibration's is planned when they are known, once for each.
 
         Args:
-            objective: "leximax", the smallest worst error, then the second worst, and so on; "squares", the smallest
-                sum of squared errors, which is how uncorrelated errors add up; or "sum".
+            objective: "squares", the smallest sum of squared errors, which is how uncorrelated errors add up;
+                "leximax", the smallest worst error, then the second worst, and so on; or "sum".
             error_growth: whether paths are compared by their errors at the end of the run (True) or by those at the
                 next computed step.  ``gain`` is its deprecated name.
             max_gap: largest distance, in steps, from one computed step to the next.
@@ -159,18 +159,22 @@ class Forecast(Method):
             warnings.warn("gain is deprecated: it is called error_growth", DeprecationWarning, stacklevel=2)
             error_growth = overrides.pop("gain")
         known = calibration(artifact)
-        plans = known.plans(objective, order, per, error_growth, max_gap)
+        corrected = overrides.get("correct", True) is True and "band" not in per
+        plans = known.plans(objective, order, per, error_growth, max_gap, corrected)
         fits = type(budget) is int and budget >= min(2, known.gram.num_steps)
         if budget not in plans and not (fits and max_gap == gram.MAX_GAP):
             raise ValueError(
                 f"Forecast.load needs a budget, how many steps are computed: of its {known.gram.num_steps} steps "
                 f"{artifact} can make {min(plans)} to {max(plans)}, got {budget}"
             )
-        plan = plans[budget] if budget in plans else known.plan(budget, objective, order, per, error_growth)
+        rule = objective, order, per, error_growth, max_gap, corrected
+        plan = known.refined(budget) if rule == RULE else None
+        if plan is None:
+            plan = plans[budget] if budget in plans else known.plan(budget, *rule)
         fields = {
             "order": order, "per": per, "artifact": str(artifact), "seal": known.seal, "fitted": known.fitted,
-            "max_error": max(plan.errors, default=0.0), "predicted": plan.predicted, "budget": budget,
-            "objective": objective, "error_growth": error_growth, "max_gap": max_gap,
+            "max_error": known.largest_error(plan.full_steps, order, per), "predicted": plan.predicted,
+            "budget": budget, "objective": objective, "error_growth": error_growth, "max_gap": max_gap,
         }  # fmt: skip
         return cls(plan.full_steps, known.gram.num_steps, **{**fields, **overrides})
 
@@ -202,7 +206,7 @@ class Forecast(Method):
             self._check_steps(run)
             weights, method = ExtrapolatedWeights(run.flow or Flow.even(run.num_steps), self.damping), self
             if self.budget is not None and run.flow is not None:
-                plan = calibration(shipped()).at(run.flow.levels).plan(self.budget, per="tensor")
+                plan = calibration(shipped()).at(run.flow.levels).plan(self.budget, per="tensor", corrected=False)
                 method = dataclasses.replace(self, full_steps=plan.full_steps)
             return _Policy(method, weights, run)
         known = calibration(self.artifact)
@@ -233,9 +237,11 @@ class Forecast(Method):
         prior = self.artifact == str(shipped())
         made = "not calibrated: the prior" if prior else f"calibrated at {self.num_steps} steps of other noise levels"
         run.note(f"{made}, read at this run's {run.num_steps}")
-        plan = known.plan(self.budget, self.objective, self.order, self.per, self.error_growth, self.max_gap)
+        rule = self.objective, self.order, self.per, self.error_growth, self.max_gap, self.corrects
+        plan = known.plan(self.budget, *rule)
+        largest = known.largest_error(plan.full_steps, self.order, self.per) if self.guard is not None else 0.0
         return dataclasses.replace(
-            self, full_steps=plan.full_steps, num_steps=run.num_steps, max_error=max(plan.errors, default=0.0),
+            self, full_steps=plan.full_steps, num_steps=run.num_steps, max_error=largest,
             predicted=0.0 if prior else plan.predicted,
         )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..actions import Weights
 from . import artifacts, gram
 from . import levels as by_level
 from .channels import Channels
+from .fidelity import Fidelity
 from .file_state import FileState, state
 from .flow import Flow
 from .gram import MAX_GAP, Gram, Plan
@@ -24,10 +25,21 @@ from .packing import summed
 #: [T + 1][T] (``vaccel.planning.flow.Flow.response``).
 Response = tuple[tuple[float, ...], ...]
 METHOD = "forecast"
-#: The objective of a path unless another one is requested.
-OBJECTIVE = "leximax"
-#: Above so many steps a path is planned by what all channels have together: for each of many it takes seconds.
-MANY = 64
+#: The objective of a path unless another one is requested: the best of some twenty rules on six prompts of each trained
+#: family, which it was chosen on.
+OBJECTIVE = "squares"
+#: Above so many steps, or steps times groups of channels of a run at other levels than the calibration's, a path is
+#: planned by what all channels have together: for each of many it takes too long, and the paths are the same but for
+#: the smallest budgets.
+MANY, MANY_GROUPS = 64, 1000
+#: 3 dB: on the trained families runs at other levels are off by up to so much more than predicted.
+ELSEWHERE = 2**0.5
+#: A correction by what is known of other models reaches back over so many times its step's own change of the level.
+REACH = 8.0
+#: How a path is planned unless something else is asked for; paths that were refined are better ones of the same.
+RULE = (OBJECTIVE, 2, "channel", True, MAX_GAP, True)
+#: What is known of other models' error growth counts as so many samples.
+OTHERS = 2.0
 
 
 class Calibration:
@@ -40,7 +52,7 @@ class Calibration:
     Attributes:
         gram: the inner products, averaged over the samples.
         error_growth: [T], the factor by which an error of the latents that enter a step has grown at the end.
-        curve: [(predicted error, PSNR in dB)] of the calibration's trial runs; may be empty.
+        measured_growth: as this model's samples alone say; None where none was measured.
         fitted: the model and scheduler that it was measured on.
     """
 
@@ -55,17 +67,18 @@ class Calibration:
         products = _matrices(summed(kept), (bands, channels, steps, steps))
         products /= len(samples)
         found = Gram(levels, products, samples[0]["elements"], tuple(samples[0].get("tensors", ())))
-        growth = error_growth_of([s["error_growth"] for s in samples], levels[:-1])
-        self.curve = sorted(
-            (predicted, psnr) for s in samples for predicted, psnr in s.get("trials", ()) if math.isfinite(psnr)
-        )
+        measured = [s["error_growth"] for s in samples]
+        growth = error_growth_of(measured, levels[:-1])
+        self.measured_growth = interpolated_error_growth(measured, steps) if any(measured) else None
+        self._old_trials = [s["trials"] for s in samples if s.get("trials")]
+        self._curves = [curve for s in samples for curve in s.get("curves", ()) if curve]
         self._own, self._elsewhere = self, functools.lru_cache(maxsize=16)(self._read)
         self._take(found, growth)
 
     def _take(self, gram: Gram, error_growth: list[float]) -> None:
         """From now on it is of these; what follows from them is computed once each."""
         self.gram, self.error_growth = gram, error_growth
-        for name in ("_plans", "weights", "residual_norm", "error", "solver_weights"):
+        for name in ("_plans", "_along", "weights", "residual_norm", "error", "solver_weights"):
             method = getattr(type(self), name).__get__(self)
             setattr(self, name, functools.lru_cache(maxsize=4096)(method))
 
@@ -91,44 +104,73 @@ class Calibration:
 
     def plans(
         self, objective: str = OBJECTIVE, order: int = 2, per: str = "channel", error_growth: bool = True,
-        max_gap: int = MAX_GAP,
+        max_gap: int = MAX_GAP, corrected: bool = True,
     ) -> Mapping[int, Plan]:  # fmt: skip
-        """The best path of every budget (``vaccel.planning.gram.plans``).
+        """The best path of every budget (``vaccel.planning.gram.plans``), for runs whose computed steps are corrected.
 
         With ``error_growth`` paths are compared by their errors at the end of the run, without it by those at the next
         computed step.  The errors of the plans are those at the end in either case.  Solved once for all budgets.
         """
-        return self._plans(objective, order, per, error_growth, max_gap)
+        return self._plans(objective, order, per, error_growth, max_gap, corrected)
 
     def plan(
         self, budget: int, objective: str = OBJECTIVE, order: int = 2, per: str = "channel",
-        error_growth: bool = True, max_gap: int = MAX_GAP,
+        error_growth: bool = True, max_gap: int = MAX_GAP, corrected: bool = True,
     ) -> Plan:  # fmt: skip
         """The path that computes ``budget`` (at least 2) of the steps; all where there are fewer.
 
         The largest gap is wider where the steps are more than the calibration's, or too many for so few computed ones.
         """
-        steps = self.gram.num_steps
-        gap = math.ceil(max(max_gap * steps / self._own.gram.num_steps, max_gap, 1.5 * (steps - 1) / (budget - 1)))
-        if steps > MANY and per != "tensor":  # by one weight for all channels, and what it costs with weights for each
-            path = self.plan(budget, objective, order, "tensor", error_growth, max_gap).full_steps
-            return self._final_errors(path, order, per)
-        found = self.plans(objective, order, per, error_growth, gap)
+        steps, own = self.gram.num_steps, self._own
+        gap = math.ceil(max(max_gap * steps / own.gram.num_steps, max_gap, 1.5 * (steps - 1) / (budget - 1)))
+        if self._many(per):  # by one weight for all channels, and what it costs with weights for each
+            path = self.plan(budget, objective, order, "tensor", error_growth, max_gap, corrected).full_steps
+            return self._along(path, order, per, corrected)
+        found = self.plans(objective, order, per, error_growth, gap, corrected)
         return found[min(max(budget, min(found)), max(found))]
 
+    def refined(self, budget: int) -> Plan | None:
+        """The path that runs along it showed to be better than the plan (``vaccel.calibrate.refining``); None without.
+
+        It is for the calibration's own levels.  Its predicted error is the plan's, which its runs fall below.
+        """
+        found = self.data.get("paths", {}).get(str(budget))
+        if found is None:
+            return None
+        plan, along = self.plans()[budget], self._along(tuple(found["steps"]), 2, "channel", True)
+        scale = plan.predicted / along.predicted if along.predicted > 0 else 1.0
+        return Plan(along.full_steps, tuple(scale * error for error in along.errors))
+
+    def _many(self, per: str) -> bool:
+        """Whether paths are planned by what all channels have together."""
+        steps, groups = self.gram.num_steps, len(self.gram.grouped(per))
+        return per != "tensor" and (steps > MANY or (self is not self._own and steps * groups > MANY_GROUPS))
+
+    def planned(self) -> Iterator[tuple[int, Callable[[], float]]]:
+        """Every budget, and what works out the predicted error of its plan."""
+        many = self._many("channel")
+        found = self.plans(per="tensor" if many else "channel")
+        for budget in found:
+            yield budget, lambda b=budget: (self.plan(b) if many else found[b]).predicted
+
     def _plans(
-        self, objective: str, order: int, per: str, error_growth: bool, max_gap: int
+        self, objective: str, order: int, per: str, error_growth: bool, max_gap: int, corrected: bool
     ) -> Mapping[int, Plan]:  # one signature: its calls are told apart by their arguments
         growth = self.error_growth if error_growth else [1.0] * self.gram.num_steps
-        found = gram.plans(self.gram, growth, order=order, max_gap=max_gap, per=per, objective=objective)
+        found = gram.plans(
+            self.gram, growth, order=order, max_gap=max_gap, per=per, objective=objective, corrected=corrected
+        )
         if error_growth:
             return found
-        return {budget: self._final_errors(plan.full_steps, order, per) for budget, plan in found.items()}
+        return {budget: self._along(plan.full_steps, order, per, corrected) for budget, plan in found.items()}
 
-    def _final_errors(self, path: tuple[int, ...], order: int, per: str) -> Plan:
+    def _along(self, path: tuple[int, ...], order: int, per: str, corrected: bool) -> Plan:
         """The path with its errors at the end of the run."""
-        known = [path[max(0, k - order) : k][::-1] for k in range(len(path))]
-        return Plan(path, tuple(self.error(known[k], path[k], per) for k in range(1, len(path))))
+        return Plan(path, gram.path_errors(self.gram, self.error_growth, path, order, per, corrected))
+
+    def largest_error(self, path: tuple[int, ...], order: int, per: str) -> float:
+        """The largest error at the end of the run of any stretch of the path that is not corrected."""
+        return max(self._along(path, order, per, False).errors, default=0.0)
 
     def weights(self, known: tuple[int, ...], step: int, per: str = "channel") -> Weights:
         """The weights of the forecast of ``step``'s velocity from those of the computed steps ``known``."""
@@ -150,22 +192,55 @@ class Calibration:
 
         See ``vaccel.planning.gram.solver_weights``.
         """
-        found = gram.solver_weights(self.gram, path, response, order=order, per=per)
+        reach = REACH if self.of_others else math.inf
+        found = gram.solver_weights(self.gram, path, response, order=order, per=per, reach=reach)
         return {step: Weights(values) for step, values in found.items()}
 
-    def psnr(self, error: float) -> tuple[float, float] | None:
-        """(expected PSNR in dB of finished clips, the PSNR that five prompts in six reach); None without trial runs.
+    @functools.cached_property
+    def curves(self) -> list[list[tuple[float, float]]]:
+        """(predicted error, PSNR in dB) of every sample's trial runs; of those that have any."""
+        if self is not self._own:
+            return self._own.curves
+        curves = [[(error, psnr) for error, psnr in curve if math.isfinite(psnr)] for curve in self._curves]
+        curves += [self._planned_now(trials) for trials in self._old_trials]
+        return [curve for curve in curves if curve]
 
-        The first is a line fitted to ``curve``.  The second adds, by split conformal prediction, the (n + 1) / 6 th
-        smallest of the n runs' residuals from that line, or the smallest where there are fewer than five.
+    @property
+    def fidelity(self) -> Fidelity | None:
+        """PSNR by predicted error, as the trial runs say; None without any.
+
+        At other levels than the calibration's errors count as ``ELSEWHERE`` times as large as predicted.
         """
-        if len(self.curve) < 3:
+        if not self.curves:
             return None
-        x, y = np.array([[-20 * math.log10(e), p] for e, p in self.curve]).T
-        slope, offset = np.polyfit(x, y, 1) if np.ptp(x) > 1 else (1.0, float(np.mean(y - x)))
-        residuals = np.sort(y - (slope * x + offset))
-        expected = float(slope * -20 * math.log10(max(error, 1e-12)) + offset)
-        return expected, expected + float(residuals[max((len(residuals) + 1) // 6 - 1, 0)])
+        found = Fidelity(self.curves, of_others=self.of_others)
+        return found if self is self._own else found.scaled(1 / ELSEWHERE)
+
+    @property
+    def of_others(self) -> bool:
+        """Whether it is of other models than those that it serves (``vaccel.planning.prior``)."""
+        return self.data["model"].get("class") == "any"
+
+    @functools.cached_property
+    def scale(self) -> float:
+        """The root mean square of the velocities."""
+        own = self._own.gram
+        return math.sqrt(float(np.trace(own.grouped("tensor")[0])) / own.elements / own.num_steps)
+
+    def _planned_now(self, trials: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Trial runs of older artifacts, whose errors are those of paths planned without corrections."""
+        before, now = self.plans("leximax", corrected=False), self.plans()
+        known = {budget: plan.predicted for budget, plan in before.items() if plan.predicted > 0}
+        nearest = [min(known, key=lambda b, e=e: abs(math.log(known[b] / max(e, 1e-12)))) for e, _ in trials if known]
+        return [(now[b].predicted, psnr) for b, (_, psnr) in zip(nearest, trials, strict=False) if math.isfinite(psnr)]
+
+    def psnr(self, error: float) -> tuple[float, float] | None:
+        """(expected PSNR in dB of finished clips, the PSNR that nineteen in twenty reach); None without trial runs.
+
+        See ``vaccel.planning.fidelity``.
+        """
+        known = self.fidelity
+        return known.at(error) if known is not None else None
 
 
 def calibration(path: str | Path) -> Calibration:
@@ -224,15 +299,20 @@ def _matrices(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 def error_growth_of(measured: list[dict[str, float]], levels: Sequence[float]) -> list[float]:
     """[T], the error growth at the ``levels`` [T] of a run, of every sample's measurements by step.
 
-    Where none has any, that of other models at these levels (``vaccel.planning.prior``): it planned better paths than
-    measurements on two samples did, on both of the trained families.
+    Drawn towards that of other models at these levels (``vaccel.planning.prior``), which counts as ``OTHERS`` samples:
+    it planned better paths than measurements on two samples did, on both of the trained families.
     """
-    if any(measured):
-        return interpolated_error_growth(measured, len(levels))
     from .prior import shipped  # which is a calibration too, with measurements
 
+    count = sum(map(bool, measured))
+    if len(measured) == 1 and len(measured[0]) == len(levels):  # at every step: those of a merged calibration
+        return interpolated_error_growth(measured, len(levels))
     known = calibration(shipped())
-    return by_level.read_growth(known.gram.levels[:-1], known.error_growth, levels)
+    others = by_level.read_growth(known.gram.levels[:-1], known.error_growth, levels)
+    if not count:
+        return others
+    own, share = np.log(interpolated_error_growth(measured, len(levels))), count / (count + OTHERS)
+    return np.exp(share * own + (1 - share) * np.log(others)).tolist()
 
 
 def interpolated_error_growth(measured: list[dict[str, float]], steps: int) -> list[float]:

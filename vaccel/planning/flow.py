@@ -10,6 +10,7 @@ of x_0), and v rotates.  Both are further from a straight line than u, so all le
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 #: (a, b) with u = a prediction + b x.
@@ -34,6 +35,22 @@ class Flow:
     @property
     def num_steps(self) -> int:
         return len(self.levels) - 1
+
+    @classmethod
+    def euler(cls, levels: Sequence[float], scales: Sequence[Scales] | None = None) -> Flow:
+        """The flow of a loop x <- x + (s' - s) u, or of DDIM in these coordinates, at ``levels`` [T + 1].
+
+        With it computed steps make up for the errors of the forecasts before them: what a step adds stays.
+
+        Raises ``ValueError`` for fewer than two levels, or levels that do not fall.
+        """
+        levels = tuple(float(level) for level in levels)
+        if len(levels) < 2 or any(not b < a for a, b in itertools.pairwise(levels)):
+            raise ValueError(f"an Euler run has two levels or more, each below the one before it: {levels}")
+        widths = [b - a for a, b in itertools.pairwise(levels)]
+        steps = range(len(widths))
+        response = tuple(tuple(widths[i] if i < n else 0.0 for i in steps) for n in range(len(levels)))
+        return cls(levels, None if scales is None else tuple(scales), response)
 
     @classmethod
     def even(cls, num_steps: int) -> Flow:

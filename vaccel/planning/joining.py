@@ -18,7 +18,7 @@ import numpy as np
 from .packing import added
 
 #: What is made of the samples; everything else says what was calibrated and how.
-MADE = ("samples", "prompts", "products", "times", "fields", "part", "digest")
+MADE = ("samples", "prompts", "products", "times", "fields", "paths", "part", "digest")
 #: Degree of TeaCache's polynomial.
 DEGREE = 4
 #: MixCache: the output's change is settled once it is within this share of its mean over the five steps before.
@@ -98,7 +98,7 @@ def _forecast(old: Mapping[str, Any], new: Mapping[str, Any], part: bool) -> dic
             samples[key] = sample
         elif "products" in there and "products" in sample:
             samples[key] = sample if _steps_of(sample) >= _steps_of(there) else there
-        elif "trials" in sample and "trials" not in there:
+        elif _tried(sample) and not _tried(there):
             samples[key] = {name: value for name, value in sample.items() if name not in ("products", "done")}
     source = old if old else new
     kept = [source["products"]] if "products" in source else []
@@ -111,12 +111,20 @@ def _forecast(old: Mapping[str, Any], new: Mapping[str, Any], part: bool) -> dic
         found["products"] = added(kept)
     if times := old.get("times", new.get("times")):
         found["times"] = times
+    every = [*old.get("paths", {}).items(), *new.get("paths", {}).items()]
+    if paths := dict(sorted(every, key=lambda item: (item[1]["gain"], item[1]["tried"]))):  # the last of a name stays
+        found["paths"] = paths
     return found
 
 
 def _steps_of(sample: Sample) -> int:
     """How far a sample is."""
-    return ("trials" in sample) + bool(sample.get("done"))
+    return _tried(sample) + bool(sample.get("done"))
+
+
+def _tried(sample: Sample) -> bool:
+    """Whether its trial runs were made; older calibrations have them under another name."""
+    return "curves" in sample or "trials" in sample
 
 
 def _lemica(old: Mapping[str, Any], new: Mapping[str, Any], part: bool) -> dict[str, Any]:

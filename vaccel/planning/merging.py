@@ -48,7 +48,7 @@ def mean(known: Sequence[Calibration], count: int, per_element: bool = False) ->
             read = read / square
         products[..., inside[:, None], inside] += read
         pairs[inside[:, None], inside] += 1
-        growth[inside] += np.log(read_growth(own, each.error_growth, at))
+        growth[inside] += np.log(read_growth(own, each.measured_growth or each.error_growth, at))
         covered[inside] += 1
     products, growth = _semidefinite(products / np.maximum(pairs, 1)), growth / np.maximum(covered, 1)
     return {
@@ -78,8 +78,8 @@ def merged(known: Sequence[Calibration]) -> dict[str, Any]:
             raise ValueError(f"calibrations of other latents cannot be merged: channels and elements {shapes}")
     count = min(MOST, sum(each.gram.num_steps for each in known))
     sample = mean(known, count)
-    trials = [list(pair) for each in known for pair in each.curve]
-    sample |= {"bands": first["bands"], **({"trials": trials} if trials else {})}
+    curves = [curve for each in known for curve in each.curves]
+    sample |= {"bands": first["bands"], **({"curves": curves} if curves else {})}
     kept = ("schema", "method", "bands", "model", "weights", "scheduler", "call", "times", "prompts")
     return {**{name: first[name] for name in kept if name in first}, "num_steps": count, "samples": {"mean": sample}}
 

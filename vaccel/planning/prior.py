@@ -3,10 +3,8 @@
 Velocities at two noise levels are correlated much alike in models of different kinds.  So the inner products of
 several calibrations, summed over channels, read on one grid of levels (``vaccel.planning.levels``) and each divided by
 its mean square, are averaged; their error growths geometrically.  What comes of it is a calibration like any other,
-with one weight for all channels.  ``prior.json`` ships; it is made by
-
-    python -m vaccel.planning.prior vaccel/demo/weights/forecast.json vaccel/demo/image_weights/forecast.json \\
-        --out vaccel/planning/prior.json
+with one weight for all channels.  Runs of both models by it relate its predicted errors to PSNR.  ``prior.json`` ships;
+it is made by ``python bench/measure_prior.py``.
 """
 
 from __future__ import annotations
@@ -14,12 +12,10 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from . import artifacts
-from .calibration import METHOD, Calibration, calibration
+from .calibration import METHOD, Calibration
 from .merging import mean
 
 #: Levels of the grid.
@@ -31,8 +27,13 @@ def shipped() -> Path:
     return Path(str(importlib.resources.files("vaccel.planning"))) / "prior.json"
 
 
-def combined(known: Sequence[Calibration], count: int = COUNT) -> dict[str, Any]:
+def combined(
+    known: Sequence[Calibration], count: int = COUNT, curves: Sequence[Sequence[tuple[float, float]]] = ()
+) -> dict[str, Any]:
     """The data of an artifact: the mean of calibrations of any models (``vaccel.planning.merging``).
+
+    Args:
+        curves: (predicted error, PSNR in dB) of each prompt's runs by it.
 
     Raises ``ValueError`` where there is none, or one whose velocities are all zero.
     """
@@ -42,18 +43,5 @@ def combined(known: Sequence[Calibration], count: int = COUNT) -> dict[str, Any]
     return {
         "schema": artifacts.SCHEMA, "method": METHOD, "num_steps": count, "bands": 1, "model": anything,
         "scheduler": {"class": "any", "config": {}}, "call": {},
-        "samples": {"mean": mean(known, count, per_element=True)},
+        "samples": {"mean": mean(known, count, per_element=True) | ({"curves": list(curves)} if curves else {})},
     }  # fmt: skip
-
-
-def main(
-    calibrations: Annotated[list[Path], typer.Argument(help="Forecast artifacts.")],
-    out: Annotated[Path, typer.Option(help="The prior's file.")],
-) -> None:
-    """Average calibrations of several models into a prior for all others."""
-    artifacts.replace(out, combined([calibration(path) for path in calibrations]))
-    typer.echo(f"written to {out}")
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -30,6 +30,8 @@ from .fields import (
 class ForecastSample(Declared, kw_only=True):
     """One full run.  ``Auto`` records none of the ``seconds``; ``products`` is absent once all samples' are summed.
 
+    ``curves`` are trial runs, (predicted error, PSNR in dB), of one prompt each; a merged calibration has several.
+    ``trials`` is what older calibrations have: their errors are of paths planned without corrections.
     ``tensors``: how many of the channels are each tensor's, of a model that predicts several.
     """
 
@@ -40,8 +42,17 @@ class ForecastSample(Declared, kw_only=True):
     forwards: Forwards
     seconds: Amount | UnsetType = UNSET
     trials: list[tuple[Amount, Number]] | UnsetType = UNSET
+    curves: list[list[tuple[Amount, Number]]] | UnsetType = UNSET
     products: str | UnsetType = UNSET
     tensors: Annotated[list[Count], Meta(min_length=1, max_length=64)] | UnsetType = UNSET
+
+
+class RefinedPath(Declared, kw_only=True, forbid_unknown_fields=True):
+    """A path that was found by trying (``vaccel.calibrate.refining``), and how many were."""
+
+    steps: list[int]
+    tried: Count
+    gain: Number
 
 
 class Times(Declared, kw_only=True, forbid_unknown_fields=True):
@@ -56,6 +67,7 @@ class Forecast(Calibrated, kw_only=True):
     samples: Annotated[dict[str, ForecastSample], Meta(min_length=1)]
     products: str | UnsetType = UNSET
     times: Times | UnsetType = UNSET
+    paths: dict[str, RefinedPath] | UnsetType = UNSET
     part: bool = False
 
     def faults(self) -> Iterator[Fault]:
@@ -74,8 +86,12 @@ class Forecast(Calibrated, kw_only=True):
             for step in sample.error_growth:
                 if not is_whole_number(step) or int(step) >= steps:
                     yield place(f"{at}.error_growth", step), f"must be named for a step from 0 to {steps - 1}"
-            if self.call and sample.seconds is UNSET and sample.trials is UNSET:
+            if self.call and sample.seconds is UNSET and sample.trials is UNSET and sample.curves is UNSET:
                 yield f"{at}.seconds", "is missing"
+        for name, path in ({} if self.paths is UNSET else self.paths).items():
+            ordered = all(a < b for a, b in zip(path.steps, path.steps[1:], strict=False))
+            if not ordered or path.steps[:1] != [0] or path.steps[-1] >= steps or str(len(path.steps)) != name:
+                yield place("paths", name), f"must be {name} steps of {steps} in their order, from 0 on"
         kept = {"products": self.products}
         kept |= {f"{place('samples', name)}.products": sample.products for name, sample in self.samples.items()}
         if not self.part and all(text is UNSET for text in kept.values()):

@@ -1,0 +1,54 @@
+"""What PSNR a predicted error means, and what is promised of it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vaccel.planning.fidelity import COUNT, SPREAD, Fidelity, student
+
+
+def error(dB: float) -> float:  # noqa: N803  the unit's name
+    return 10 ** (-dB / 20)
+
+
+@pytest.mark.parametrize("freedom", [4, 5, 8, 20, 100])
+def test_the_quantile_is_students(freedom):
+    assert student(0.95, freedom) == pytest.approx(stats.t.ppf(0.95, freedom), rel=1e-2)
+
+
+def test_a_curve_is_straight_between_its_runs_and_goes_as_the_error_beyond_them():
+    known = Fidelity([[(error(40), 44.0), (error(20), 20.0), (error(30), 35.0)]])  # in any order
+    for x, expected in ((20, 20), (25, 27.5), (30, 35), (38, 42.2), (40, 44), (50, 54), (10, 10)):
+        assert known.at(error(x))[0] == pytest.approx(expected)
+
+
+def test_the_promise_is_the_lower_of_both():
+    """Many alike and two far below: Student's distribution has no such tail, so the ordered one decides."""
+    values = [40.0] * 60 + [5.0] * 2
+    expected, promised = Fidelity([[(error(40), v)] for v in values]).at(error(40))
+    assert expected == pytest.approx(np.mean(values))
+    freedom = COUNT + len(values) - 1
+    square = (COUNT * SPREAD**2 + np.sum((np.array(values) - expected) ** 2)) / freedom
+    normal = expected - stats.t.ppf(0.95, freedom) * math.sqrt(square * (1 + 1 / len(values)))
+    assert promised == pytest.approx(normal, rel=1e-3), "the third lowest of 62 is among the many"
+    values = [40.0] * 60 + [5.0] * 4
+    assert Fidelity([[(error(40), v)] for v in values]).at(error(40))[1] == 5.0
+    few = Fidelity([[(error(40), v)] for v in (40.0, 41.0)])
+    assert few.at(error(40))[1] < 41 - 1.6 * SPREAD, "of two prompts little is known"
+
+
+def test_nineteen_in_twenty_reach_it():
+    """Of prompts as they come: normal ones, and some of which one in ten is 15 dB below the others."""
+    random = np.random.default_rng(0)
+    for tail in (0.0, 15.0):
+        reached = []
+        for _ in range(400):
+            values = random.normal(40, 3, 36) - tail * (random.random(36) < 0.1)
+            promised = Fidelity([[(error(40), v)] for v in values[:16]]).at(error(40))[1]
+            reached.append(np.mean(values[16:] >= promised))
+        # 400 draws of 20: the mean's own standard deviation is about 0.004.
+        assert np.mean(reached) > 0.95 - 0.012
