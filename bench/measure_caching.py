@@ -1,8 +1,9 @@
-"""LeMiCa and MixCache on the demo family, by parts: ``python bench/measure_caching.py lemica|samples|cost|mixcache``.
+"""LeMiCa and MixCache on the demo family: ``python bench/measure_caching.py lemica|samples|cost|closed|mixcache``.
 
 ``lemica``: every budget by both objectives, beside evenly spaced steps, TeaCache at as many forwards, and the solver
 with fewer steps.  ``samples``: how many calibration samples a schedule needs.  ``cost``: what a calibration costs, with
-each saving, and what the inexact ones do to the schedules.  ``mixcache``: both settings, the rows of the paper's
+each saving, and what the inexact ones do to the schedules.  ``closed``: schedules that follow from the Forecast
+calibration without a run.  ``mixcache``: both settings, the rows of the paper's
 Table 2, and which levels were chosen.  Each writes bench/results/<device>/<part>.json (``cost``: lemica_cost.json).
 Held-out captions; the calibrations were made on others.
 """
@@ -25,7 +26,7 @@ import vaccel
 from vaccel import demo
 from vaccel.actions import Full
 from vaccel.cache.buffers import Buffers
-from vaccel.calibrate import calibrate_lemica
+from vaccel.calibrate import calibrate_lemica, lemica_from_forecast
 from vaccel.calibrate.replay import Replayer, Stretch
 from vaccel.demo.checker import check
 from vaccel.demo.family import calibration_captions
@@ -121,8 +122,11 @@ class Fidelity:
         return np.asarray(self.family.pipe(prompt, generator=generator, output_type="np", **self.call).frames[0])
 
     def __call__(self, method: Any) -> float:
+        return statistics.fmean(self.each(method))
+
+    def each(self, method: Any) -> list[float]:
         with vaccel.accelerate(self.family.pipe, method):
-            return statistics.fmean(metrics.psnr(clip, self._clip(p)) for p, clip in self.full.items())
+            return [metrics.psnr(clip, self._clip(p)) for p, clip in self.full.items()]
 
 
 def schedule(data: dict[str, Any], budget: int) -> LeMiCa:
@@ -193,6 +197,31 @@ def cost(prompts: Prompts = 2, out: Path = Path("out/lemica_cost")) -> None:
         }  # fmt: skip
         print(name, payload[name])
     print(results.write("lemica_cost", {"caption": caption, "prompts": list(fidelity.full), "variants": payload}))
+
+
+@app.command()
+def closed(prompts: Prompts = 12) -> None:
+    """Edges that follow from the Forecast calibration without a run, beside those of exact replays."""
+    fidelity = Fidelity(prompts)
+    exact = artifacts.read(fidelity.family.folder / "lemica.json", LeMiCa.id)
+    forecast = fidelity.family.folder / "forecast.json"
+    found = lemica_from_forecast(forecast, Path("out/lemica_closed.json"))
+    by = {"exact replays": exact, "closed form": found}
+    errors = {name: {f"{e.start}-{e.end}": e.error for e in edges(data) if e.error} for name, data in by.items()}
+    seconds = _seconds(lambda: lemica_from_forecast(forecast, Path("out/lemica_closed.json")))
+    rows = []
+    for budget in (25, 17, 10):
+        methods = {name: schedule(data, budget) for name, data in by.items()}
+        psnr = {name: fidelity.each(method) for name, method in methods.items()}
+        told = {name: (round(statistics.fmean(p), 2), round(min(p), 2)) for name, p in psnr.items()}
+        rows.append({"budget": budget, "psnr": told, "shared": shared(*methods.values())})
+        print(rows[-1], flush=True)
+    payload = {
+        "rank_correlation": _rank_correlation(*errors.values()), "edges": len(errors["exact replays"]), "rows": rows,
+        "samples": len(exact["samples"]), "forwards": sum(s["forwards"] for s in exact["samples"].values()),
+        "seconds": round(seconds, 3), "prompts": list(fidelity.full),
+    }  # fmt: skip
+    print(results.write("lemica_closed", payload, command=f"measure_caching.py closed --prompts {prompts}"))
 
 
 def _key(caption: str) -> str:

@@ -184,6 +184,22 @@ def lemica_cost() -> str:
     return "\n".join(lines) + "\n\n" + note + _source("cpu/lemica_cost", data)
 
 
+def lemica_closed() -> str:
+    """Schedules from a Forecast calibration, beside those of exact replays."""
+    data = _read("cpu/lemica_closed")
+    names = list(data["rows"][0]["psnr"])
+    lines = [f"| full steps | {' | '.join(names)} | steps shared |", "| --- | --- | --- | --- |"]
+    for row in data["rows"]:
+        cells = [f"{mean:.1f} ({worst:.1f})" for mean, worst in row["psnr"].values()]
+        lines.append(f"| {row['budget']} | {' | '.join(cells)} | {row['shared']:.2f} |")
+    note = (
+        f"PSNR in dB (worst) of {len(data['prompts'])} held-out captions. Replays: {data['samples']} samples, "
+        f"{data['forwards']} forwards. Closed form: {data['seconds']:.2f} s, no forwards; rank correlation of "
+        f"{data['edges']} edges {data['rank_correlation']:.3f}. "
+    )
+    return "\n".join(lines) + "\n\n" + note + _source("cpu/lemica_closed", data)
+
+
 def mixcache() -> str:
     """MixCache and the rows of its paper's Table 2."""
     data = _read("cpu/mixcache")

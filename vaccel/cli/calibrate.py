@@ -84,10 +84,19 @@ def calibrate_lemica(
     hopeless: Annotated[int | None, typer.Option(hidden=True)] = None,
     small: Small = None,
     dtype: Dtype = "float32",
+    forecast: Annotated[
+        Path | None,
+        typer.Option("--from", help="Forecast artifact to work the errors out from, without a run.", exists=True),
+    ] = None,
 ) -> None:
-    """Measure the final error of every stretch of skipped steps. Resumable after Ctrl-C; also runs under torchrun."""
+    """Measure the final error of every stretch of skipped steps. Resumable after Ctrl-C; also runs under torchrun.
+
+    With --from they follow from a Forecast calibration in closed form, without running the model.
+    """
     from ..calibrate import calibrate_lemica as run
 
+    if forecast is not None:
+        return _lemica_from(forecast, out, reuse, max_gap)
     if hopeless is not None:
         say("--hopeless is deprecated: it is called --min-budget")
         min_budget = hopeless
@@ -105,6 +114,20 @@ def calibrate_lemica(
     measured = next(iter(data["samples"].values()))["errors"]
     forwards = sum(s["forwards"] for s in data["samples"].values())
     say(f"{out}: {len(data['samples'])} samples, {len(measured)} edges each, {forwards} forwards")
+
+
+def _lemica_from(forecast: Path, out: Path, reuse: str, max_gap: int) -> None:
+    from ..calibrate import lemica_from_forecast
+    from ..calibrate.lemica_from import REUSES
+    from ..planning import files
+
+    one_of("--reuse", reuse, REUSES)
+    with clear_errors("nothing was written"):
+        files.check(out)
+        if out.exists() and out.resolve() == forecast.resolve():
+            raise typer.BadParameter("is the artifact that is read", param_hint="--out")
+        data = lemica_from_forecast(forecast, out, reuse=reuse, max_gap=max_gap)
+    say(f"{out}: {len(data['samples']['closed form']['errors'])} edges by {forecast}, no forwards")
 
 
 @app.command("forecast")
