@@ -99,7 +99,7 @@ def latent_error(velocities: ndarray, sigmas: Sequence[float], known: Sequence[i
     samples, steps = v.shape[:2]
     assert len(sigmas) == steps + 1
     assert list(known) == sorted(known, reverse=True)
-    assert known[0] < end < steps
+    assert known[0] < end <= steps
     off = np.zeros_like(v[:, 0])
     for i in range(known[0] + 1, end):
         error = v[:, i] - forecast_from(v, known, coefficients(v, known, i, groups))
@@ -121,8 +121,8 @@ def edge_error(
     Where that step is ``corrected``: the geometric mean of this and of what it leaves, times the growth from the next
     step on, which is 1 behind the last.
     """
-    begun = error_growth[end] * latent_error(velocities, sigmas, known, end, groups)
-    if not corrected:
+    begun = [*error_growth, 1.0][end] * latent_error(velocities, sigmas, known, end, groups)
+    if not corrected or end == len(error_growth):
         return begun
     left = [*error_growth, 1.0][end + 1] * error_left(velocities, sigmas, known, end, groups)
     return math.sqrt(begun * left)
@@ -160,14 +160,9 @@ def score(errors: Sequence[float], objective: str) -> tuple[float, ...]:
 
 
 def paths(steps: int, budget: int, max_gap: int) -> list[tuple[int, ...]]:
-    """Every choice of ``budget`` steps with the first and the last among them and no gap too wide."""
-    ends = {0, steps - 1}
-    found = []
-    for middle in combinations(range(1, steps - 1), budget - len(ends)):
-        path = tuple(sorted(ends | set(middle)))
-        if all(b - a <= max_gap for a, b in pairwise(path)):
-            found.append(path)
-    return found
+    """Every choice of ``budget`` steps with the first among them and no gap too wide, nor that to the run's end."""
+    chosen = (tuple(sorted({0, *others})) for others in combinations(range(1, steps), budget - 1))
+    return [path for path in chosen if all(b - a <= max_gap for a, b in pairwise((*path, steps)))]
 
 
 def known_after(computed: Sequence[int], order: int) -> tuple[int, ...]:
@@ -185,10 +180,13 @@ def path_errors(
     edges: dict[tuple[tuple[int, ...], int], float],
     corrected: bool = False,
 ) -> list[float]:
-    """The error of each edge in the path's order; ``edges`` remembers them, as paths share many."""
-    errors = []
-    for position in range(1, len(path)):
-        known, end = known_after(path[:position], order), path[position]
+    """The error of each edge in the path's order, at last that to the run's end, where no step corrects anything.
+
+    ``edges`` remembers them, as paths share many.
+    """
+    errors, steps = [], len(error_growth)
+    for position in range(1, len(path) + 1):
+        known, end = known_after(path[:position], order), (*path, steps)[position]
         if end == known[0] + 1:
             errors.append(0.0)
             continue

@@ -52,3 +52,15 @@ def test_nineteen_in_twenty_reach_it():
             reached.append(np.mean(values[16:] >= promised))
         # 400 draws of 20: the mean's own standard deviation is about 0.004.
         assert np.mean(reached) > 0.95 - 0.012
+
+
+def test_no_more_is_promised_than_with_a_smaller_error():
+    """One prompt falls over with a smaller error and not with a larger one."""
+    steady = [[(error(x), x + 5.0) for x in (20, 30, 40, 50)] for _ in range(12)]
+    odd = [(error(20), 25.0), (error(30), 35.0), (error(40), 22.0), (error(50), 55.0)]
+    known = Fidelity([*steady, odd])
+    promised = [known.at(error(x))[1] for x in range(15, 60)]
+    assert all(a <= b + 1e-9 for a, b in zip(promised, promised[1:], strict=False))
+    assert known.at(error(30))[1] == pytest.approx(22.0, abs=0.5), "and not 35, the lowest there"
+    assert known.at(error(30))[0] == pytest.approx(35.0), "what is expected is as it was"
+    assert known.at(error(50))[1] > 40

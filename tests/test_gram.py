@@ -159,7 +159,7 @@ def test_edge_errors(order, corrected, per):
     for known, row in zip(nodes, errors, strict=True):
         for gap, error in enumerate(row, start=1):
             end = known[0] + gap
-            if end >= STEPS:
+            if end > STEPS:
                 assert error == math.inf
             elif gap == 1:
                 assert error == 0
@@ -227,16 +227,17 @@ def test_a_hundred_steps():
     v = trajectories(1, correlated=True, steps=steps)
     found, error_growth = measured(v, sigmas=levels), [math.exp(2 - 4 * i / steps) for i in range(steps)]
     made = plans(found, error_growth, order=2, max_gap=max_gap)
-    assert sorted(made) == list(range(11, 101))
+    assert sorted(made) == list(range(10, 101))
     for budget, plan in made.items():
         assert len(plan.full_steps) == budget
-        assert (plan.full_steps[0], plan.full_steps[-1]) == (0, steps - 1)
-        assert all(0 < b - a <= max_gap for a, b in pairwise(plan.full_steps))
-        assert len(plan.errors) == budget - 1
+        assert plan.full_steps[0] == 0
+        assert all(0 < b - a <= max_gap for a, b in pairwise((*plan.full_steps, steps)))
+        assert len(plan.errors) == budget
     for budget in (11, 20, 63):
         path = made[budget].full_steps
-        known = [oracle.known_after(path[:k], 2) for k in range(1, budget)]
-        expected = [error_growth[end] * found.latent_error(k, end) for k, end in zip(known, path[1:], strict=True)]
+        known, ends = [oracle.known_after(path[:k], 2) for k in range(1, budget + 1)], (*path[1:], steps)
+        growth = [*error_growth, 1.0]
+        expected = [growth[end] * found.latent_error(k, end) for k, end in zip(known, ends, strict=True)]
         assert made[budget].errors == pytest.approx(expected, rel=1e-9, abs=1e-12)
     assert made[steps].predicted == 0
     assert made[11].predicted > made[20].predicted > made[63].predicted > 0

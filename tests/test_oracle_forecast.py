@@ -140,10 +140,11 @@ def test_scores() -> None:
 
 
 def test_paths_and_what_they_know() -> None:
-    assert paths(5, 3, 4) == [(0, 1, 4), (0, 2, 4), (0, 3, 4)]
-    assert paths(5, 3, 2) == [(0, 2, 4)]
-    assert paths(5, 2, 3) == []
-    assert sum(len(paths(9, budget, 8)) for budget in range(2, 10)) == 2**7
+    assert paths(4, 3, 3) == [(0, 1, 2), (0, 1, 3), (0, 2, 3)]
+    assert paths(5, 3, 2) == [(0, 1, 3), (0, 2, 3), (0, 2, 4)]
+    assert paths(5, 2, 3) == [(0, 2), (0, 3)]
+    assert paths(5, 2, 2) == []
+    assert sum(len(paths(9, budget, 8)) for budget in range(2, 10)) == 2**8 - 1
     assert known_after([0, 2, 5], 2) == (5, 2)
     assert known_after([0], 2) == (0,)
 
@@ -152,9 +153,9 @@ def test_paths_and_what_they_know() -> None:
     ("weights", "chosen"),
     [
         # Skipped: {1}, {3} -> 3.1 and 3;  {2, 3} -> sqrt(10) and 0;  {1, 2} -> sqrt(10.61) and 0.
-        ((1, 3.1, 1, 3, 1), {"leximax": (0, 2, 4), "sum": (0, 1, 4), "squares": (0, 1, 4)}),
+        ((1, 3.1, 1, 3, 9), {"leximax": (0, 2, 4), "sum": (0, 1, 4), "squares": (0, 1, 4)}),
         # Skipped: {1}, {3} -> 3.01 and 3;  {2, 3} -> sqrt(18.67) and 0;  {1, 2} -> sqrt(18.61) and 0.
-        ((1, 3, 3.1, 3.01, 1), {"leximax": (0, 2, 4), "sum": (0, 3, 4), "squares": (0, 2, 4)}),
+        ((1, 3, 3.1, 3.01, 9), {"leximax": (0, 2, 4), "sum": (0, 3, 4), "squares": (0, 2, 4)}),
     ],
 )
 def test_objectives_differ(weights: tuple[float, ...], chosen: dict[str, tuple[int, ...]]) -> None:
@@ -162,15 +163,15 @@ def test_objectives_differ(weights: tuple[float, ...], chosen: dict[str, tuple[i
     for objective, path in chosen.items():
         best = best_paths(v, sigmas, [1.0] * 5, 1, 4, "tensor", objective)
         assert best[3][0] == path
-        expected = [math.sqrt(sum(weights[i] ** 2 for i in range(a + 1, b))) for a, b in pairwise(path)]
+        expected = [math.sqrt(sum(weights[i] ** 2 for i in range(a + 1, b))) for a, b in pairwise((*path, 5))]
         assert best[3][1] == pytest.approx(sorted(expected, reverse=True))
-        assert best[5] == ((0, 1, 2, 3, 4), [0, 0, 0, 0])
+        assert best[5] == ((0, 1, 2, 3, 4), [0, 0, 0, 0, 0])
         assert best[2][0] == (0, 4)
-        assert best[2][1] == pytest.approx([math.sqrt(sum(w * w for w in weights[1:4]))])
+        assert best[2][1] == pytest.approx([math.sqrt(sum(w * w for w in weights[1:4])), 0])
 
 
 def test_gaps_and_gains_bear_on_the_path() -> None:
-    v, sigmas = apart(1, 3.1, 1, 3, 1)
+    v, sigmas = apart(1, 3.1, 1, 3, 9)
     flat = best_paths(v, sigmas, [1.0] * 5, 1, 4, "tensor", "sum")
     assert sorted(flat) == [2, 3, 4, 5]
     assert flat[3][0] == (0, 1, 4)
@@ -179,20 +180,23 @@ def test_gaps_and_gains_bear_on_the_path() -> None:
     assert narrow[3][0] == (0, 2, 4)
     early = best_paths(v, sigmas, [1.0, 1.0, 1.0, 0.5, 1.0], 1, 4, "tensor", "sum")
     assert early[3][0] == (0, 3, 4)
-    assert early[3][1] == pytest.approx([0.5 * math.sqrt(10.61), 0])
+    assert early[3][1] == pytest.approx([0.5 * math.sqrt(10.61), 0, 0])
     assert flat[4][0] == (0, 1, 3, 4)  # the lightest step alone is skipped
-    assert flat[4][1] == pytest.approx([1, 0, 0])
+    assert flat[4][1] == pytest.approx([1, 0, 0, 0])
+    light, sigmas = apart(1, 3.1, 1, 3, 0.5)
+    last = best_paths(light, sigmas, [1.0] * 5, 1, 4, "tensor", "sum")
+    assert last[4][0] == (0, 1, 2, 3)  # where that is the last one, nothing is computed at the end
+    assert last[4][1] == pytest.approx([0.5, 0, 0, 0])
 
 
 def test_two_known_steps_bear_on_the_path() -> None:
     """On a line in sigma everything after the second computed step is free: compute the first two."""
     v = line_in_sigma(2, 2, 4)
     best = best_paths(v, SIGMAS, [1.0] * 6, 2, 5, "channel", "leximax")
-    assert best[2][1][0] > 0.1
-    assert best[3][0] == (0, 1, 5)
-    assert best[3][1] == pytest.approx([0, 0], abs=1e-12)
+    assert best[2][0] == (0, 1)
+    assert best[2][1] == pytest.approx([0, 0], abs=1e-12)
     alone = best_paths(v, SIGMAS, [1.0] * 6, 1, 5, "channel", "leximax")
-    assert alone[2] == best[2]
+    assert alone[2][1][0] > 0.1
     assert alone[3][1][0] > 1e-2
 
 
@@ -201,12 +205,15 @@ def test_two_known_steps_bear_on_the_path() -> None:
 def test_no_path_beats_the_best(groups: str, objective: str) -> None:
     v, error_growth = noise(2, 6, 2, 5), [4.0, 3.0, 2.0, 1.0, 0.5, 0.2]
     best = best_paths(v, SIGMAS, error_growth, 2, 4, groups, objective)
-    assert sorted(best) == [3, 4, 5, 6]
-    for mask in range(16):
-        path = [0] + [i for i in range(1, 5) if mask >> (i - 1) & 1] + [5]
-        if max(b - a for a, b in pairwise(path)) > 4:
+    assert sorted(best) == [2, 3, 4, 5, 6]
+    for mask in range(1, 32):
+        path = [0] + [i for i in range(1, 6) if mask >> (i - 1) & 1]
+        ends = [*path[1:], 6]
+        if max(b - a for a, b in zip(path, ends, strict=True)) > 4:
             continue
-        errors = [edge_error(v, SIGMAS, path[:k][::-1][:2], path[k], groups, error_growth) for k in range(1, len(path))]
+        known = [path[:k][::-1][:2] for k in range(1, len(path) + 1)]
+        pairs = zip(known, ends, strict=True)
+        errors = [edge_error(v, SIGMAS, some, end, groups, error_growth) for some, end in pairs]
         assert score(best[len(path)][1], objective) <= score(errors, objective)
         if tuple(path) == best[len(path)][0]:
             assert best[len(path)][1] == sorted(errors, reverse=True)

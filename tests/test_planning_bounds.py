@@ -88,16 +88,17 @@ def test_plans_are_those_of_the_graph_edge_by_edge(order, objective):
     for number, known in enumerate(nodes):
         row = gram.edge_errors(found, growth, [known], max_gap, "channel")[0]
         for gap in np.flatnonzero(np.isfinite(row)).tolist():
-            following = nodes.index(((known[0] + gap + 1), *known)[:order])
+            ended = known[0] + gap + 1 == steps
+            following = len(nodes) if ended else nodes.index(((known[0] + gap + 1), *known)[:order])
             errors.append(float(row[gap]))
             edges.append((number, following, errors[-1] ** 2 if objective == "squares" else errors[-1]))
-    finals = [n for n, known in enumerate(nodes) if known[0] == steps - 1]
-    expected = found_by_solve(len(nodes), edges, finals, "sum" if objective == "squares" else objective)
+    end = [len(nodes)]
+    expected = found_by_solve(len(nodes) + 1, edges, end, "sum" if objective == "squares" else objective)
     made = plans(found, growth, order=order, max_gap=max_gap, objective=objective)
-    assert sorted(made) == [count + 1 for count in expected]
+    assert sorted(made) == list(expected)
     for count, path in expected.items():
-        assert made[count + 1].full_steps == (0, *(nodes[edges[e][1]][0] for e in path))
-        assert made[count + 1].errors == pytest.approx([errors[e] for e in path], rel=1e-12)
+        assert made[count].full_steps == (0, *(nodes[edges[e][1]][0] for e in path[:-1]))
+        assert made[count].errors == pytest.approx([errors[e] for e in path], rel=1e-12)
 
 
 @pytest.mark.parametrize("steps", [1, 2])

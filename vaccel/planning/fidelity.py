@@ -23,6 +23,9 @@ SPREAD = 5.0
 #: So many prompts' worth of evidence it counts as.
 COUNT = 4
 
+#: At so many errors it is looked up whether less is promised with a smaller one.
+GRID = 48
+
 #: (predicted error of the finished latents (rms), PSNR in dB) of one prompt's trial runs.
 Curve = Sequence[tuple[float, float]]
 
@@ -38,6 +41,7 @@ class Fidelity:
     def __init__(self, curves: Sequence[Curve], of_others: bool = False):
         self.of_others = of_others
         self.curves = [sorted((-20 * math.log10(max(error, 1e-12)), psnr) for error, psnr in c) for c in curves]
+        self._known: dict[float, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.curves)
@@ -48,8 +52,28 @@ class Fidelity:
         return Fidelity(curves, self.of_others)
 
     def at(self, error: float, share: float = SHARE) -> tuple[float, float]:
-        """(expected PSNR in dB, the PSNR that this share of runs reaches) of finished clips."""
+        """(expected PSNR in dB, the PSNR that this share of runs reaches) of finished clips.
+
+        A prompt on the edge of another picture may fall over with a smaller error and not with a larger one.  So no
+        more is promised than with any smaller error: the first budget that promises enough would be a lucky one.
+        """
         x = -20 * math.log10(max(error, 1e-12))
+        mean, promised = self._raw(x, share)
+        at, least = self._least(share)
+        beyond = np.searchsorted(at, x)
+        return mean, min(promised, float(least[beyond])) if beyond < len(at) else promised
+
+    def _least(self, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """Errors in -dB, ascending, and the least that is promised with these or any smaller ones."""
+        if share not in self._known:
+            ends = [curve[k][0] for curve in self.curves for k in (0, -1)]
+            at = np.linspace(min(ends), max(ends), GRID)
+            promised = [self._raw(float(x), share)[1] for x in at]
+            self._known[share] = at, np.minimum.accumulate(promised[::-1])[::-1]
+        return self._known[share]
+
+    def _raw(self, x: float, share: float) -> tuple[float, float]:
+        """``at`` an error in -dB, by itself."""
         found = np.sort([_read(curve, x) for curve in self.curves])
         count, mean = len(found), float(found.mean())
         freedom = COUNT + count - 1

@@ -176,7 +176,7 @@ def _residual_products(products: np.ndarray, known: np.ndarray, steps: np.ndarra
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A path: its computed steps, and the error of the skipped steps between each two of them, in their order.
+    """A path: its computed steps, and the error of the skipped steps after each of them, in their order.
 
     ``predicted`` is the expected error of the finished latents (rms), with the errors taken as uncorrelated.
     """
@@ -216,7 +216,8 @@ def edge_errors(
 ) -> np.ndarray:  # fmt: skip
     """[states, max_gap]: the error at the end of the run of computing the next step 1 ... max_gap steps after a state.
 
-    This is the error of the latents at that step, times ``error_growth`` there; infinite beyond the last step.  Where
+    This is the error of the latents at that step, times ``error_growth`` there; where that is step T, which nothing
+    computes, all the remaining ones are skipped.  Infinite beyond it.  Where
     the next step is ``corrected`` (``solver_weights``), what it cannot make up for lies between that and the error that
     its own velocity and the known ones leave unexplained, times the growth of the step after it: their geometric mean
     is taken.  It ranked paths by their measured errors better than either.
@@ -224,17 +225,18 @@ def edge_errors(
     Args:
         known: states of one length, newest step first.
     """
-    last, growth = gram.num_steps - 1, np.array([*error_growth, 1.0])  # after the last step nothing grows
+    steps, growth = gram.num_steps, np.array([*error_growth, 1.0, 1.0])  # after the last step nothing grows
     errors = np.full((len(known), max_gap), np.inf)
     for begin in range(0, len(known), 512):  # bounds the memory
         part = np.array(known[begin : begin + 512])
         ends = part[:, :1] + np.arange(1, max_gap + 1)  # where each stretch ends: it skips what lies before
-        at = np.minimum(ends, last)
+        at = np.minimum(ends, steps)
         before, after = _stretches(gram, part, at, per)
         found = np.sqrt(before / gram.elements) * growth[at]
         if corrected:
-            found = np.sqrt(found * np.sqrt(after / gram.elements) * growth[at + 1])
-        errors[begin : begin + 512] = np.where(ends <= last, found, np.inf)
+            paid = np.sqrt(found * np.sqrt(after / gram.elements) * growth[at + 1])
+            found = np.where(at < steps, paid, found)
+        errors[begin : begin + 512] = np.where(ends <= steps, found, np.inf)
     return errors
 
 
@@ -242,25 +244,26 @@ def _stretches(gram: Gram, known: np.ndarray, ends: np.ndarray, per: str) -> tup
     """Squared errors [n, m] of the latents where all steps after known[:, 0] and before ``ends`` [n, m] are skipped.
 
     They are e = sum_i ds_i (v_i - vhat_i) over the skipped steps.  The second is what remains of e once the velocity of
-    the step at the end, and the known ones, explain of it what they can.
+    the step at the end, and the known ones, explain of it what they can; without meaning where that is step T.
     """
     products, ds = gram.weighed(per), gram.widths
     summed = np.cumsum(ds[:, None] * products, axis=1)  # [G, T, T]: sum_(m <= a) ds_m v_m . v_b
     first = known[:, :1]
     inverse = np.linalg.inv(_ridged(_blocks(products, known, known)))
     of_known = summed[:, (ends - 1)[:, :, None], known[:, None]] - summed[:, first[:, :, None], known[:, None]]
-    of_end = summed[:, ends - 1, ends] - summed[:, first, ends]
+    by = np.minimum(ends, len(ds) - 1)
+    of_end = summed[:, ends - 1, by] - summed[:, first, by]
     # |sum_i ds_i v_i|^2 grows by a step's own square and twice its product with the sum before it.
     skipped = np.minimum(first + np.arange(ends.shape[1]), len(ds) - 1)  # of which the first is known, and adds nothing
     steps = 2 * ds[skipped] * (summed[:, np.maximum(skipped - 1, 0), skipped] - summed[:, first, skipped])
     steps += ds[skipped] ** 2 * products[:, skipped, skipped]
     steps[:, :, 0] = 0
     square = np.cumsum(steps, axis=2)
-    end_known = products[:, ends[:, :, None], known[:, None]]
+    end_known = products[:, by[:, :, None], known[:, None]]
     explained = np.einsum("gnma,gnab->gnmb", of_known, inverse)
     before = np.maximum(square - np.einsum("gnmb,gnmb->gnm", explained, of_known), 0)
     shared = of_end - np.einsum("gnmb,gnmb->gnm", explained, end_known)
-    own = products[:, ends, ends]
+    own = products[:, by, by]
     new = own - np.einsum("gnma,gnab,gnmb->gnm", end_known, inverse, end_known, optimize=True)
     after = before - shared * shared / np.maximum(new, RIDGE * own + np.finfo(float).tiny)
     return before.sum(axis=0), np.maximum(after, 0).sum(axis=0)
@@ -269,9 +272,10 @@ def _stretches(gram: Gram, known: np.ndarray, ends: np.ndarray, per: str) -> tup
 def path_errors(
     gram: Gram, error_growth: Sequence[float], path: Sequence[int], order: int, per: str, corrected: bool = False
 ) -> tuple[float, ...]:
-    """The error at the end of the run of the steps skipped before each computed one of a path, as ``edge_errors``."""
+    """The error at the end of the run of the steps skipped after each computed one of a path, as ``edge_errors``."""
     errors = []
     groups: dict[int, list[int]] = {}
+    path = [*path, gram.num_steps]
     for k in range(1, len(path)):
         groups.setdefault(min(k, order), []).append(k)
     for count, places in sorted(groups.items()):  # ascending in k too: only the first states are shorter
@@ -286,24 +290,25 @@ class Plans(Mapping[int, Plan]):
     """Plans by budget, each put together when it is asked for.
 
     Args:
-        paths: the edges of each budget's path, which has one edge less than steps.
+        paths: the edges of each budget's path.
         end, error: [edges], the step that an edge leads to and the error of those it skips.
+        last: how many of a path's edges, at its end, compute no step: a budget is one more than those that do.
     """
 
-    def __init__(self, paths: UnitPaths, end: np.ndarray, error: np.ndarray):
-        self._paths, self._error = paths, error
+    def __init__(self, paths: UnitPaths, end: np.ndarray, error: np.ndarray, last: int = 0):
+        self._paths, self._error, self._last = paths, error, last
         number = [*range(int(end.max(initial=0)) + 1)]
         self._end = np.array(number, object)[end]  # objects shared by all paths
 
     def __getitem__(self, budget: int) -> Plan:
-        edges = self._paths[budget - 1]
-        return Plan((0, *self._end[edges].tolist()), tuple(self._error[edges].tolist()))
+        edges = self._paths[budget - 1 + self._last]
+        return Plan((0, *self._end[edges[: budget - 1]].tolist()), tuple(self._error[edges].tolist()))
 
     def __contains__(self, budget: object) -> bool:
-        return type(budget) is int and budget - 1 in self._paths
+        return type(budget) is int and budget - 1 + self._last in self._paths
 
     def __iter__(self) -> Iterator[int]:
-        return (count + 1 for count in self._paths)
+        return (count + 1 - self._last for count in self._paths)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -313,8 +318,9 @@ def plans(
     gram: Gram, error_growth: Sequence[float], *, order: int = 2, max_gap: int = MAX_GAP,
     per: str = "channel", objective: str = "leximax", corrected: bool = False,
 ) -> Mapping[int, Plan]:  # fmt: skip
-    """The best path of every budget, the number of computed steps, the first and the last step among them.
+    """The best path of every budget, the number of computed steps, step 0 among them.
 
+    The last step is one like any other: that of a solver which ends with a tiny step is hardly worth computing.
     The error of skipping steps depends on the last ``order`` computed steps, so those are the nodes of the graph, whose
     best paths ``vaccel.planning.schedules.solve_units`` finds exactly, all in one pass.
 
@@ -344,17 +350,20 @@ def plans(
     for count in np.unique(counts):
         group = counts == count
         errors[group] = edge_errors(gram, error_growth, nodes[group, :count], max_gap, per, corrected)
+    if last:
+        errors[0, last:] = np.inf  # one step alone is no run
     start, gap = np.nonzero(np.isfinite(errors))
     step = nodes[start, 0] + gap + 1  # which is computed next
     following = np.column_stack([step, nodes[start, : order - 1]])
-    end = np.searchsorted(_keys(nodes, last), _keys(following, last))
+    end = np.searchsorted(_keys(nodes, last + 1), _keys(following, last + 1))
+    end[step > last] = len(nodes)  # the end of the run
     error = errors[start, gap]
     weights = error * error if objective == "squares" else error
     paths = solve_units(
-        len(nodes), start, end, weights, np.flatnonzero(nodes[:, 0] == last),
+        len(nodes) + 1, start, end, weights, np.array([len(nodes)]),
         objective="sum" if objective == "squares" else objective,
     )  # fmt: skip
-    return Plans(paths, step, error)
+    return Plans(paths, step, error, last=1)
 
 
 def _keys(nodes: np.ndarray, last: int) -> np.ndarray:
