@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_no_more_is_promised_than_with_a_smaller_error():
     odd = [(error(20), 25.0), (error(30), 35.0), (error(40), 22.0), (error(50), 55.0)]
     known = Fidelity([*steady, odd])
     promised = [known.at(error(x))[1] for x in range(15, 60)]
-    assert all(a <= b + 1e-9 for a, b in zip(promised, promised[1:], strict=False))
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(promised))
     assert known.at(error(30))[1] == pytest.approx(22.0, abs=0.5), "and not 35, the lowest there"
     assert known.at(error(30))[0] == pytest.approx(35.0), "what is expected is as it was"
     assert known.at(error(50))[1] > 40

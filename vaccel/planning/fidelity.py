@@ -24,7 +24,7 @@ SPREAD = 5.0
 COUNT = 4
 
 #: At so many errors it is looked up whether less is promised with a smaller one.
-GRID = 48
+GRID = 128
 
 #: (predicted error of the finished latents (rms), PSNR in dB) of one prompt's trial runs.
 Curve = Sequence[tuple[float, float]]
@@ -58,39 +58,36 @@ class Fidelity:
         more is promised than with any smaller error: the first budget that promises enough would be a lucky one.
         """
         x = -20 * math.log10(max(error, 1e-12))
-        mean, promised = self._raw(x, share)
+        mean, promised = (float(found[0]) for found in self._raw(np.array([x]), share))
         at, least = self._least(share)
-        beyond = np.searchsorted(at, x)
-        return mean, min(promised, float(least[beyond])) if beyond < len(at) else promised
+        if x < at[0]:
+            return mean, min(promised, float(least[0]))
+        place = int(np.searchsorted(at, x, side="right")) - 1  # the smaller ones begin here, or a little before
+        return mean, promised if place == len(at) - 1 else float(least[place])
 
     def _least(self, share: float) -> tuple[np.ndarray, np.ndarray]:
         """Errors in -dB, ascending, and the least that is promised with these or any smaller ones."""
         if share not in self._known:
             ends = [curve[k][0] for curve in self.curves for k in (0, -1)]
             at = np.linspace(min(ends), max(ends), GRID)
-            promised = [self._raw(float(x), share)[1] for x in at]
-            self._known[share] = at, np.minimum.accumulate(promised[::-1])[::-1]
+            self._known[share] = at, np.minimum.accumulate(self._raw(at, share)[1][::-1])[::-1]
         return self._known[share]
 
-    def _raw(self, x: float, share: float) -> tuple[float, float]:
-        """``at`` an error in -dB, by itself."""
-        found = np.sort([_read(curve, x) for curve in self.curves])
-        count, mean = len(found), float(found.mean())
+    def _raw(self, x: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """``at`` errors in -dB [n], each by itself: (expected, promised), [n] both."""
+        found = np.sort([_read(curve, x) for curve in self.curves], axis=0)
+        count, mean = len(found), found.mean(axis=0)
         freedom = COUNT + count - 1
-        square = (COUNT * SPREAD**2 + float(((found - mean) ** 2).sum())) / freedom
-        reach = student(share, freedom) * math.sqrt(square * (1 + 1 / count))
-        ordered = float(found[max(math.floor((1 - share) * (count + 1) + 1e-9), 1) - 1])
-        return mean, min(mean - reach, ordered)
+        square = (COUNT * SPREAD**2 + ((found - mean) ** 2).sum(axis=0)) / freedom
+        reach = student(share, freedom) * np.sqrt(square * (1 + 1 / count))
+        ordered = found[max(math.floor((1 - share) * (count + 1) + 1e-9), 1) - 1]
+        return mean, np.minimum(mean - reach, ordered)
 
 
-def _read(curve: list[tuple[float, float]], x: float) -> float:
+def _read(curve: list[tuple[float, float]], x: np.ndarray) -> np.ndarray:
     """A curve at x: straight between trial runs, beyond them as the error goes (dB for dB)."""
-    (first, low), (last, high) = curve[0], curve[-1]
-    if x <= first:
-        return low + x - first
-    if x >= last:
-        return high + x - last
-    return float(np.interp(x, *zip(*curve, strict=True)))
+    at, psnr = np.array(curve).T
+    return np.interp(x, at, psnr) + np.minimum(x - at[0], 0) + np.maximum(x - at[-1], 0)
 
 
 def student(share: float, freedom: int) -> float:
