@@ -134,7 +134,7 @@ class Bench:
 
 
 def _with(path: Path, budget: int) -> vaccel.Forecast:
-    return vaccel.Forecast.load(path, budget, per="tensor", allow_mismatch=True)
+    return vaccel.Forecast.load(path, budget, per="tensor", allow_mismatch=True, adapt=True)
 
 
 @app.command()

@@ -31,7 +31,7 @@ def curve_of(bench: Bench, others: Path, caption: str, seed: int) -> list[tuple[
     call: dict[str, Any] = {**bench.call, "num_inference_steps": STEPS}
     full, found = sample(bench.pipe, caption, seed, call, output="pt").double(), []
     for share in BUDGETS:
-        method = vaccel.Forecast.load(others, round(share * STEPS), per="tensor", allow_mismatch=True)
+        method = vaccel.Forecast.load(others, round(share * STEPS), per="tensor", allow_mismatch=True, adapt=True)
         with vaccel.accelerate(bench.pipe, method) as handle:
             made = sample(bench.pipe, caption, seed, call, output="pt").double()
             path = tuple(i for i, letter in enumerate(handle.trace.timeline()) if letter == "F")

@@ -25,7 +25,9 @@ STEPS, TAIL_SAMPLES = 50, 8
 def main(
     name: Annotated[str, typer.Argument(help="shapes or glyphs.")],
     captions: Annotated[int, typer.Option(help="Training captions.")] = 80,
-    out: Annotated[Path | None, typer.Option(help="The artifact; by default the shipped one, once it is whole.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The artifact; by default the shipped one, once it is whole.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
 ) -> None:
     """Calibrates a family and puts the artifact in its place."""

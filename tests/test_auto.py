@@ -39,7 +39,9 @@ def learning(folder, **settings):
 @pytest.fixture(scope="module")
 def forecast_artifact(tmp_path_factory):
     path = tmp_path_factory.mktemp("auto") / "forecast.json"
-    calibrate_forecast(tiny.wan_pipeline(), [PROMPT], path, call=sampling(None, STEPS), tails=3)
+    data = calibrate_forecast(tiny.wan_pipeline(), [PROMPT], path, call=sampling(None, STEPS), tails=3)
+    # Of a model this small what was measured is the machine's noise.
+    artifacts.replace(path, {**data, "times": {"full": 0.01, "skipped": 0.001, "beside": 0.005}})
     return path
 
 

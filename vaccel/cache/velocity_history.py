@@ -122,6 +122,11 @@ class History(Slot):
         return [t for age in range(skip, skip + count) for t in (self._tensors[age], self._lows[age])]
 
     @property
+    def velocities(self) -> list[torch.Tensor]:
+        """All that are remembered, newest first."""
+        return self._tensors
+
+    @property
     def newest(self) -> torch.Tensor:
         return self._tensors[0]
 

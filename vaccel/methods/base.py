@@ -100,6 +100,7 @@ class Observation:
     block_changes: Mapping[int, torch.Tensor] = MappingProxyType({})
     velocity: torch.Tensor | None = None
     forecast_error: torch.Tensor | None = None
+    velocity_products: torch.Tensor | None = None
 
     def __init__(self, action: Action):
         self.action = action

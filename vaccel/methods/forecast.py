@@ -20,7 +20,8 @@ from ..planning.flow import Flow
 from ..planning.forecast_weights import CalibratedWeights, ExtrapolatedWeights
 from ..planning.prior import shipped
 from ..planning.schema import step_count, step_list
-from ..signals import ForecastError, Signal
+from ..planning.straightness import Straightness
+from ..signals import ForecastError, Signal, VelocityProducts
 from .base import Method, Observation, Policy, RunInfo, Step, require
 from .lemica import PUBLISHED, LeMiCa, parsed_steps
 from .schedule import DAMPING
@@ -56,6 +57,7 @@ class Forecast(Method):
         budget: how many steps are computed of a run at other levels than the calibration's; all, where it has fewer.
             None where ``full_steps`` were given: then other levels are refused.
         objective, error_growth, max_gap: how the path of such a run is planned, as in ``load``.
+        adapt: whether weights follow what the run's own computed steps show (``vaccel.planning.straightness``).
 
     Raises ``ValueError`` for settings out of range.
     """
@@ -81,6 +83,7 @@ class Forecast(Method):
     objective: str = OBJECTIVE
     error_growth: bool = True
     max_gap: int = gram.MAX_GAP
+    adapt: bool = False
 
     def __post_init__(self) -> None:
         step_count(self.num_steps)
@@ -121,7 +124,7 @@ class Forecast(Method):
         """``budget`` computed steps of any run, without calibration, as far as is known of other models.
 
         Path and weights come from the prior that ships with the package (``vaccel.planning.prior``), read at the run's
-        own noise levels; every channel has the same weights.
+        own noise levels; every channel has the same weights, which follow what the run's computed steps show.
 
         Raises ``ValueError`` for a budget below 2.
         """
@@ -130,7 +133,7 @@ class Forecast(Method):
         plan = known.plan(budget, per="tensor")
         fields = {
             "artifact": str(shipped()), "seal": known.seal, "per": "tensor", "budget": budget,
-            "max_error": known.largest_error(plan.full_steps, 2, "tensor"),
+            "max_error": known.largest_error(plan.full_steps, 2, "tensor"), "adapt": True,
         }  # fmt: skip
         return cls(plan.full_steps, known.gram.num_steps, **{**fields, **overrides})
 
@@ -181,7 +184,8 @@ class Forecast(Method):
     @property
     def stores(self) -> tuple[Store, ...]:
         correcting = gram.CORRECTING if self.corrects else 0
-        count = max(self.order + (self.guard is not None), correcting)  # the guard forecasts from those before the last
+        judged = self.guard is not None or self.adapt  # by a forecast from those before the last
+        count = max(self.order + judged, correcting)
         return (VelocityHistory(count, self.banded),)
 
     @property
@@ -195,7 +199,7 @@ class Forecast(Method):
 
     @property
     def watches(self) -> tuple[type[Signal], ...]:
-        return (ForecastError,) if self.guard is not None else ()
+        return (*[ForecastError] * (self.guard is not None), *[VelocityProducts] * self.adapt)
 
     @property
     def adaptive(self) -> bool:
@@ -255,18 +259,22 @@ class _Policy(Policy):
         self.reading: Any = None
         self.squares: list[float] = []  # squared ratios of the last forecasts' errors to the calibrated ones
         self.extra = 0
+        self.computed: list[int] = []  # newest first
+        self.products: Any = None  # of their velocities
+        self.straightness = Straightness(weights.known, method.order) if method.adapt and method.artifact else None
+        self.actions: list[Action] = []
         self._plan()
 
-    def _plan(self) -> None:
-        """The action of every step along the path."""
-        self.weights.set_path(tuple(self.path))
-        path, known, self.actions = set(self.path), (), []
+    def _plan(self, begin: int = 0) -> None:
+        """The action of every step along the path, from the step ``begin`` on."""
+        path, known, self.actions = set(self.path), (), self.actions[:begin]
+        self.weights.set_path(tuple(self.path), tuple(map(_given, self.actions)))
         for i in range(self.run.num_steps):
             if i in path:
                 known = (i, *known)[: self.method.order]
-                self.actions.append(Full(self.weights.correction(i)))
-            else:
-                self.actions.append(Forecasting(self.weights.weights(known, i)))
+            if i >= begin:
+                skips = Forecasting(self.weights.weights(known, i)) if i not in path else None
+                self.actions.append(skips or Full(self.weights.correction(i)))
 
     def _fit(self, channels: int) -> None:
         """Where latents have another number of channels than the calibration's, all of them have the same weights."""
@@ -288,14 +296,26 @@ class _Policy(Policy):
         if self.reading is not None:
             self.elements = step.latents[:1].numel()
             self._judge(step)
+        if self.products is not None:
+            self._adapt(step)
         action = self.actions[step.index]
         if action.is_full:
             guarded = self.method.guard is not None and self.known
             self.expected = self._expectation(step.index) if guarded else None
             self.known = (step.index, *self.known)[: self.method.order]
+            self.computed.insert(0, step.index)
         else:
             self.expected = None
         return action
+
+    def _adapt(self, step: Step) -> None:
+        """From now on the weights are of the prior that fits the run's own velocities best."""
+        found = self.straightness.saw(self.computed, np.array(self.products.tolist()))
+        self.products = None
+        step.record(straight=self.straightness.share)
+        if found is not self.weights.known:
+            self.weights = CalibratedWeights(found, self.method.order, self.method.per, self.weights.response)
+            self._plan(step.index)
 
     def _expectation(self, index: int) -> tuple[Weights, float]:
         """The weights that would forecast a computed step's velocity, and the calibrated error of that forecast."""
@@ -309,13 +329,16 @@ class _Policy(Policy):
         return self.expected[0] if self.expected is not None else None
 
     def reshaped(self) -> None:
-        self.reading = self.expected = None
+        self.reading = self.expected = self.products = None
 
     def observe(self, step: Step, seen: Observation) -> None:
         if seen.action.is_full and step.index not in self.known:
             # Another transformer has taken over, without velocities to forecast from: the step was computed.
             self.known = (step.index, *self.known)[: self.method.order]
+            self.computed.insert(0, step.index)
             self._compute(step.index)
+        if self.straightness is not None and seen.velocity_products is not None:
+            self.products = self.run.buffers.read("velocity.products", seen.velocity_products)
         if seen.forecast_error is not None:
             self.reading = self.run.buffers.read("forecast.error", seen.forecast_error)
 
@@ -349,6 +372,11 @@ class _Policy(Policy):
                 "as calibrated" if not self.extra else f"forecast errors too large, computed {self.extra} further steps"
             )
             self.run.note(f"guard: {verdict}")
+
+
+def _given(action: Action) -> Weights | None:
+    """The weights of the velocity that the solver was given at a step; None for the model's own."""
+    return action.correction if isinstance(action, Full) else action.weights
 
 
 def _shaped(num_steps: int, budget: int) -> tuple[int, ...]:

@@ -98,8 +98,12 @@ class Calibration:
 
     def whole(self) -> Calibration:
         """The calibration with one set of weights for everything, whatever channels latents have."""
-        read, products = copy.copy(self), self.gram.products.sum(axis=(0, 1), keepdims=True)
-        read._take(Gram(self.gram.levels, products, self.gram.elements), self.error_growth)
+        return self.of(self.gram.products.sum(axis=(0, 1)))
+
+    def of(self, products: np.ndarray) -> Calibration:
+        """The calibration with other inner products, [T, T]."""
+        read = copy.copy(self)
+        read._take(Gram(self.gram.levels, products[None, None], self.gram.elements), self.error_growth)
         return read
 
     def plans(
@@ -186,14 +190,16 @@ class Calibration:
         return growth[end] * self.gram.latent_error(known, end, per)
 
     def solver_weights(
-        self, path: tuple[int, ...], response: Response, order: int = 2, per: str = "channel"
-    ) -> dict[int, Weights]:
+        self, path: tuple[int, ...], response: Response, order: int = 2, per: str = "channel",
+        given: tuple[Weights | None, ...] = (),
+    ) -> dict[int, Weights]:  # fmt: skip
         """The weights of the velocity that a solver of this response receives, by step, where it is not the model's.
 
         See ``vaccel.planning.gram.solver_weights``.
         """
         reach = REACH if self.of_others else math.inf
-        found = gram.solver_weights(self.gram, path, response, order=order, per=per, reach=reach)
+        before = [None if w is None else w.values for w in given]
+        found = gram.solver_weights(self.gram, path, response, order=order, per=per, reach=reach, given=before)
         return {step: Weights(values) for step, values in found.items()}
 
     @functools.cached_property

@@ -21,7 +21,7 @@ class ExtrapolatedWeights:
     def __init__(self, flow: Flow, damping: float):
         self.flow, self.damping = flow, damping
 
-    def set_path(self, path: tuple[int, ...]) -> None:
+    def set_path(self, path: tuple[int, ...], given: tuple[Weights | None, ...] = ()) -> None:
         """The weights do not depend on the path."""
 
     def correction(self, step: int) -> None:
@@ -40,10 +40,10 @@ class CalibratedWeights:
         self.known, self.order, self.per, self.response = known, order, per, response
         self.solver_weights: dict[int, Weights] = {}
 
-    def set_path(self, path: tuple[int, ...]) -> None:
-        """The run follows this path from now on."""
+    def set_path(self, path: tuple[int, ...], given: tuple[Weights | None, ...] = ()) -> None:
+        """The run follows this path from now on, after steps that were ``given`` such weights, None as computed."""
         if self.response is not None:
-            self.solver_weights = self.known.solver_weights(path, self.response, self.order, self.per)
+            self.solver_weights = self.known.solver_weights(path, self.response, self.order, self.per, given)
 
     def correction(self, step: int) -> Weights | None:
         return self.solver_weights.get(step)

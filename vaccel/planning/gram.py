@@ -376,7 +376,7 @@ def _keys(nodes: np.ndarray, last: int) -> np.ndarray:
 
 def solver_weights(
     gram: Gram, path: Sequence[int], response: Sequence[Sequence[float]], *, order: int = 2, per: str = "channel",
-    reach: float = math.inf,
+    reach: float = math.inf, given: Sequence[np.ndarray | None] = (),
 ) -> dict[int, np.ndarray]:  # fmt: skip
     """Weights, by step, of the velocity that the solver receives along a path, so that its latents follow a full run's.
 
@@ -396,6 +396,8 @@ def solver_weights(
         order: K, the number of velocities that a forecast combines.
         reach: a computed step is left uncorrected where the levels skipped before it are more than so many times its
             own change of the level: what its velocity says is then multiplied by as much.
+        given: the weights that the first steps were given, None for a computed velocity as it is; those of the steps
+            after them are found, and make up for what these have left.
     """
     products, response, steps = gram.grouped(per), np.array(response), gram.num_steps
     groups = len(products)
@@ -405,6 +407,12 @@ def solver_weights(
     for i in range(steps):
         full = i in path
         computed = [i, *computed] if full else computed
+        if i < len(given):
+            if given[i] is not None:
+                used = computed[: len(given[i])]
+                errors[i][:, used] += np.broadcast_to(given[i].reshape(len(used), -1).T, (groups, len(used)))
+                errors[i][:, i] -= 1
+            continue
         carried = np.einsum("m,mgt->gt", response[i + 1, :i], errors[:i]) / response[i + 1, i]
         if full and (not carried.any() or _beyond(gram.widths, computed, reach)):
             continue

@@ -10,6 +10,7 @@ from .signal import SIGNALS, Signal
 from .small_output import SmallOutput
 from .timestep_embedding import TimestepEmbedding
 from .velocity import Velocity
+from .velocity_products import VelocityProducts
 
 __all__ = [
     "SIGNALS",
@@ -23,4 +24,5 @@ __all__ = [
     "SmallOutput",
     "TimestepEmbedding",
     "Velocity",
+    "VelocityProducts",
 ]

@@ -1,0 +1,80 @@
+"""The prior, corrected by what a run's own computed steps show.
+
+How far velocities deviate from a straight line in the noise level differs between models, and no other model tells.  So
+the prior's inner products G (``vaccel.planning.prior``) are mixed with those of straight lines of every direction,
+
+    G_p = (1 - p) G + p L,    L[i, j] = 1 + SLOPE (s_i - 1/2) (s_j - 1/2),    trace L = trace G,
+
+and the computed steps of a run choose the share p among ``SHARES``.  Each shows the error e of the forecast that G_p
+would have made for it from the two computed before, whose expected square under G_p is r^2 (both relative to the
+velocities' mean square).  The p with the smallest sum of log r^2 + e^2 / r^2 is the likeliest; it is taken where the
+evidence is overwhelming.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from .calibration import Calibration
+
+#: How much straight lines turn between the levels 0 and 1, relative to their middle.
+SLOPE = 4.0
+SHARES = (0.0, 0.5, 0.75, 0.9, 0.97, 0.99)
+#: A share of lines is believed where forecasts' squared errors are (1 - p)^DOUBT of the prior's, or less: on the trained
+#: families, whose own errors are within a few dB, lines make worse what lies between computed steps.
+DOUBT = 0.5
+#: What a computed step shows counts so much less at each further one: velocities may be straight at first alone.
+FADES = 0.5
+
+
+@functools.lru_cache(maxsize=64)
+def straightened(known: Calibration, share: float) -> Calibration:
+    """The calibration, of one group, with so large a share of straight lines; itself for none."""
+    if not share:
+        return known
+    levels = np.array(known.gram.levels[:-1]) - 0.5
+    line = 1 + SLOPE * np.outer(levels, levels)
+    own = known.gram.products.sum(axis=(0, 1))
+    return known.of((1 - share) * own + share * line * np.trace(own) / np.trace(line))
+
+
+class Straightness:
+    """What the computed steps of one run show.
+
+    Args:
+        known: the prior at the run's levels.
+        order: of so many computed velocities a forecast is made.
+
+    Attributes:
+        share: the likeliest share of straight lines so far.
+    """
+
+    def __init__(self, known: Calibration, order: int = 2):
+        self.known, self.order, self.share = known, order, 0.0
+        self.scores = np.zeros(len(SHARES))
+
+    def saw(self, steps: Sequence[int], products: np.ndarray) -> Calibration:
+        """The prior after a further computed step.
+
+        Args:
+            steps: that one and those computed before it, newest first.
+            products: [n, n], the inner products of their velocities, in this order.
+        """
+        count = min(len(steps), self.order + 1)
+        steps, products = list(steps[:count]), np.asarray(products, float)[:count, :count]
+        if count > 1 and np.isfinite(products).all() and np.trace(products) > 0:
+            self.scores = FADES * self.scores + [self._score(share, steps, products) for share in SHARES]
+            self.share = SHARES[int(np.argmin(self.scores))]
+        return straightened(self.known, self.share)
+
+    def _score(self, share: float, steps: list[int], products: np.ndarray) -> float:
+        gram = straightened(self.known, share).gram
+        expected = gram.grouped("tensor")[0][np.ix_(steps, steps)]
+        weights = np.r_[1.0, -gram.weights(steps[1:], steps[0], "tensor")[:, 0, 0]]
+        error, norm = (float(weights @ m @ weights) / np.trace(m) for m in (products, expected))
+        norm = max(norm, 1e-9)
+        return math.log(norm) + max(error, 0.0) / norm - DOUBT * math.log(1 - share)

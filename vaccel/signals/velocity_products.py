@@ -1,0 +1,27 @@
+"""How alike the velocities are that were computed last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .signal import Signal
+
+
+class VelocityProducts(Signal):
+    """Inner products [n, n] of the conditional branch's newest velocities, fp32, over all rows, newest first.
+
+    Needs ``VelocityHistory`` among the stores, whose count n is.
+    """
+
+    name = "velocity_products"
+    early = True
+
+    def value(self, following: Any) -> torch.Tensor | None:
+        if not self.run.action.is_full:
+            return None
+        call = self.run.first_call
+        history = call.slots["large.velocities"]
+        known = torch.stack([t[call.half :].flatten() for t in history.velocities]).float()
+        return known @ known.T
