@@ -1,4 +1,4 @@
-"""Makes the Forecast calibrations that ship with the trained families: ``python bench/measure_shipped.py shapes|glyphs``.
+"""Makes the Forecast calibrations that ship: ``python bench/measure_shipped.py shapes --captions 40``, ``glyphs``.
 
 On captions of the training side, each from a noise of its own; error growth on the first eight of them.  Stopped, it
 goes on where it was.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -127,7 +128,7 @@ def looped(method):
     denoiser = vaccel.Denoiser(Lines(), method=method)
     x = torch.zeros(1, 4, 16, 16)
     with denoiser.run(30, flow=Flow.euler(levels)) as run:
-        for i, (s, following) in enumerate(zip(levels, levels[1:], strict=False)):
+        for i, (s, following) in enumerate(itertools.pairwise(levels)):
             x = x + (following - s) * run.step(i, s, x, None)
     return x, run.trace
 

@@ -24,8 +24,8 @@ from .calibration import Calibration
 #: How much straight lines turn between the levels 0 and 1, relative to their middle.
 SLOPE = 4.0
 SHARES = (0.0, 0.5, 0.75, 0.9, 0.97, 0.99)
-#: A share of lines is believed where forecasts' squared errors are (1 - p)^DOUBT of the prior's, or less: on the trained
-#: families, whose own errors are within a few dB, lines make worse what lies between computed steps.
+#: A share of lines is believed where forecasts' squared errors are (1 - p)^DOUBT of the prior's, or less.  On the
+#: trained families, which are within a few dB of it, more faith in lines made worse what lies between computed steps.
 DOUBT = 0.5
 #: What a computed step shows counts so much less at each further one: velocities may be straight at first alone.
 FADES = 0.5
