@@ -15,10 +15,11 @@ import oracle_forecast as oracle
 import pytest
 import torch
 
-from vaccel.planning import gram
+from vaccel.planning import paths
 from vaccel.planning.calibration import packed, unpacked
-from vaccel.planning.gram import RIDGE, Gram, Plan, edge_errors, inner_products, low_frequencies, plans, states
+from vaccel.planning.gram import RIDGE, Gram, inner_products, low_frequencies
 from vaccel.planning.packing import added
+from vaccel.planning.paths import Plan, edge_errors, plans, states
 
 SIGMAS = (1.0, 0.93, 0.85, 0.7, 0.62, 0.45, 0.3, 0.18, 0.05, 0.0)
 STEPS = len(SIGMAS) - 1
@@ -187,7 +188,7 @@ def test_states(order):
 
 @groups
 @pytest.mark.parametrize("corrected", [False, True])
-@pytest.mark.parametrize("objective", gram.OBJECTIVES)
+@pytest.mark.parametrize("objective", paths.OBJECTIVES)
 @pytest.mark.parametrize(("order", "max_gap"), [(1, 8), (2, 8), (2, 3), (3, 4)])
 def test_plans_are_the_best_of_all_paths(order, max_gap, objective, corrected, per):
     v = trajectories(2, correlated=True, seed=3)
@@ -201,14 +202,14 @@ def test_plans_are_the_best_of_all_paths(order, max_gap, objective, corrected, p
         assert found[budget].full_steps == path
         assert [e * elements for e in sorted(found[budget].errors, reverse=True)] == pytest.approx(errors, rel=1e-5)
         assert found[budget].predicted * elements == pytest.approx(math.hypot(*errors), rel=1e-5)
-        along = gram.path_errors(made, GAINS, path, **settings)
+        along = paths.path_errors(made, GAINS, path, **settings)
         assert along == pytest.approx(found[budget].errors, rel=1e-9, abs=1e-12)
 
 
 def test_objectives_choose_differently():
     """Or the tests above would hold for any one of them."""
     found = measured(trajectories(2, correlated=True, seed=3))
-    chosen = {tuple(p.full_steps for p in plans(found, GAINS, objective=o).values()) for o in gram.OBJECTIVES}
+    chosen = {tuple(p.full_steps for p in plans(found, GAINS, objective=o).values()) for o in paths.OBJECTIVES}
     assert len(chosen) == 3
 
 

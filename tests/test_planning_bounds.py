@@ -12,9 +12,10 @@ import torch
 
 import vaccel
 from vaccel.methods import lemica
-from vaccel.planning import artifacts, calibration, gram, schedules
+from vaccel.planning import artifacts, calibration, gram, paths, schedules
 from vaccel.planning.calibration import packed
-from vaccel.planning.gram import Gram, plans, states
+from vaccel.planning.gram import Gram
+from vaccel.planning.paths import plans, states
 from vaccel.planning.schedules import Edge, solve, solve_units
 
 IMPLS = ("python", "cpp") if schedules.LOADED else ("python",)
@@ -78,7 +79,7 @@ def walk(steps: int, channels: int = 2) -> Gram:
     return Gram(tuple(np.linspace(1, 0, steps + 1).tolist()), np.einsum("tcd,ucd->ctu", v, v)[None], channels * 40)
 
 
-@pytest.mark.parametrize("objective", gram.OBJECTIVES)
+@pytest.mark.parametrize("objective", paths.OBJECTIVES)
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_plans_are_those_of_the_graph_edge_by_edge(order, objective):
     steps, max_gap = 24, 5
@@ -86,7 +87,7 @@ def test_plans_are_those_of_the_graph_edge_by_edge(order, objective):
     nodes = states(steps, order, max_gap)
     edges, errors = [], []
     for number, known in enumerate(nodes):
-        row = gram.edge_errors(found, growth, [known], max_gap, "channel")[0]
+        row = paths.edge_errors(found, growth, [known], max_gap, "channel")[0]
         for gap in np.flatnonzero(np.isfinite(row)).tolist():
             ended = known[0] + gap + 1 == steps
             following = len(nodes) if ended else nodes.index(((known[0] + gap + 1), *known)[:order])
@@ -141,7 +142,7 @@ def lemica_file(path, steps: int):
 
 
 @pytest.mark.parametrize(("make", "module", "kind"), [
-    (forecast_file, gram, vaccel.Forecast), (lemica_file, lemica, vaccel.LeMiCa),
+    (forecast_file, paths, vaccel.Forecast), (lemica_file, lemica, vaccel.LeMiCa),
 ])  # fmt: skip
 def test_all_candidates_come_from_one_solve(make, module, kind, tmp_path, monkeypatch):
     solves, loads = [], []
@@ -172,7 +173,7 @@ def test_memory_of_many_steps(tmp_path):
     steps, channels = 300, 2
     path = forecast_file(tmp_path / "made.json", steps)
     calibration.calibration(path)
-    edges = steps * gram.MAX_GAP**2
+    edges = steps * paths.MAX_GAP**2
     tracemalloc.start()
     try:
         vaccel.Forecast.load(path, 100)

@@ -27,8 +27,8 @@ from ..models import find, fingerprints
 from ..models.denoisers import main_denoiser
 from ..planning.calibration import Calibration, error_growth_of, packed, sample_of
 from ..planning.flow import Flow
-from ..planning.gram import Plan
 from ..planning.levels import read_products
+from ..planning.paths import Plan
 from .first_order import fewer
 from .first_order import first_order as other_solver
 from .replay import Invocation, StandIn, StandInRun

@@ -18,6 +18,7 @@ from ..planning import artifacts, gram
 from ..planning.calibration import OBJECTIVE, RULE, Calibration, calibration
 from ..planning.flow import Flow
 from ..planning.forecast_weights import CalibratedWeights, ExtrapolatedWeights
+from ..planning.paths import MAX_GAP
 from ..planning.prior import shipped
 from ..planning.schema import step_count, step_list
 from ..planning.straightness import Straightness
@@ -33,7 +34,7 @@ class Forecast(Method):
 
     At a skipped step i, for every branch: v_i = sum_k a_k(i; f) v_(f_k) over the last K computed steps f.  With
     ``Forecast.load("forecast.json", budget=17)`` weights and path come from a calibration: the weights by least squares
-    over full runs, the path as the one with the smallest errors at the end (``vaccel.planning.gram``).  Without one,
+    over full runs, the path as the one with the smallest errors at the end (``vaccel.planning.paths``).  Without one,
     ``Forecast(full_steps, num_steps=50)`` extrapolates linearly in the noise level from the last two, damped by half.
     Related work: AB-Cache, TaylorSeer, FoCa and SeaCache forecast hidden states; DPM-Solver-v3, Align Your Steps, GITS
     and S4S learn a solver's steps or coefficients.  Forecast keeps the fine time grid and caches latent-sized tensors.
@@ -82,7 +83,7 @@ class Forecast(Method):
     budget: int | None = None
     objective: str = OBJECTIVE
     error_growth: bool = True
-    max_gap: int = gram.MAX_GAP
+    max_gap: int = MAX_GAP
     adapt: bool = False
 
     def __post_init__(self) -> None:
@@ -140,7 +141,7 @@ class Forecast(Method):
     @classmethod
     def load(
         cls, artifact: str | Path, budget: int | None = None, *, objective: str = OBJECTIVE, order: int = 2,
-        per: str = "channel", error_growth: bool = True, max_gap: int = gram.MAX_GAP, **overrides: Any,
+        per: str = "channel", error_growth: bool = True, max_gap: int = MAX_GAP, **overrides: Any,
     ) -> Forecast:  # fmt: skip
         """The best path with exactly ``budget`` computed steps, and its weights, from a calibration.
 
@@ -165,7 +166,7 @@ class Forecast(Method):
         corrected = overrides.get("correct", True) is True and "band" not in per
         plans = known.plans(objective, order, per, error_growth, max_gap, corrected)
         fits = type(budget) is int and budget >= min(2, known.gram.num_steps)
-        if budget not in plans and not (fits and max_gap == gram.MAX_GAP):
+        if budget not in plans and not (fits and max_gap == MAX_GAP):
             raise ValueError(
                 f"Forecast.load needs a budget, how many steps are computed: of its {known.gram.num_steps} steps "
                 f"{artifact} can make {min(plans)} to {max(plans)}, got {budget}"

@@ -13,7 +13,7 @@ import numpy as np
 from ..cache import Store
 from ..planning import artifacts
 from ..planning.file_state import FileState, state
-from ..planning.gram import Plans
+from ..planning.paths import Plans
 from ..planning.schedules import Edge, check_size, solve_units
 from ..planning.schema import step_count, step_list
 from .base import Method, Policy, RunInfo, require

@@ -13,14 +13,15 @@ import numpy as np
 import torch
 
 from ..actions import Weights
-from . import artifacts, gram
+from . import artifacts, gram, paths
 from . import levels as by_level
 from .channels import Channels
 from .fidelity import Fidelity
 from .file_state import FileState, state
 from .flow import Flow
-from .gram import MAX_GAP, Gram, Plan
+from .gram import Gram
 from .packing import summed
+from .paths import MAX_GAP, Plan
 
 #: [T + 1][T] (``vaccel.planning.flow.Flow.response``).
 Response = tuple[tuple[float, ...], ...]
@@ -110,7 +111,7 @@ class Calibration:
         self, objective: str = OBJECTIVE, order: int = 2, per: str = "channel", error_growth: bool = True,
         max_gap: int = MAX_GAP, corrected: bool = True,
     ) -> Mapping[int, Plan]:  # fmt: skip
-        """The best path of every budget (``vaccel.planning.gram.plans``), for runs whose computed steps are corrected.
+        """The best path of every budget (``vaccel.planning.paths.plans``), for runs whose computed steps are corrected.
 
         With ``error_growth`` paths are compared by their errors at the end of the run, without it by those at the next
         computed step.  The errors of the plans are those at the end in either case.  Solved once for all budgets.
@@ -161,7 +162,7 @@ class Calibration:
         self, objective: str, order: int, per: str, error_growth: bool, max_gap: int, corrected: bool
     ) -> Mapping[int, Plan]:  # one signature: its calls are told apart by their arguments
         growth = self.error_growth if error_growth else [1.0] * self.gram.num_steps
-        found = gram.plans(
+        found = paths.plans(
             self.gram, growth, order=order, max_gap=max_gap, per=per, objective=objective, corrected=corrected
         )
         if error_growth:
@@ -170,7 +171,7 @@ class Calibration:
 
     def _along(self, path: tuple[int, ...], order: int, per: str, corrected: bool) -> Plan:
         """The path with its errors at the end of the run."""
-        return Plan(path, gram.path_errors(self.gram, self.error_growth, path, order, per, corrected))
+        return Plan(path, paths.path_errors(self.gram, self.error_growth, path, order, per, corrected))
 
     def largest_error(self, path: tuple[int, ...], order: int, per: str) -> float:
         """The largest error at the end of the run of any stretch of the path that is not corrected."""
