@@ -9,7 +9,8 @@ shipped.  "fewer steps" is the solver itself.
 
 Every run and every result is a line of out/rivals_<family>.jsonl; started again, nothing is made twice.  Rows that
 changed are measured again by ``--only Forecast --only Forecast.prior --again``, without the others' log.  The results
-are in bench/results/cpu/rivals_<family>.json.
+are in bench/results/cpu/rivals_<family>.json.  ``fresh`` takes every rival's setting from there to captions that
+nothing was chosen on, with calibrations of as many captions as Forecast's.
 """
 
 from __future__ import annotations
@@ -49,26 +50,28 @@ LOWEST, HIGHEST = 1e-5, 1e3  # thresholds
 class Bench:
     """A family's loop, its full runs, and every run known so far by (rival, budget, setting, caption)."""
 
-    def __init__(self, name: str, captions: int):
+    def __init__(self, name: str, captions: int, first: int = 0, calibrated: int = CALIBRATED):
         self.name, loaded = name, (family if name == "shapes" else image_family).load()
+        self.first, self.which = first, list(range(first, first + captions))
         self.pipe, self.call = loaded.pipe, {**loaded.call, "num_inference_steps": STEPS}
         self.artifact = loaded.folder / "forecast.json"
         self.samples = len(artifacts.read(self.artifact, "forecast")["samples"])  # of Forecast's calibration
         if name == "shapes":
-            self.captions, training = shapes.held_out_captions(captions), family.calibration_captions(CALIBRATED)
+            self.captions = shapes.held_out_captions(first + captions)
+            training = family.calibration_captions(calibrated)
         else:
-            self.captions, training = glyphs.held_out_captions(captions), captions_to_calibrate(CALIBRATED)
+            self.captions, training = glyphs.held_out_captions(first + captions), captions_to_calibrate(calibrated)
         (self.pipe.transformer if name == "shapes" else self.pipe.unet).requires_grad_(False)
         denoiser = (WanDenoiser if name == "shapes" else UNetDenoiser)(self.pipe, loaded.call, STEPS)
-        self.loop, folder = Loop(denoiser), OUT / f"rivals_{name}"
+        self.loop, folder = Loop(denoiser), OUT / f"rivals_{name}{_fresh(first)}"
         folder.mkdir(parents=True, exist_ok=True)
         self.calibration = Calibration(self.loop, training, FIRST_SEED, folder)
-        self.log = OUT / f"rivals_{name}.jsonl"
+        self.log = OUT / f"rivals_{name}{_fresh(first)}.jsonl"
         #: What was written before, then what the log holds: the later one counts.
-        self.lines = list(written(name).get("rows", []))
+        self.lines = [] if first else list(written(name).get("rows", []))
         self.lines += [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
         self.runs = {(r["rival"], r["budget"], r["setting"], r["caption"]): r for r in self.lines if "caption" in r}
-        self.full = [sample(self.pipe, c, n, self.call, output="pt") for n, c in enumerate(self.captions)]
+        self.full = {n: sample(self.pipe, self.captions[n], n, self.call, output="pt") for n in self.which}
         self._recorded: list[Recorded] = []
         self._memory: dict[Any, torch.Tensor] = {}
 
@@ -80,7 +83,7 @@ class Bench:
     @property
     def recorded(self) -> list[Recorded]:
         """Full runs on the captions, to look for thresholds on."""
-        self._recorded = self._recorded or recorded(self.loop, self.captions, 0)
+        self._recorded = self._recorded or recorded(self.loop, self.captions[self.first :], self.first)
         return self._recorded
 
     def psnr(self, made: torch.Tensor, caption: int) -> float:
@@ -135,7 +138,7 @@ class Bench:
 
     def _counted(self, rival: Rival, caption: int) -> int:
         """Steps that a rival would compute if skipping changed nothing."""
-        run, cond, count = self.recorded[caption], self.loop.denoiser.cond, 0
+        run, cond, count = self.recorded[caption - self.first], self.loop.denoiser.cond, 0
         rival.memory = self._memory  # recorded latents stay, so what follows from them alone may be kept
         for step, (x, seen) in enumerate(zip(run.x, run.seen, strict=True)):
             computed = rival.computes(step, x)
@@ -150,18 +153,25 @@ class Bench:
         ranked = sorted(((_mean(runs), n) for n, (_, runs) in enumerate(quick) if runs), reverse=True)
         rows = []
         for _, n in ranked[:FINALISTS]:
-            _, runs = self.fitted(name, budget, options[n], list(range(len(self.captions))))
+            _, runs = self.fitted(name, budget, options[n], self.which)
             if runs:
                 rows.append(_row(name, budget, runs) | {"setting": runs[0]["setting"]})
         best = max(rows, key=lambda r: r["psnr"])
         return best | {"settings": len(options), "best_worst": max(r["psnr_worst"] for r in rows)}
 
+    def with_setting(self, name: str, budget: int, setting: str) -> dict[str, Any]:
+        """The row of a rival with a setting that was chosen before; a threshold is fitted to these captions."""
+        text = setting.partition(", threshold=")[0]
+        option = next(o for o in RIVALS[name](self.calibration, budget) if o.text == text)
+        _, runs = self.fitted(name, budget, option, self.which)
+        return _row(name, budget, runs) | {"setting": setting}
+
     def ours(self, name: str, budget: int) -> dict[str, Any]:
         """The row of Forecast, its prior, or the solver with fewer steps."""
         call = self.call if name != "fewer steps" else {**self.call, "num_inference_steps": budget}
         runs = []
-        for n, caption in enumerate(self.captions):
-            made, steps = self._method(name, budget)(caption, n, call)
+        for n in self.which:
+            made, steps = self._method(name, budget)(self.captions[n], n, call)
             runs.append({"psnr": self.psnr(made, n), "steps": steps})
         return _row(name, budget, runs)
 
@@ -181,6 +191,10 @@ class Bench:
                 return made, handle.trace.calls["large"] / calls
 
         return run
+
+
+def _fresh(first: int) -> str:
+    return "_fresh" if first else ""
 
 
 def _mean(runs: list[dict[str, Any]]) -> float:
@@ -222,6 +236,37 @@ def measure(
         (row, b) for row in (*OURS, *RIVALS) for b in BUDGETS
     }:
         save(bench.name, bench.lines, bench.captions, bench.samples)
+
+
+@app.command()
+def fresh(
+    name: Annotated[str, typer.Argument(help="shapes or glyphs.")],
+    captions: Annotated[int, typer.Option(help="Held-out captions.")] = 12,
+    first: Annotated[int, typer.Option(help="The first of them; those before were looked at.")] = 80,
+    calibrated: Annotated[int, typer.Option(help="Captions of the training side that rivals are calibrated on.")] = 40,
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+) -> None:
+    """Every row again on captions that nothing was chosen on, with the settings that were."""
+    torch.set_num_threads(threads)
+    chosen = {(r["rival"], r["budget"]): r.get("setting", "") for r in written(name)["rows"]}
+    bench, began = Bench(name, captions, first, calibrated), time.perf_counter()
+    for b, found in written(name)["budcache"].items():  # its search is of its own captions, and takes hours
+        (bench.calibration.folder / f"budcache_{b}.json").write_text(json.dumps(found))
+    done = {(r["rival"], r["budget"]) for r in bench.lines if "each" in r}
+    for (row, b), setting in chosen.items():
+        if (row, b) in done:
+            continue
+        with prompts_encoded_once(bench.pipe), torch.no_grad():
+            line = bench.ours(row, b) if row in OURS else bench.with_setting(row, b, setting)
+        bench.append(line)
+        told = f"{line['psnr']:.1f} ({line['psnr_worst']:.1f}) at {line['steps']:.1f}"
+        print(f"{time.perf_counter() - began:6.0f} s  {row} {b}: {told}", flush=True)
+    rows = [{k: v for k, v in r.items() if k != "each"} for r in bench.lines if "each" in r]
+    payload = {
+        "rows": rows, "first": first, "prompts": bench.captions[first:], "calibration_samples": calibrated,
+        "forecast_samples": bench.samples, "steps": STEPS,
+    }  # fmt: skip
+    print(results.write(f"rivals_{name}_fresh", payload, command=f"measure_rivals.py fresh {name}"))
 
 
 @app.command()
