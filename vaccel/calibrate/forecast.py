@@ -7,8 +7,9 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +35,8 @@ from .first_order import first_order as other_solver
 from .replay import Invocation, StandIn, StandInRun
 from .samples import Progress, Samples, prompts_encoded_once, runs_of, sample, silent, steps_of
 
+#: name -> (the full run's clip [F, H, W, 3] in [0, 1], another) -> how far it is off; None where that does not apply.
+Metrics = Mapping[str, Callable[[np.ndarray, np.ndarray], float | None]]
 #: Shares of the run at which error growth is measured: dense where errors grow most.
 POSITIONS = (0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.26, 0.36, 0.52, 0.76)
 #: Shares of all steps that the trial runs compute.
@@ -53,6 +56,7 @@ def calibrate_forecast(
     trials: Sequence[float] = BUDGETS,
     keep: Literal["device", "host"] = "device",
     first_order: bool = True,
+    metrics: Metrics = MappingProxyType({}),
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Records every sample; writes the artifact ``path`` after each and returns its data.
@@ -74,6 +78,8 @@ def calibrate_forecast(
         keep: where a run's velocities are kept until their inner products are computed.
         first_order: whether every sample of a multistep solver is also recorded with a first-order one and fewer steps,
             so that the calibration serves other solvers and numbers of steps as well (``first_order``).
+        metrics: further ones than PSNR, by name, to compare the trial runs' clips with the full run's: ``Auto`` says
+            what is to be expected of them.  Samples that have their trial runs already are left as they are.
 
     Raises ``ValueError`` when ``path`` holds a calibration of something else, or a setting is out of range.
     """
@@ -92,7 +98,7 @@ def calibrate_forecast(
         _, prompt, seed = jobs[number]
         part = (end - begin) / len(jobs)
         report = functools.partial(_report, progress, prompt, begin + part * number, part, total)
-        return _Sample(pipe, prompt, seed, call, bands, keep, report, other)
+        return _Sample(pipe, prompt, seed, call, bands, keep, report, other, metrics)
 
     with prompts_encoded_once(pipe):
         for number, (key, *_) in enumerate(jobs):
@@ -185,10 +191,10 @@ class _Sample:
 
     def __init__(
         self, pipe: Any, prompt: str, seed: int, call: dict[str, Any], bands: int, keep: str,
-        report: Callable[[float], None], other: Any = None,
+        report: Callable[[float], None], other: Any = None, metrics: Metrics = MappingProxyType({}),
     ):  # fmt: skip
         self.pipe, self.prompt, self.seed, self.call, self.bands, self.keep = pipe, prompt, seed, call, bands, keep
-        self.report, self.other, self.forwards = report, other, 0
+        self.report, self.other, self.metrics, self.forwards = report, other, metrics, 0
 
     def measure(self, positions: list[int]) -> dict[str, Any]:
         """The sample: noise levels, inner products, error growth at ``positions``, and the cost of measuring them."""
@@ -228,7 +234,7 @@ class _Sample:
         budgets = sorted({min(max(round(share * steps), min(plans)), max(plans)) for share in shares})
         self.report(0)
         full, recorded = self._in_full("pt")
-        curve, done = [], steps
+        curve, others, done = [], {name: [] for name in self.metrics}, steps
         for budget in budgets:
             self.report(done / (steps + sum(budgets)))
             done += budget
@@ -236,9 +242,13 @@ class _Sample:
             error = float((clip.double() - full.double()).square().mean())
             if error > 0:
                 curve.append([plans[budget].predicted, -10 * math.log10(error)])
+            for name, metric in self.metrics.items():
+                if (value := metric(_frames(full), _frames(clip))) is not None:
+                    others[name].append([plans[budget].predicted, float(value)])
         self.report(1)
         seconds = data["seconds"] + time.perf_counter() - began
-        return {"curves": [curve], "forwards": data["forwards"] + self.forwards - before, "seconds": seconds}
+        found = {"curves": [curve], "forwards": data["forwards"] + self.forwards - before, "seconds": seconds}
+        return found | ({"metrics": {name: [c] for name, c in others.items()}} if others else {})
 
     def _in_full(self, output: str) -> tuple[torch.Tensor, Recorded]:
         """(the output of the run in full, its velocities)."""
@@ -263,6 +273,14 @@ class _Sample:
         self.forwards += replay.forwards
         error = float((ended.double() - final.double()).square().mean().sqrt())
         return error / max(self.gram.latent_error(known, j), 1e-12)
+
+
+def _frames(made: torch.Tensor) -> np.ndarray:
+    """The first clip [F, H, W, 3] of clips [B, F, 3, H, W] or pictures [B, 3, H, W]; a sound as it is."""
+    first = made[0].float().cpu()
+    if first.ndim < 3:
+        return np.atleast_2d(first.numpy())
+    return np.moveaxis((first if first.ndim == 4 else first[None]).numpy(), 1, -1)
 
 
 class _Replay(StandInRun):

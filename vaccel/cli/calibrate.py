@@ -14,6 +14,8 @@ from .options import Call, Dtype, Pipeline, PromptFile, Prompts, Seeds, Small, S
 
 app = typer.Typer(no_args_is_help=True, help="Measure what a method needs to know about a model.")
 
+#: Frames a second that clips are compared at.
+FPS = 12
 Artifact = Annotated[Path, typer.Option(help="Artifact to write, or to resume.")]
 
 
@@ -152,6 +154,9 @@ def calibrate_forecast(
     refine: Annotated[
         float, typer.Option(help="Minutes to search for better paths by trying them; 0 for none.", min=0)
     ] = 0,
+    metrics: Annotated[
+        str | None, typer.Option(help="Further metrics of the trial runs than PSNR, such as vmaf,flicker,ssim.")
+    ] = None,
     solver: Annotated[
         str | None, typer.Option(help="Another scheduler class of diffusers, on the pipeline's own settings.")
     ] = None,
@@ -167,16 +172,32 @@ def calibrate_forecast(
             loaded.pipe.scheduler = _solver(solver, loaded.pipe.scheduler)
         made = run(
             loaded.pipe, chosen, path, seeds=seed or None, bands=bands, tails=tails, tail_samples=tail_samples,
-            trials=BUDGETS if trials else (), keep=keep, first_order=first_order, **options,
+            trials=BUDGETS if trials else (), keep=keep, first_order=first_order, metrics=further, **options,
         )  # fmt: skip
         if refine:
             made = search(loaded.pipe, path, chosen, refine, seeds=seed or None, **options)
         return made
 
     one_of("--keep", keep, ("device", "host"))
+    further = _further(metrics)
     data = _calibrated(pipeline, None, call, dtype, steps, out, prompt, prompts, measure)
     forwards = sum(s["forwards"] for s in data["samples"].values())
     say(f"{out}: {len(data['samples'])} samples, {forwards} forwards")
+
+
+def _further(names: str | None) -> dict[str, Any]:
+    """Metrics by these names, as a calibration takes them."""
+    from ..evaluate import fidelity
+
+    if names is None:
+        return {}
+    with clear_errors("nothing was written"):
+        found = fidelity.chosen(names.split(","))
+    return {
+        metric.name: lambda full, made, measure=metric.measure: measure(full, made, FPS)
+        for metric in found
+        if metric.name not in fidelity.YARDSTICKS
+    }
 
 
 def _solver(name: str, known: Any) -> Any:

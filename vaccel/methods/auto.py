@@ -35,13 +35,16 @@ class Candidate:
     Args:
         method, error: or what makes them when they are first asked for: every budget has some, and one is chosen.
         fidelity: PSNR by error; None where it is unknown.
+        expected: other metrics, by name, of an error.
         kind, fitted: the method's class, and the model and scheduler that it was calibrated with.
     """
 
     def __init__(
         self, method: Method | Callable[[], Method] | None, budget: int, error: float | Callable[[], float],
         fidelity: Fidelity | None = None, kind: type[Method] = Method, fitted: Fitted = (),
+        expected: Callable[[float], dict[str, float]] = lambda error: {},
     ):  # fmt: skip
+        self._expected = expected
         self._method, self.budget, self._error, self.fidelity = method, budget, error, fidelity
         self.any_solver, self.fitted = kind.any_solver, fitted
 
@@ -52,6 +55,11 @@ class Candidate:
     @functools.cached_property
     def error(self) -> float:
         return self._error() if callable(self._error) else self._error
+
+    @functools.cached_property
+    def metrics(self) -> dict[str, float]:
+        """What is expected by other metrics that were calibrated."""
+        return self._expected(self.error)
 
     @functools.cached_property
     def psnr(self) -> tuple[float, float] | None:
@@ -194,7 +202,7 @@ def _of(
             return
         for budget, error in known.planned():
             make = functools.partial(Forecast.load, path, budget, guard=guard, **options)
-            yield Candidate(make, budget, error, fidelity, Forecast, known.fitted)
+            yield Candidate(make, budget, error, fidelity, Forecast, known.fitted, known.expected)
     elif known["num_steps"] == num_steps:
         found = measured(path)
         for budget, plan in found.plans().items():

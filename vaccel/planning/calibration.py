@@ -16,7 +16,7 @@ from ..actions import Weights
 from . import artifacts, gram, paths
 from . import levels as by_level
 from .channels import Channels
-from .fidelity import Fidelity
+from .fidelity import Fidelity, at
 from .file_state import FileState, state
 from .flow import Flow
 from .gram import Gram
@@ -211,6 +211,18 @@ class Calibration:
         curves = [[(error, psnr) for error, psnr in curve if math.isfinite(psnr)] for curve in self._curves]
         curves += [self._planned_now(trials) for trials in self._old_trials]
         return [curve for curve in curves if curve]
+
+    @functools.cached_property
+    def metrics(self) -> dict[str, list[list[tuple[float, float]]]]:
+        """Of other metrics than PSNR, by name: (predicted error, value) of every sample's trial runs."""
+        found: dict[str, list] = {}
+        for name, curves in (item for s in self.data["samples"].values() for item in s.get("metrics", {}).items()):
+            found.setdefault(name, []).extend(curve for curve in curves if curve)
+        return {name: curves for name, curves in found.items() if curves}
+
+    def expected(self, error: float) -> dict[str, float]:
+        """What runs of this predicted error are worth by each of ``metrics``, in the mean; at the ends as there."""
+        return {name: float(np.mean([at(curve, error) for curve in curves])) for name, curves in self.metrics.items()}
 
     @property
     def fidelity(self) -> Fidelity | None:

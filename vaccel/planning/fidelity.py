@@ -90,6 +90,12 @@ def _read(curve: list[tuple[float, float]], x: np.ndarray) -> np.ndarray:
     return np.interp(x, at, psnr) + np.minimum(x - at[0], 0) + np.maximum(x - at[-1], 0)
 
 
+def at(curve: Curve, error: float) -> float:
+    """A curve of any metric at an error: straight over its logarithm between trial runs, beyond them as there."""
+    x, values = np.array(sorted((-math.log(max(e, 1e-12)), value) for e, value in curve)).T
+    return float(np.interp(-math.log(max(error, 1e-12)), x, values))
+
+
 def student(share: float, freedom: int) -> float:
     """The quantile of Student's distribution by the Cornish-Fisher expansion in 1 / freedom.
 

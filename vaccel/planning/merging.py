@@ -80,6 +80,11 @@ def merged(known: Sequence[Calibration]) -> dict[str, Any]:
     sample = mean(known, count)
     curves = [curve for each in known for curve in each.curves]
     sample |= {"bands": first["bands"], **({"curves": curves} if curves else {})}
+    metrics: dict[str, list] = {}
+    for name, found in (item for each in known for item in each.metrics.items()):
+        metrics.setdefault(name, []).extend(found)
+    if metrics:
+        sample["metrics"] = metrics
     kept = ("schema", "method", "bands", "model", "weights", "scheduler", "call", "times", "prompts")
     return {**{name: first[name] for name in kept if name in first}, "num_steps": count, "samples": {"mean": sample}}
 

@@ -141,6 +141,7 @@ class Pilot:
         if chosen.psnr is not None:
             said += f", PSNR {chosen.psnr[0]:.1f} dB (19 runs in 20 above {chosen.psnr[1]:.1f})"
             said += ", as other models': this one's was not measured" if chosen.fidelity.of_others else ""
+            said += "".join(f", {name} {value:.3g}" for name, value in chosen.metrics.items())
         wanted = [f"{auto.speedup:g}x"] if auto.speedup is not None else []
         wanted += [f"{auto.psnr:g} dB"] if auto.psnr is not None else []
         name, speed = type(chosen.method).__name__, times.speedup(chosen.budget, steps)

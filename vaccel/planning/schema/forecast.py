@@ -32,6 +32,7 @@ class ForecastSample(Declared, kw_only=True):
 
     ``curves`` are trial runs, (predicted error, PSNR in dB), of one prompt each; a merged calibration has several.
     ``trials`` is what older calibrations have: their errors are of paths planned without corrections.
+    ``metrics``: the same trial runs by other metrics, by name.
     ``tensors``: how many of the channels are each tensor's, of a model that predicts several.
     """
 
@@ -43,6 +44,7 @@ class ForecastSample(Declared, kw_only=True):
     seconds: Amount | UnsetType = UNSET
     trials: list[tuple[Amount, Number]] | UnsetType = UNSET
     curves: list[list[tuple[Amount, Number]]] | UnsetType = UNSET
+    metrics: dict[str, list[list[tuple[Amount, Number]]]] | UnsetType = UNSET
     products: str | UnsetType = UNSET
     tensors: Annotated[list[Count], Meta(min_length=1, max_length=64)] | UnsetType = UNSET
 
