@@ -306,3 +306,31 @@ def test_calibrations_of_another_model_are_left_out(forecast_artifact):
     method = vaccel.Auto.load(forecast_artifact, speedup=2.0)
     with vaccel.accelerate(other, method), pytest.raises(ValueError, match="knows nothing"):
         run(other)
+
+
+def test_a_psnr_is_guarded_by_default(pipe, forecast_artifact):
+    """A model whose forecasts are far more wrong than calibrated is given further steps, and the trace says so."""
+
+    def guards(**settings):
+        auto = vaccel.Auto(artifacts=(str(forecast_artifact),), **settings)
+        return {c.method.guard for c in auto.candidates([str(forecast_artifact)], STEPS)}
+
+    assert guards(psnr=30.0) == {2.0}
+    assert guards(psnr=30.0, guard=1.5) == guards(speedup=2.0, guard=1.5) == {1.5}
+    assert guards(psnr=30.0, guard=0) == guards(speedup=2.0) == {None}
+    with pytest.raises(ValueError, match="guard must be 0 or more"):
+        vaccel.Auto(psnr=30.0, guard=-1)
+    auto = vaccel.Auto(psnr=30.0, artifacts=(str(forecast_artifact),), allow_mismatch=True)
+    with vaccel.accelerate(pipe, auto) as handle:
+        run(pipe)
+        as_calibrated = handle.trace
+    assert "guard: as calibrated" in as_calibrated.notes
+    with torch.no_grad():
+        draw = torch.Generator().manual_seed(5)
+        for p in pipe.transformer.parameters():
+            p.add_(2 * p.std().nan_to_num() * torch.randn(p.shape, generator=draw))
+    with vaccel.accelerate(pipe, auto) as handle:
+        run(pipe)
+        trace = handle.trace
+    assert any("forecast errors too large" in note for note in trace.notes)
+    assert trace.timeline().count("F") > as_calibrated.timeline().count("F")

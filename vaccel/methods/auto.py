@@ -25,6 +25,8 @@ RMS_OF_MEAN = math.sqrt(math.pi / 2)
 #: In dB: from here on a difference to the full run cannot be seen, by VMAF, ColorVideoVDP and flicker on both trained
 #: families (``bench/measure_visible.py``).
 VISIBLE = 48.0
+#: No prompt of the trained families' own kind has forecasts so many times as wrong as calibrated.
+GUARD = 2.0
 #: So many steps, or less, are skipped only where a calibration shows that they can be.
 FEW = 8
 
@@ -89,7 +91,8 @@ class Auto(Method):
             smallest predicted error is used.  Forecast's serve runs of any steps and levels, LeMiCa's those of their
             own number of steps.
         folder: where the recorded calibrations are stored; by default ``vaccel`` in the user's cache.
-        guard: as in ``Forecast``.
+        guard: as in ``Forecast``, 0 for none; by default ``GUARD`` where a PSNR is asked for of a calibration, which buys
+            computed steps for prompts out of the ordinary, and none where a speed alone is.
         allow_mismatch: use calibrations of other models and noise levels too.
 
     Where neither calibrations nor the noise levels are known, a run is computed in full, and the trace says so.
@@ -118,6 +121,7 @@ class Auto(Method):
             good = value is None or (isinstance(value, (int, float)) and math.isfinite(value) and value > 0)
             require(good, f"{name} must be a number above 0, got {value!r}")
         require(self.speedup is None or self.speedup > 1, f"speedup must be above 1, got {self.speedup}")
+        require(self.guard is None or self.guard >= 0, f"guard must be 0 or more, or None, got {self.guard!r}")
         require(self.learn >= 0 and int(self.learn) == self.learn, f"learn must be 0 or more runs, got {self.learn!r}")
 
     @classmethod
@@ -125,6 +129,12 @@ class Auto(Method):
         """``Auto`` with one calibration to choose budgets from.  Raises as ``artifacts.read`` does."""
         calibrated(artifact)
         return cls(*args, **{"artifacts": (str(artifact),), **overrides})
+
+    @property
+    def watching(self) -> float | None:
+        """The guard of the forecasts that it chooses."""
+        guard = self.guard if self.guard is not None else GUARD * (self.psnr is not None)
+        return guard or None
 
     @property
     def stores(self) -> tuple[Store, ...]:
@@ -149,7 +159,7 @@ class Auto(Method):
         if fidelity is None and forecasts:
             fidelity = calibration(shipped()).fidelity.scaled(forecasts[0].scale)
         for path in paths:
-            for found in _of(path, num_steps, flow, fidelity, self.guard, self.allow_mismatch):
+            for found in _of(path, num_steps, flow, fidelity, self.watching, self.allow_mismatch):
                 if found.budget not in best or found.error < best[found.budget].error:
                     best[found.budget] = found
         return [best[budget] for budget in sorted(best)]
