@@ -91,7 +91,7 @@ class Auto(Method):
             smallest predicted error is used.  Forecast's serve runs of any steps and levels, LeMiCa's those of their
             own number of steps.
         folder: where the recorded calibrations are stored; by default ``vaccel`` in the user's cache.
-        guard: as in ``Forecast``, 0 for none; by default ``GUARD`` where a PSNR is asked for of a calibration, which buys
+        guard: as in ``Forecast``, 0 for none; by default ``GUARD`` where a PSNR is asked of a calibration, which buys
             computed steps for prompts out of the ordinary, and none where a speed alone is.
         allow_mismatch: use calibrations of other models and noise levels too.
 
