@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vaccel.planning.fidelity import COUNT, SPREAD, Fidelity, student
+from vaccel.planning.fidelity import COUNT, SPREAD, SURE, Fidelity, place, student
 
 
 def error(dB: float) -> float:  # noqa: N803  the unit's name
@@ -29,17 +29,29 @@ def test_a_curve_is_straight_between_its_runs_and_goes_as_the_error_beyond_them(
 
 def test_the_promise_is_the_lower_of_both():
     """Many alike and two far below: Student's distribution has no such tail, so the ordered one decides."""
-    values = [40.0] * 60 + [5.0] * 2
+    values = [40.0] * 61 + [5.0]
     expected, promised = Fidelity([[(error(40), v)] for v in values]).at(error(40))
     assert expected == pytest.approx(np.mean(values))
     freedom = COUNT + len(values) - 1
     square = (COUNT * SPREAD**2 + np.sum((np.array(values) - expected) ** 2)) / freedom
     normal = expected - stats.t.ppf(0.95, freedom) * math.sqrt(square * (1 + 1 / len(values)))
-    assert promised == pytest.approx(normal, rel=1e-3), "the third lowest of 62 is among the many"
+    assert promised == pytest.approx(normal, rel=1e-3), "the second lowest of 62 is among the many"
     values = [40.0] * 60 + [5.0] * 4
     assert Fidelity([[(error(40), v)] for v in values]).at(error(40))[1] == 5.0
     few = Fidelity([[(error(40), v)] for v in (40.0, 41.0)])
     assert few.at(error(40))[1] < 41 - 1.6 * SPREAD, "of two prompts little is known"
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.95])
+@pytest.mark.parametrize("count", [1, 10, 40, 53, 79, 200])
+def test_the_place_is_the_highest_that_is_sure_enough(count, share):
+    k = place(count, share)
+    if k > 1:
+        assert stats.binom.sf(k - 1, count, 1 - share) >= SURE
+    if k < count:
+        assert stats.binom.sf(k, count, 1 - share) < SURE
+    # The same by what it means: the share that reaches the k-th lowest is a draw of Beta(n + 1 - k, k).
+    assert k == 1 or stats.beta.sf(share, count + 1 - k, k) >= SURE
 
 
 def test_nineteen_in_twenty_reach_it():
