@@ -3,12 +3,13 @@
 Of every setting (family, solver, T): the shipped calibration, held-out captions, several fidelities asked for.  Beside
 the share of runs that reach one stands the cheapest budget, the same for all captions, with which 95 % of them do:
 found afterwards, among budgets in steps of two or three, PSNR on straight lines between them.  The reliability diagram
-(``docs/reliability.png``) has the share of runs that reach what is promised for 50 to 95 % of them.  Stopped, it goes
-on after the last setting.
+(``docs/reliability.png``) has the share of runs that reach what is promised for 50 to 95 % of them.  Every budget's runs
+are kept, so what is stopped goes on, and another rule for promises costs the budgets that it asks for.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
@@ -44,14 +45,19 @@ DIAGRAM = Path("docs/reliability.png")
 class Setting:
     """One solver and number of steps, with its full runs."""
 
-    def __init__(self, bench: Bench, solver: str, steps: int, shift: float):
-        self.bench, self.steps, pipe = bench, steps, bench.pipe
+    def __init__(self, bench: Bench, solver: str, steps: int, shift: float, kept: Path):
+        self.bench, self.steps, self.kept, pipe = bench, steps, kept, bench.pipe
         pipe.scheduler = scheduler(solver, shift)
         self.call = {**bench.call, "num_inference_steps": steps}
-        self.full = [self.clip(n) for n in range(len(bench.held_out))]
         self.flow = flow_of(pipe.scheduler)
         self.known = calibration(bench.artifact).at(self.flow.levels)
-        self.found: dict[int, list[float]] = {}
+        known = json.loads(kept.read_text()) if kept.exists() else {}
+        every = known.get("captions") == len(bench.held_out)
+        self.found: dict[int, list[float]] = {int(b): found for b, found in known.get("psnr", {}).items() if every}
+
+    @functools.cached_property
+    def full(self) -> list[torch.Tensor]:
+        return [self.clip(n) for n in range(len(self.bench.held_out))]
 
     def clip(self, number: int) -> torch.Tensor:
         return sample(self.bench.pipe, self.bench.held_out[number], number, self.call, output="pt").double()
@@ -64,7 +70,12 @@ class Setting:
                 warnings.simplefilter("ignore")
                 errors = [float((self.clip(n) - full).square().mean()) for n, full in enumerate(self.full)]
             self.found[budget] = [round(-10 * math.log10(max(e, 1e-10)), 2) for e in errors]
+            self.keep({})
         return self.found[budget]
+
+    def keep(self, row: dict[str, Any]) -> None:
+        psnr = {str(b): self.found[b] for b in sorted(self.found)}
+        self.kept.write_text(json.dumps({"captions": len(self.bench.held_out), "psnr": psnr, **row}))
 
     def row(self) -> dict[str, Any]:
         grid = sorted({max(2, round(share * self.steps)) for share in GRID})
@@ -77,7 +88,7 @@ class Setting:
                 promised = fidelity.at(self.known.plan(budget).predicted, share)[1]
                 reached.append(statistics.fmean(p >= promised for p in found))
             shares.append(statistics.fmean(reached))
-        return {"asked": asked, "shares": shares, "psnr": {str(b): table[b] for b in grid}}
+        return {"asked": asked, "shares": shares}
 
     def asked(self, psnr: float, table: dict[int, list[float]]) -> dict[str, Any]:
         """What Auto chooses for a PSNR, who reaches it, and the cheapest fixed budget that 95 % reach it with."""
@@ -108,12 +119,13 @@ def measure(
     benches: dict[str, Bench] = {}
     for family, solver, steps, shift in SETTINGS:
         kept = OUT / f"promise_{family}_{solver}_{steps}.json"
-        if only not in (None, family) or kept.exists():
+        if only not in (None, family):
             continue
         if family not in benches:
             benches[family] = Bench(family, captions)
-        row = Setting(benches[family], solver, steps, shift).row()
-        kept.write_text(json.dumps({"family": family, "solver": solver, "steps": steps, "captions": captions, **row}))
+        setting = Setting(benches[family], solver, steps, shift, kept)
+        row = setting.row()
+        setting.keep({"family": family, "solver": solver, "steps": steps, **row})
         told = [f"{a['psnr']:g} dB: {a['budget']} (cheapest {a['cheapest']}) {a['reached']:.0%}" for a in row["asked"]]
         print(family, solver, steps, "  ".join(told), flush=True)
     if only is None:
@@ -124,7 +136,7 @@ def measure(
 def write() -> None:
     """The JSON and the diagram of what was measured."""
     paths = [OUT / f"promise_{family}_{solver}_{steps}.json" for family, solver, steps, _ in SETTINGS]
-    rows = [json.loads(path.read_text()) for path in paths if path.exists()]
+    rows = [row for path in paths if path.exists() and "asked" in (row := json.loads(path.read_text()))]
     results.write("promise", {"rows": rows, "shares": SHARES}, command="measure_promise.py measure")
     draw(rows)
 
