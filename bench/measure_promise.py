@@ -3,8 +3,8 @@
 Of every setting (family, solver, T): the shipped calibration, held-out captions, several fidelities asked for.  Beside
 the share of runs that reach one stands the cheapest budget, the same for all captions, with which 95 % of them do:
 found afterwards, among budgets in steps of two or three, PSNR on straight lines between them.  The reliability diagram
-(``docs/reliability.png``) has the share of runs that reach what is promised for 50 to 95 % of them.  Every budget's runs
-are kept, so what is stopped goes on, and another rule for promises costs the budgets that it asks for.
+(``docs/reliability.png``) has the share of runs that reach what is promised for 50 to 95 % of them.  Every budget's
+runs are kept: what is stopped goes on, and another rule for promises costs the budgets that it asks for.
 """
 
 from __future__ import annotations
