@@ -1,10 +1,11 @@
 """Whether ``Auto(psnr=...)`` keeps its word, and what that costs: ``python bench/measure_promise.py measure``.
 
-Of every setting (family, solver, T): the shipped calibration, held-out captions, several fidelities asked for.  Beside
-the share of runs that reach one stands the cheapest budget, the same for all captions, with which 95 % of them do:
-found afterwards, among budgets in steps of two or three, PSNR on straight lines between them.  The reliability diagram
-(``docs/reliability.png``) has the share of runs that reach what is promised for 50 to 95 % of them.  Every budget's
-runs are kept: what is stopped goes on, and another rule for promises costs the budgets that it asks for.
+Of every setting (family, solver, T): the shipped calibration, held-out captions, several fidelities asked for, the
+guard as by default.  Beside the share of runs that reach one, and their mean cost, stands the cheapest budget, the same
+for all captions, with which 95 % of them do: found afterwards, among budgets in steps of two or three, PSNR on straight
+lines between them.  The reliability diagram (``docs/reliability.png``) has the share of runs that reach what is promised
+for 50 to 95 % of them.  Every budget's runs are kept: what is stopped goes on, and another rule for promises costs the
+budgets that it asks for.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from measure_levels import OUT, Bench, scheduler
 import vaccel
 from vaccel.calibrate.samples import sample
 from vaccel.integrations.diffusers.schedulers import flow_of
+from vaccel.methods.auto import GUARD
 from vaccel.planning.calibration import calibration
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -54,6 +56,7 @@ class Setting:
         known = json.loads(kept.read_text()) if kept.exists() else {}
         every = known.get("captions") == len(bench.held_out)
         self.found: dict[int, list[float]] = {int(b): found for b, found in known.get("psnr", {}).items() if every}
+        self.guarded = {int(b): found for b, found in known.get("guarded", {}).items() if every}
 
     @functools.cached_property
     def full(self) -> list[torch.Tensor]:
@@ -65,17 +68,32 @@ class Setting:
     def psnr(self, budget: int) -> list[float]:
         """Of every caption at so many computed steps."""
         if budget not in self.found:
-            method = vaccel.Forecast.load(self.bench.artifact, budget)
-            with warnings.catch_warnings(), vaccel.accelerate(self.bench.pipe, method):
-                warnings.simplefilter("ignore")
-                errors = [float((self.clip(n) - full).square().mean()) for n, full in enumerate(self.full)]
-            self.found[budget] = [round(-10 * math.log10(max(e, 1e-10)), 2) for e in errors]
+            self.found[budget], _ = self._run(vaccel.Forecast.load(self.bench.artifact, budget))
             self.keep({})
         return self.found[budget]
 
+    def with_guard(self, budget: int) -> tuple[list[float], float]:
+        """The same with the guard, and the mean number of computed steps."""
+        if budget not in self.guarded:
+            self.guarded[budget] = self._run(vaccel.Forecast.load(self.bench.artifact, budget, guard=GUARD))
+            self.keep({})
+        psnr, steps = self.guarded[budget]
+        return psnr, steps
+
+    def _run(self, method: vaccel.Method) -> tuple[list[float], float]:
+        found, steps = [], []
+        with warnings.catch_warnings(), vaccel.accelerate(self.bench.pipe, method) as handle:
+            warnings.simplefilter("ignore")
+            for n, full in enumerate(self.full):
+                error = float((self.clip(n) - full).square().mean())
+                found.append(round(-10 * math.log10(max(error, 1e-10)), 2))
+                steps.append(handle.trace.timeline().count("F"))
+        return found, round(statistics.fmean(steps), 3)
+
     def keep(self, row: dict[str, Any]) -> None:
         psnr = {str(b): self.found[b] for b in sorted(self.found)}
-        self.kept.write_text(json.dumps({"captions": len(self.bench.held_out), "psnr": psnr, **row}))
+        found = {"captions": len(self.bench.held_out), "psnr": psnr, "guarded": self.guarded}
+        self.kept.write_text(json.dumps({**found, **row}))
 
     def row(self) -> dict[str, Any]:
         grid = sorted({max(2, round(share * self.steps)) for share in GRID})
@@ -96,13 +114,13 @@ class Setting:
         candidates = auto.candidates(list(auto.artifacts), self.steps, self.flow)
         chosen = auto.reaching(candidates)
         budget = chosen.budget if chosen is not None else self.steps
-        found = self.psnr(budget) if budget < self.steps else [100.0] * len(self.full)
+        found, steps = self.with_guard(budget) if budget < self.steps else ([100.0] * len(self.full), budget)
         grid, each = list(table), np.array(list(table.values())).T
         budgets = range(grid[0], grid[-1] + 1)
         shares = {b: np.mean([np.interp(b, grid, curve) >= psnr for curve in each]) for b in budgets}
         cheapest = next((b for b, share in shares.items() if share >= 0.95), None)
         return {
-            "psnr": psnr, "budget": budget, "promised": chosen is not None, "cheapest": cheapest,
+            "psnr": psnr, "budget": budget, "steps": steps, "promised": chosen is not None, "cheapest": cheapest,
             "reached": statistics.fmean(p >= psnr for p in found), "mean": statistics.fmean(found), "worst": min(found),
         }  # fmt: skip
 
@@ -126,7 +144,7 @@ def measure(
         setting = Setting(benches[family], solver, steps, shift, kept)
         row = setting.row()
         setting.keep({"family": family, "solver": solver, "steps": steps, **row})
-        told = [f"{a['psnr']:g} dB: {a['budget']} (cheapest {a['cheapest']}) {a['reached']:.0%}" for a in row["asked"]]
+        told = [f"{a['psnr']:g} dB: {a['steps']} (cheapest {a['cheapest']}) {a['reached']:.0%}" for a in row["asked"]]
         print(family, solver, steps, "  ".join(told), flush=True)
     if only is None:
         write()

@@ -19,7 +19,7 @@ def promise() -> str:
     known = [a for a in every if a["cheapest"] is not None]
     note = (
         f"{data['rows'][0]['captions']} held-out captions; {statistics.fmean(a['reached'] for a in every):.0%} of all "
-        f"promised runs reach what was asked, with {statistics.fmean(a['budget'] / a['cheapest'] for a in known):.2f} "
+        f"promised runs reach what was asked, with {statistics.fmean(a['steps'] / a['cheapest'] for a in known):.2f} "
         "times the steps of the cheapest budget that 95 % would have reached it with, found afterwards. "
     )
     return _table(header, rows) + "\n\n" + note + _source("cpu/promise", data)
@@ -32,4 +32,4 @@ def _setting(row: dict[str, Any]) -> str:
 def _cell(asked: dict[str, Any]) -> str:
     if not asked["promised"]:
         return "not promised"
-    return f"{asked['budget']}: {asked['reached']:.0%} ({asked['cheapest'] or 'none'})"
+    return f"{asked['steps']:.3g}: {asked['reached']:.0%} ({asked['cheapest'] or 'none'})"
