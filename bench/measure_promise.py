@@ -3,7 +3,7 @@
 Of every setting (family, solver, T): the shipped calibration, held-out captions, several fidelities asked for, the
 guard as by default.  Beside the share of runs that reach one, and their mean cost, stands the cheapest budget, the same
 for all captions, with which 95 % of them do: found afterwards, among budgets in steps of two or three, PSNR on straight
-lines between them.  The reliability diagram (``docs/reliability.png``) has the share of runs that reach what is promised
+lines between them.  The diagram (``docs/reliability.png``) has the share of runs that reach what is promised
 for 50 to 95 % of them.  Every budget's runs are kept: what is stopped goes on, and another rule for promises costs the
 budgets that it asks for.
 """
