@@ -51,6 +51,7 @@ class Setting:
         self.bench, self.steps, self.kept, pipe = bench, steps, kept, bench.pipe
         pipe.scheduler = scheduler(solver, shift)
         self.call = {**bench.call, "num_inference_steps": steps}
+        pipe.scheduler.set_timesteps(steps)
         self.flow = flow_of(pipe.scheduler)
         self.known = calibration(bench.artifact).at(self.flow.levels)
         known = json.loads(kept.read_text()) if kept.exists() else {}
