@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .extras import needed
+
 if TYPE_CHECKING:
     from . import actions, ops
     from .api import Handle, accelerate
@@ -82,12 +84,11 @@ _MODULES = {"artifacts": "planning.artifacts", "graphs": "engine.graphs"} | {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        value = import_module(f".{_MODULES[name]}", __name__)
-    elif name in _LAZY:
-        value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    else:
+    if name not in _MODULES and name not in _LAZY:
         raise AttributeError(f"module 'vaccel' has no attribute {name!r}")
+    with needed(f"vaccel.{name}"):
+        module = import_module(f".{_MODULES[name] if name in _MODULES else _LAZY[name]}", __name__)
+        value = module if name in _MODULES else getattr(module, name)
     globals()[name] = value
     return value
 

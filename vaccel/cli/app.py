@@ -6,11 +6,32 @@ it runs, so that ``vaccel --help`` does not wait for torch.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from . import calibrate, compare, distill, doctor, generate
 
 app = typer.Typer(no_args_is_help=True, help="Diffusion video generation several times faster, faithful to the model.")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from .. import __version__
+
+        print(f"vaccel {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Diffusion video generation several times faster, faithful to the model."""
+
+
 app.command("generate")(generate.generate)
 app.command("compare")(compare.compare)
 app.add_typer(calibrate.app, name="calibrate")

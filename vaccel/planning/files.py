@@ -16,7 +16,6 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 from filelock import FileLock, Timeout
 
 #: Seconds that a process may seem younger than a file it has made: clocks of processes and of files differ.
@@ -126,7 +125,14 @@ def _in_use(partial: Path, pid: int) -> bool:
 
 
 def alive(pid: int, made: float) -> bool:
-    """Whether the process that made a file at ``made`` runs; a later one may have its number."""
+    """Whether the process that made a file at ``made`` runs; a later one may have its number.
+
+    Without psutil, which tells them apart, every process that runs counts.
+    """
+    try:
+        import psutil
+    except ImportError:
+        return _runs(pid)
     try:
         process = psutil.Process(pid)
         return process.create_time() <= made + SLACK and process.status() != psutil.STATUS_ZOMBIE
@@ -134,6 +140,16 @@ def alive(pid: int, made: float) -> bool:
         return False
     except (psutil.Error, OSError, OverflowError):
         return True
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 @contextlib.contextmanager

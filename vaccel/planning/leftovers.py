@@ -16,9 +16,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from ..extras import needed
 from .files import SLACK, alive, host
+
+with needed("looking for leftovers"):
+    import psutil
 
 try:
     import fcntl
