@@ -1,115 +1,134 @@
-"""Builds the native parts against the torch that is installed; without compilers the package installs all the same.
+"""Builds the native parts against the torch of the environment that they are installed into.
 
-Build with ``pip install --no-build-isolation -e .``: isolation would fetch another torch to compile against.
+``VACCEL_NATIVE=1`` asks for the CPU kernels and the schedule solver, ``VACCEL_CUDA=1`` for the CUDA kernels: what is
+asked for and cannot be built fails the installation with the compiler's message.  Without being asked, the CPU parts are
+built where torch and a C++ compiler are at hand and otherwise left out, the CUDA kernels always (``vaccel-cu13`` has
+them built).  ``VACCEL_NATIVE=0`` builds nothing.  What was left out, and why, is in ``vaccel/_build.json``, which
+``vaccel doctor`` shows.
 """
 
 import glob
+import json
 import os
 import shutil
 import sys
+import sysconfig
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "csrc"))
-from flags import ARCHITECTURES, CUDA_FLAGS, FLAGS
+import cuda_library
+from flags import FLAGS
 
 SOURCES = ["csrc/schemas.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))]
-CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))
 SOLVER_SOURCES = sorted(glob.glob("csrc/solver/*.cpp"))
+NATIVE, SOLVER, CUDA = "vaccel._native", "vaccel._solver", "vaccel._native_cuda"
+NATIVE_ASKED, CUDA_ASKED = os.environ.get("VACCEL_NATIVE"), os.environ.get("VACCEL_CUDA") == "1"
+#: part -> why it is left out; "" once it is built.
+LEFT_OUT = dict.fromkeys((NATIVE, SOLVER, CUDA), "VACCEL_NATIVE=0 asked for none")
+
+
+def torch():
+    """torch, of the build's own environment or of the one that is installed into; None without one.
+
+    pip builds in an environment of its own, where another torch would have to be downloaded to compile against, and it
+    would not be the one that the result is loaded into.  The interpreter is the same, and knows where its packages are.
+    """
+    for folder in ("", sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        if folder and folder not in sys.path:
+            sys.path.append(folder)
+        try:
+            import torch
+
+            return torch
+        except ImportError:
+            continue
+    return None
 
 
 def extensions():
-    if os.environ.get("VACCEL_NATIVE") == "0":
-        print("vaccel: VACCEL_NATIVE=0, building without native kernels", file=sys.stderr)
-        return [], {}
-    try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
-    except ImportError:
-        print("vaccel: torch is not installed, building without native kernels", file=sys.stderr)
-        return [], {}
+    """What is to be built."""
+    if NATIVE_ASKED == "0" and not CUDA_ASKED:
+        return []
+    found = []
+    if torch() is None:
+        missing = f"torch is not installed for {sys.executable}: install it first, then vaccel"
+        _leave_out(NATIVE, missing, asked=NATIVE_ASKED == "1")
+        _leave_out(CUDA, missing if CUDA_ASKED else NOT_ASKED, asked=CUDA_ASKED)
+    else:
+        if NATIVE_ASKED != "0":
+            from torch.utils.cpp_extension import CppExtension
 
-    class OptionalBuild(BuildExtension):
-        """A failed compile leaves the native part out, said once, instead of failing the installation."""
+            headers = glob.glob("csrc/**/*.h", recursive=True)
+            found.append(
+                CppExtension(NATIVE, SOURCES, include_dirs=[os.path.abspath("csrc/include")], depends=headers,
+                             extra_compile_args=FLAGS, py_limited_api=True)
+            )  # fmt: skip
+        if CUDA_ASKED:
+            found.append(Extension(CUDA, sorted(glob.glob("csrc/cuda/*.cu")), py_limited_api=True))
+        else:
+            LEFT_OUT[CUDA] = NOT_ASKED
+    if NATIVE_ASKED != "0":
+        import pybind11  # which the build asks for
 
-        def build_extension(self, ext):
-            try:
-                super().build_extension(ext)
-            except Exception as error:  # compilers fail in many ways; the package works without
-                print(f"vaccel: {ext.name} left out: {error}", file=sys.stderr)
+        # One build a Python version, since pybind11 has no limited API.
+        options = {"include_dirs": [pybind11.get_include()], "depends": glob.glob("csrc/solver/*.h")}
+        found.append(Extension(SOLVER, SOLVER_SOURCES, extra_compile_args=FLAGS, language="c++", **options))
+    return found
+
+
+NOT_ASKED = "not asked for: VACCEL_CUDA=1 builds them here, vaccel-cu13 has them built"
+
+
+def _leave_out(part, why, *, asked):
+    """Leaves a part out, said in one line; one that was asked for ends the installation."""
+    if asked:
+        raise SystemExit(f"vaccel: {part} was asked for and cannot be built: {why}")
+    LEFT_OUT[part] = why.strip().splitlines()[-1] if why.strip() else "unknown"
+    print(f"vaccel: {part} left out: {LEFT_OUT[part]}", file=sys.stderr)
+
+
+def command():
+    """``build_ext``: torch's where there is one, which knows how to compile against it."""
+    if torch() is None:
+        return _command(build_ext)
+    from torch.utils.cpp_extension import BuildExtension
+
+    return _command(BuildExtension.with_options(use_ninja=bool(shutil.which("ninja"))))
+
+
+def _command(base):
+    class Build(base):
+        """Every part by itself: a failure ends the installation where the part was asked for."""
 
         def build_extensions(self):
-            try:
-                super().build_extensions()
-            except Exception as error:  # torch refuses an nvcc that does not fit it before anything is compiled
-                print(f"vaccel: CUDA kernels left out: {error}", file=sys.stderr)
-                self.extensions = [e for e in self.extensions if e.name != "vaccel._native_cuda"]
-                super().build_extensions()
-
-        def copy_extensions_to_source(self):
-            built = [e for e in self.extensions if os.path.isfile(self.get_ext_fullpath_in_build(e))]
+            every, built = self.extensions, []
+            for extension in every:
+                self.extensions, name = [extension], extension.name
+                try:
+                    if name == CUDA:
+                        chosen = cuda_library.architectures(os.environ.get("VACCEL_ARCHITECTURES"))
+                        cuda_library.build(Path(self.get_ext_fullpath(name)), chosen)
+                    else:
+                        super().build_extensions()
+                except (Exception, SystemExit) as error:  # compilers fail in many ways
+                    _leave_out(name, str(error), asked=CUDA_ASKED if name == CUDA else NATIVE_ASKED == "1")
+                    continue
+                LEFT_OUT[name] = ""
+                built.append(extension)
             self.extensions = built
-            super().copy_extensions_to_source()
 
-        def get_ext_fullpath_in_build(self, ext):
-            name = self.get_ext_filename(self.get_ext_fullname(ext.name))
-            return os.path.join(self.build_lib, name)
+        def run(self):
+            super().run()
+            said = {"torch": getattr(torch(), "__version__", None), "left_out": LEFT_OUT}
+            folders = {Path(self.build_lib, "vaccel")} | ({Path("vaccel")} if self.inplace else set())
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+                Path(folder, "_build.json").write_text(json.dumps(said, indent=1) + "\n")
 
-    def extension(make, name, sources, flags):
-        headers = glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", recursive=True)
-        include = [os.path.abspath("csrc/include")]
-        made = make(name, sources, include_dirs=include, depends=headers, extra_compile_args=flags, py_limited_api=True)
-        made.optional = True
-        return made
-
-    found = [extension(CppExtension, "vaccel._native", SOURCES, FLAGS), *solver()]
-    if without := no_cuda():
-        print(f"vaccel: building without CUDA kernels: {without}", file=sys.stderr)
-    else:
-        flags = {"cxx": FLAGS, "nvcc": [*CUDA_FLAGS, *architectures()]}
-        found.append(extension(CUDAExtension, "vaccel._native_cuda", CUDA_SOURCES, flags))
-    return found, {"build_ext": OptionalBuild.with_options(use_ninja=bool(shutil.which("ninja")))}
+    return Build
 
 
-def solver():
-    """The schedule solver's compiled core: one build a Python version, since pybind11 has no limited API."""
-    try:
-        import pybind11
-    except ImportError:
-        print("vaccel: pybind11 is not installed, building without the compiled schedule solver", file=sys.stderr)
-        return []
-    include, headers = [pybind11.get_include()], glob.glob("csrc/solver/*.h")
-    options = {"include_dirs": include, "depends": headers, "extra_compile_args": FLAGS, "language": "c++"}
-    return [Extension("vaccel._solver", SOLVER_SOURCES, optional=True, **options)]
-
-
-def no_cuda():
-    """Why the CUDA kernels cannot be built, or "" if they can."""
-    import torch
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    if os.environ.get("VACCEL_CUDA") != "1":
-        return "nothing uses them by default yet; VACCEL_CUDA=1 builds them"
-    if torch.version.cuda is None:
-        return "this torch has none"
-    return "" if CUDA_HOME and shutil.which("nvcc", path=os.path.join(CUDA_HOME, "bin")) else "nvcc not found"
-
-
-def architectures():
-    """nvcc's flags for the GPUs of this machine, or for every generation it knows where there is none.
-
-    The newest is kept as PTX too, for GPUs that come after it.
-    """
-    import subprocess
-
-    import torch
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    here = {"{}{}".format(*torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())}
-    command = [os.path.join(CUDA_HOME, "bin", "nvcc"), "--list-gpu-arch"]
-    known = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    chosen = sorted(here or {a for a in ARCHITECTURES if f"compute_{a}" in known}, key=int)
-    return [f"-gencode=arch=compute_{a},code=[sm_{a}{f',compute_{a}' if a == chosen[-1] else ''}]" for a in chosen]
-
-
-modules, commands = extensions()
-setup(ext_modules=modules, cmdclass=commands)
+setup(ext_modules=extensions(), cmdclass={"build_ext": command()})

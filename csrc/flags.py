@@ -6,5 +6,7 @@ TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=off", TORCH_TARGET]
 # Nor on a GPU: where eager torch rounds, so do the kernels.
 CUDA_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-DUSE_CUDA", TORCH_TARGET]
-# GPU generations: A100, H100 and H200, B200.
+# GPU generations that the sources are checked for: A100, H100 and H200, B200.
 ARCHITECTURES = ("80", "90", "100")
+# And that a library for any machine is built for: A10 and RTX 30, L4 and RTX 40, RTX 50 too.
+ALL_ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
