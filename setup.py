@@ -1,10 +1,10 @@
 """Builds the native parts against the torch of the environment that they are installed into.
 
 ``VACCEL_NATIVE=1`` asks for the CPU kernels and the schedule solver, ``VACCEL_CUDA=1`` for the CUDA kernels: what is
-asked for and cannot be built fails the installation with the compiler's message.  Without being asked, the CPU parts are
-built where torch and a C++ compiler are at hand and otherwise left out, the CUDA kernels always (``vaccel-cu13`` has
-them built).  ``VACCEL_NATIVE=0`` builds nothing.  What was left out, and why, is in ``vaccel/_build.json``, which
-``vaccel doctor`` shows.
+asked for and cannot be built fails the installation with the compiler's message.  Without being asked, the CPU parts
+are built where torch and a C++ compiler are at hand and otherwise left out; the CUDA kernels always are
+(``vaccel-cu13`` has them built).  ``VACCEL_NATIVE=0`` builds nothing.  What was left out, and why, is in
+``vaccel/_build.json``, which ``vaccel doctor`` shows.
 """
 
 import glob

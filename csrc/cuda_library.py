@@ -27,10 +27,13 @@ class NoCompilerError(RuntimeError):
 def nvcc() -> str:
     """The compiler: ``$CUDA_HOME/bin/nvcc``, or that of the path.  Raises ``NoCompilerError`` without one."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    found = shutil.which("nvcc", path=os.path.join(home, "bin")) if home else None
-    found = found or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if home:
+        found = shutil.which("nvcc", path=os.path.join(home, "bin"))
+    else:
+        found = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if found is None:
-        raise NoCompilerError("nvcc was not found: install the CUDA toolkit, or set CUDA_HOME to where it is")
+        where = f"in CUDA_HOME={home}" if home else ": install the CUDA toolkit, or set CUDA_HOME to where it is"
+        raise NoCompilerError(f"nvcc was not found {where}")
     return found
 
 

@@ -6,12 +6,28 @@ from pathlib import Path
 
 import torch
 
+from .. import __version__
+from ..built import FOLDER, left_out
 
-def _load(pattern: str) -> tuple[bool, str]:
+
+def _packaged() -> tuple[list[Path], str]:
+    """(the CUDA library of ``vaccel-cu13``, or why there is none)."""
+    try:
+        import vaccel_cu13
+    except ImportError:
+        return [], "vaccel-cu13 is not installed"
+    if vaccel_cu13.__version__ != __version__:
+        return [], f"vaccel-cu13 is of version {vaccel_cu13.__version__}, and vaccel of {__version__}: install that one"
+    return [vaccel_cu13.LIBRARY], ""
+
+
+def _load(pattern: str, packaged: tuple[list[Path], str] = ([], "")) -> tuple[bool, str]:
     """(loaded, its path or why it is not).  Loading registers the ops under ``torch.ops.vaccel``."""
-    found = sorted((Path(__file__).resolve().parent.parent).glob(pattern))
+    found = sorted(FOLDER.glob(pattern)) or packaged[0]
     if not found:
-        return False, f"not built (no vaccel/{pattern})"
+        part = f"vaccel.{pattern.partition('.')[0]}"
+        reasons = [left_out(part) or f"not built (no vaccel/{pattern})", packaged[1]]
+        return False, "; ".join(filter(None, reasons))
     try:
         torch.ops.load_library(str(found[0]))
     except OSError as error:
@@ -23,7 +39,7 @@ def _load(pattern: str) -> tuple[bool, str]:
 LOADED, DETAIL = _load("_native.*so")
 CUDA_LOADED, CUDA_DETAIL = False, "torch sees no GPU" if LOADED else DETAIL
 if LOADED and torch.cuda.is_available():
-    CUDA_LOADED, CUDA_DETAIL = _load("_native_cuda.*so")
+    CUDA_LOADED, CUDA_DETAIL = _load("_native_cuda.*so", _packaged())
 
 
 def native() -> bool:

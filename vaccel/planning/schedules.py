@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..built import left_out
 from ..reference import schedule as reference
 
 IMPLS = ("cpp", "python")
@@ -28,7 +29,7 @@ def _load() -> tuple[ModuleType | None, str]:
     try:
         module = importlib.import_module("vaccel._solver")
     except ModuleNotFoundError:
-        return None, "not built (no vaccel/_solver.*so for this Python)"
+        return None, left_out("vaccel._solver") or "not built (no vaccel/_solver.*so for this Python)"
     except ImportError as error:
         return None, f"_solver does not load: {error}"
     if not hasattr(module, "solve_units"):
