@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test fast lint bench compile-check installs wheels conformance doctor clean
+.PHONY: demo test fast lint bench compile-check emulate installs wheels conformance doctor clean
 
 demo: $(STAMP)
 	$(BIN)/vaccel compare --out out/demo
@@ -31,6 +31,10 @@ bench: $(STAMP)
 compile-check: $(STAMP)
 	$(BIN)/python csrc/compile_check.py
 	$(BIN)/python kernels/compile_check.py
+
+# The CUDA kernels on this processor: races, planted faults, and the ops against fp64.  No GPU, no nvcc.
+emulate: $(STAMP)
+	$(BIN)/python csrc/emulate.py
 
 # Every way to install, each in its place; five minutes or so.
 installs: $(STAMP)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "csrc"))
 import cuda_library
@@ -122,13 +123,27 @@ def _command(base):
 
         def run(self):
             super().run()
-            said = {"torch": getattr(torch(), "__version__", None), "left_out": LEFT_OUT}
-            folders = {Path(self.build_lib, "vaccel")} | ({Path("vaccel")} if self.inplace else set())
-            for folder in folders:
-                folder.mkdir(parents=True, exist_ok=True)
-                Path(folder, "_build.json").write_text(json.dumps(said, indent=1) + "\n")
+            said(self.build_lib)
+            if self.inplace:
+                said(".")
 
     return Build
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": command()})
+class Packages(build_py):
+    """Without native parts too what was left out is said."""
+
+    def run(self):
+        super().run()
+        said("." if self.editable_mode else self.build_lib)
+
+
+def said(folder):
+    """Writes what was left out beside the package in a folder."""
+    path = Path(folder, "vaccel", "_build.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = {"torch": getattr(torch(), "__version__", None), "left_out": LEFT_OUT}
+    path.write_text(json.dumps(told, indent=1) + "\n")
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": command(), "build_py": Packages})

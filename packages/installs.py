@@ -107,14 +107,19 @@ def environment(folder: Path, torch: bool) -> Path:
     return python
 
 
-def sdist(python: Path, out: Path) -> Path:
-    """The source distribution, of a clean copy of what is tracked."""
-    copy = out / "copy"
+def clean_copy(copy: Path) -> Path:
+    """What is tracked, without what earlier builds have left."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     for name in filter(None, listed.decode().split("\0")):
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name)
+    return copy
+
+
+def sdist(python: Path, out: Path) -> Path:
+    """The source distribution."""
+    copy = clean_copy(out / "copy")
     code = "import os, setuptools.build_meta as b; print(b.build_sdist(os.environ['OUT']))"
     made = subprocess.run(
         [str(python), "-c", code], cwd=copy, capture_output=True, text=True, check=False,
@@ -125,12 +130,12 @@ def sdist(python: Path, out: Path) -> Path:
     return out / made.stdout.split()[-1]
 
 
-def tried(way: Way, python: Path, sources: Mapping[str, Path]) -> str:
+def tried(way: Way, python: Path, source: Path) -> str:
     """What is wrong with what came of it; "" where it is as it must be."""
     run(python, *PIP, "uninstall", "-y", "vaccel")
     isolation = [] if way.isolated else ["--no-build-isolation"]
     constraint = str(ROOT / "constraints.txt")
-    made = run(python, *PIP, "install", "--no-cache-dir", "-c", constraint, *isolation, str(sources[way.source]),
+    made = run(python, *PIP, "install", "--no-cache-dir", "-c", constraint, *isolation, str(source),
                environ=way.environ)  # fmt: skip
     said = made.stdout + made.stderr
     if way.native is None:
@@ -160,17 +165,19 @@ def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         python, bare = (environment(Path(folder, n), torch=n == "torch") for n in ("torch", "bare"))
-        sources = {".": ROOT, "sdist": sdist(python, Path(folder, "out"))}
+        packed = sdist(python, Path(folder, "out"))
         ways = [way for way in WAYS if wanted in way.what and (shutil.which("nvcc") or way.what != "CUDA asked for")]
         for way in ways:
             began = time.perf_counter()
-            wrong = tried(way, python, sources)
+            source = packed if way.source == "sdist" else clean_copy(Path(folder, f"source {began:.3f}"))
+            wrong = tried(way, python, source)
             failed += bool(wrong)
             came = "works" if way.native is not None else "is refused with its reason"
             print(
                 f"{time.perf_counter() - began:5.0f} s  {way.what}: {f'WRONG: {wrong}' if wrong else came}", flush=True
             )
-        refused = run(bare, *PIP, "install", "--no-deps", "--no-build-isolation", str(ROOT),
+        source = clean_copy(Path(folder, "bare source"))
+        refused = run(bare, *PIP, "install", "--no-deps", "--no-build-isolation", str(source),
                       environ={"VACCEL_NATIVE": "1"})  # fmt: skip
         good = refused.returncode != 0 and "torch is not installed" in refused.stdout + refused.stderr
         failed += not good
