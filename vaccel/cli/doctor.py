@@ -31,6 +31,10 @@ def doctor(
         bool,
         typer.Option("--unfinished", help="With --remove: also what an interrupted calibration would go on from."),
     ] = False,
+    certify: Annotated[
+        bool,
+        typer.Option("--certify", help="Prove the kernels on this machine's GPU, or its CPU, and show what is used."),
+    ] = False,
     pipeline: Annotated[
         str | None,
         typer.Option(
@@ -42,6 +46,9 @@ def doctor(
     """What is installed, built and usable here, what killed processes left behind, what is seen of a pipeline."""
     if pipeline is not None:
         _pipeline(pipeline, as_json)
+        return
+    if certify:
+        _certify(as_json)
         return
     if unfinished and not remove:
         raise typer.BadParameter("it says what else --remove deletes: give both", param_hint="--unfinished")
@@ -82,6 +89,37 @@ def _pipeline(source: str, as_json: bool) -> None:
     for name, said in found["methods"].items():
         table.add_row(Text.assemble(("method ", "bold"), name), Text(said))
     console.print(table)
+
+
+def _certify(as_json: bool) -> None:
+    import torch
+
+    from ..certify import certify
+    from ..ops import certified
+    from ..ops.inner import NAMES
+    from .console import Bar, say
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if certified.off():
+        refuse(ValueError("VACCEL_KERNELS=torch turns the kernels off: unset it to certify them"))
+    with Bar(every=5.0) as bar:
+        try:
+            found = certify(device, progress=bar.update)
+        except OSError as error:
+            found = error.table
+            say(f"the table is not kept, so torch is used: {error}")
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    table = Table("op", "dtype", "used", box=None, pad_edge=False)
+    for name in NAMES:
+        for dtype in ("float32", "bfloat16", "float16"):
+            if limits := found.limits(name, dtype):
+                told = [f"{impl} up to {end:.2g} elements" if end < float("inf") else impl for end, impl in limits]
+                table.add_row(name, dtype, ", then ".join(told))
+    console.print(table)
+    for note in found.notes():
+        console.print(Text(note), soft_wrap=True, highlight=False)
 
 
 def _removable(one: Leftover, unfinished: bool) -> bool:

@@ -18,6 +18,7 @@ from ..actions import Action
 from ..cache import Buffers
 from ..methods import Method, Observation, Policy, RunInfo
 from ..models.call import Stage
+from ..ops import certified
 from ..planning.channels import Channels
 from ..planning.flow import Flow
 from ..planning.schema import step_count
@@ -230,6 +231,8 @@ class Run:
             self._reshaped = self._reshaped or branch == 0
         if before is not None and not self._goes_on(before, stage, branch, x, batched, condition):
             before = None
+        if not self.calls_bound and (proven := certified.table(x.device)) is not None:
+            self.trace.notes += [note for note in proven.notes() if note not in self.trace.notes]
         self.calls_bound[key] = self._latest[number] = call = Call(self, stage, branch, x, batched, number, before)
         call.condition, call.kind = condition, self._kind(branch)
         return call

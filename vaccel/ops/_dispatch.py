@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .. import reference
+from . import certified
 from ._native import CUDA_DETAIL, CUDA_LOADED, DETAIL, FAKES, IN_PLACE, LOADED, nothing
 
 IMPLS = ("cpp", "cuda", "triton", "torch", "reference")
@@ -68,6 +69,8 @@ def run(
 
 def _choose(op: str, impl: str | None, tensors: tuple[torch.Tensor, ...], fits: bool) -> str:
     if impl is None:
+        if certified.off():
+            return "torch"
         fast = LOADED and op not in ONE_OPERATION and tensors[0].is_cpu and fits and _able(tensors)
         return "cpp" if fast else "torch"
     if impl not in IMPLS:

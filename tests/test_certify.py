@@ -1,0 +1,171 @@
+"""Kernels prove themselves in a process of its own; what is wrong, crashes or hangs is never used."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+
+import vaccel
+from vaccel import certify as module
+from vaccel.ops import certified
+from vaccel.ops.certified import Table
+from vaccel.ops.inner import NAMES, _by_size, bound, inner
+
+CPU = torch.device("cpu")
+native = pytest.mark.skipif(not vaccel.ops.native(), reason="without compiled kernels there is nothing to prove")
+
+PLANTED = """
+import os, sys, time, torch
+from vaccel import certify
+import vaccel.ops.inner
+inner = sys.modules["vaccel.ops.inner"]
+
+def wrong(x): return torch.ops.vaccel.norm(x) * 1.01
+def slow(a, b): time.sleep(60)
+def dead(a, b): os.kill(os.getpid(), 11)
+def refuses(*arguments): raise RuntimeError("no kernel image")
+
+planted = {"norm": wrong, "cosine": slow, "relative_l1": dead, "cfg_combine": refuses}
+plainly = inner.bound
+inner.bound = lambda name, impl: planted.get(name, plainly(name, impl)) if impl == "cpp" else plainly(name, impl)
+certify.main()
+"""
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "SIZES", (2**10, 2**12))
+    return tmp_path
+
+
+def row(op="norm", impl="cpp", dtype="float32", elements=1024, us=1.0, torch_us=2.0, passed=True, why=""):
+    return {"op": op, "impl": impl, "dtype": dtype, "elements": elements, "us": us, "torch_us": torch_us,
+            "passed": passed, "why": why}  # fmt: skip
+
+
+def test_the_fastest_that_was_right_is_chosen():
+    rows = [
+        row(us=1.0), row(elements=65536, us=1.95), row(elements=2**20, us=1.0), row(impl="triton", us=0.5),
+        row(impl="triton", elements=2**20, us=0.5),
+        row(op="cosine"), row(op="cosine", elements=2**20, passed=False, why="off by 3"),
+    ]  # fmt: skip
+    table = Table(rows)
+    assert table.choice("norm", "float32", 1024) == "triton"
+    assert table.choice("norm", "float32", 65536) == "torch", "2.5 % faster are not enough"
+    assert table.choice("norm", "float32", 2**25) == "triton", "the largest that was measured stands for more"
+    assert table.choice("norm", "bfloat16", 1024) is table.choice("cfg_combine", "float32", 1024) is None
+    assert table.choice("cosine", "float32", 1024) == "torch", "wrong once is wrong"
+    assert table.limits("norm", "float32") == [(2**13, "triton"), (2**18, "torch"), (float("inf"), "triton")]
+    assert table.limits("cosine", "float32") == [(float("inf"), "torch")]
+    assert table.notes() == ["kernels: cosine by torch, not by cpp: off by 3"]
+    refused = Table(rows, [{"op": "norm", "impl": "triton", "why": "it crashed"}])
+    assert refused.choice("norm", "float32", 1024) == "cpp"
+
+
+def test_sizes_are_told_apart_at_the_call(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(
+        sys.modules["vaccel.ops.inner"], "bound", lambda name, impl: lambda *a, **k: chosen.append(impl)
+    )
+    norm = _by_size("norm", [(100, "cpp"), (float("inf"), "torch")])
+    norm(torch.zeros(1, 100))
+    norm(torch.zeros(1, 101))
+    combination = _by_size("linear_combination", [(100, "cpp"), (float("inf"), "torch")])
+    combination([torch.zeros(200)], None, None, channel_dim=1)
+    assert chosen == ["cpp", "torch", "torch"]
+
+
+@native
+def test_every_kernel_is_measured_and_used(cache, monkeypatch):
+    told = []
+    found = module.certify(CPU, progress=lambda done, total, what: told.append((done, total)))
+    assert {r["op"] for r in found.rows} == set(NAMES)
+    assert not found.notes()
+    assert all(r["us"] > 0 and r["torch_us"] > 0 for r in found.rows)
+    assert told[-1] == (len(found.rows), len(found.rows))
+    assert json.loads(certified.path_of(CPU).read_text())["of"]["torch"] == torch.__version__
+    kept = certified.table(CPU)
+    assert kept.rows == found.rows
+    for name, each in certified.all_of(NAMES, kept, "bfloat16").items():
+        assert getattr(inner(CPU, torch.bfloat16), name) is bound(name, each[0][1]) or len(each) > 1
+    monkeypatch.setenv("VACCEL_KERNELS", "torch")
+    assert certified.table(CPU) is None
+    assert inner(CPU, torch.float32).norm is bound("norm", "torch")
+
+
+@native
+def test_what_is_wrong_hangs_or_crashes_is_refused(cache, tmp_path, monkeypatch):
+    """And the pipeline's latents are, bit for bit, those without any kernel."""
+    script = tmp_path / "planted.py"
+    script.write_text(PLANTED)
+    found = module.certify(CPU, each=6.0, command=(sys.executable, str(script)))
+    notes = {note.split()[1]: note for note in found.notes()}
+    assert sorted(notes) == ["cfg_combine", "cosine", "norm", "relative_l1"]
+    assert "off by" in notes["norm"]
+    assert "did not come back within 6 s at 1024 elements" in notes["cosine"]
+    assert "crashed with signal 11" in notes["relative_l1"]
+    assert "no kernel image" in notes["cfg_combine"]
+    everything = Table([], [{"op": op, "impl": "cpp", "why": "planted"} for op in NAMES])
+    everything.rows = [row(op=op, dtype=d) for op in NAMES for d in ("float32", "bfloat16", "float16")]
+    certified.save(CPU, everything)
+    certified._table.cache_clear()
+    pipe = tiny.wan_pipeline()
+    with vaccel.accelerate(pipe, vaccel.Forecast.prior(4)) as handle:
+        made = tiny.latents(pipe, steps=8, guidance=5.0)
+        notes = handle.trace.notes
+    assert sum(note.startswith("kernels: ") for note in notes) == len(NAMES)
+    monkeypatch.setenv("VACCEL_KERNELS", "torch")
+    with vaccel.accelerate(pipe, vaccel.Forecast.prior(4)) as handle:
+        assert torch.equal(tiny.latents(pipe, steps=8, guidance=5.0), made)
+        assert not any(note.startswith("kernels: ") for note in handle.trace.notes)
+
+
+@native
+def test_a_process_that_cannot_start_refuses_all(cache):
+    found = module.certify(CPU, command=(sys.executable, "-c", "raise SystemExit('out of memory')"))
+    assert not found.rows
+    assert len(found.notes()) == len(NAMES)
+    assert all("out of memory" in note for note in found.notes())
+    assert certified.table(CPU).choice("norm", "float32", 1024) is None
+
+
+@native
+def test_a_cache_that_cannot_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SIZES", (2**10,))
+    (tmp_path / "vaccel").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(OSError) as raised:  # noqa: PT011  any of them
+        module.certify(CPU)
+    assert raised.value.table.rows
+    assert certified.table(CPU) is None
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"rows": 3, "refused": []}', "{"])
+def test_a_damaged_table_is_none(cache, text):
+    path = certified.path_of(CPU)
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    certified._table.cache_clear()
+    assert certified.table(CPU) is None
+    assert callable(inner(CPU, torch.float32).norm)
+
+
+@native
+def test_the_command_line(tmp_path):
+    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", "from vaccel import certify; certify.SIZES = (1024,); from vaccel.__main__ import "
+               "main; main()", "doctor", "--certify"]  # fmt: skip
+    said = subprocess.run(command, capture_output=True, text=True, env=environ, check=True).stdout
+    assert all(name in said for name in NAMES)
+    refused = subprocess.run(
+        command, capture_output=True, text=True, env={**environ, "VACCEL_KERNELS": "torch"}, check=False
+    )
+    assert refused.returncode != 0
+    assert "VACCEL_KERNELS" in refused.stdout + refused.stderr
