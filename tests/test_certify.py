@@ -169,3 +169,26 @@ def test_the_command_line(tmp_path):
     )
     assert refused.returncode != 0
     assert "VACCEL_KERNELS" in refused.stdout + refused.stderr
+
+
+def test_a_gpu_is_certified_at_its_first_use_and_never_in_the_way(cache, monkeypatch, caplog):
+    """Once in a process; an error in it is a line of the log."""
+    gpu, calls = torch.device("cuda", 0), []
+    monkeypatch.setattr(module, "_TRIED", set())
+    monkeypatch.setattr(certified, "table", lambda device: None)
+    monkeypatch.setattr(certified, "implementations", lambda device: ["cuda"])
+
+    def failing(device, most):
+        calls.append((device, most))
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(module, "certify", failing)
+    for _ in range(2):
+        module.first_use(gpu)
+    module.first_use(CPU)
+    assert calls == [(gpu, module.FIRST)]
+    assert "out of memory" in caplog.text
+    monkeypatch.setattr(module, "_TRIED", set())
+    monkeypatch.setenv("VACCEL_KERNELS", "torch")
+    module.first_use(gpu)
+    assert len(calls) == 1

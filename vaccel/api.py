@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .certify import first_use
 from .engine import graphs
 from .engine.trace import Trace
 from .experts.files import read_experts
@@ -197,6 +198,8 @@ def accelerate(
         small = [small[name] for name in names]
     smalls = _smalls(method, small, transformers, described)
     mismatches(method, pipe)
+    if (first := next(transformers[0].parameters(), None)) is not None:
+        first_use(first.device)
     session = Session(pipe, method, described, smalls, compile=compile, captures=captures, strict=strict)
     if method != asked:
         session.notes.append(f"seen from outside, so that {type(method).__name__} leaves the blocks alone")

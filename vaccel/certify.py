@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import queue
 import statistics
 import subprocess
@@ -27,7 +28,11 @@ from .ops.certified import SIZES, Table
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Seconds that one kernel may take for one size and dtype, compiling it included, and all of them together.
 EACH, ALL = 60.0, 600.0
+#: Seconds that they may take all together when they were not asked for.
+FIRST = 120.0
 CHANNELS = 16
+_LOG = logging.getLogger("vaccel")
+_TRIED: set[torch.device] = set()
 
 Progress = Callable[[int, int, str], None]
 
@@ -81,6 +86,22 @@ def certify(
         error.table = found  # type: ignore[attr-defined]
         raise
     return found
+
+
+def first_use(device: torch.device) -> None:
+    """Certifies a GPU that vaccel is used on for the first time, once in a process, and never fails."""
+    if device.type != "cuda" or certified.off() or device in _TRIED or certified.table(device) is not None:
+        return
+    _TRIED.add(device)
+    if not certified.implementations(device):
+        return
+    _LOG.warning(
+        "vaccel measures its kernels on this GPU, once, in %g s at most; VACCEL_KERNELS=torch leaves them out", FIRST
+    )
+    try:
+        certify(device, most=FIRST)
+    except Exception as error:  # whatever it is, torch computes what the kernels would
+        _LOG.warning("vaccel's kernels are not used: %s", error)
 
 
 def _cells(device: torch.device) -> Iterator[tuple[str, str, str, str]]:
