@@ -11,7 +11,8 @@ import vaccel
 
 ROOT = Path(vaccel.__file__).parent
 FLOORS = [
-    ("reference", "ops"),
+    ("reference", "ops", "extras", "built"),
+    ("certify",),
     ("actions", "cache", "signals"),
     ("models", "planning"),
     ("methods",),
