@@ -55,9 +55,9 @@ class Setting:
         self.flow = flow_of(pipe.scheduler)
         self.known = calibration(bench.artifact).at(self.flow.levels)
         known = json.loads(kept.read_text()) if kept.exists() else {}
-        every = known.get("captions") == len(bench.held_out)
-        self.found: dict[int, list[float]] = {int(b): found for b, found in known.get("psnr", {}).items() if every}
-        self.guarded = {int(b): found for b, found in known.get("guarded", {}).items() if every}
+        known = known if known.get("captions") == len(bench.held_out) else {}
+        self.found: dict[int, list[float]] = {int(b): found for b, found in known.get("psnr", {}).items()}
+        self.guarded = {int(b): found for b, found in known.get("guarded", {}).items()}
 
     @functools.cached_property
     def full(self) -> list[torch.Tensor]:
