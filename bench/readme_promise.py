@@ -18,11 +18,17 @@ def promise() -> str:
     every = [a for row in data["rows"] for a in row["asked"] if a["promised"]]
     known = [a for a in every if a["cheapest"] is not None]
     note = (
-        f"{data['rows'][0]['captions']} held-out captions; {statistics.fmean(a['reached'] for a in every):.0%} of all "
+        f"{_captions(data['rows'])} held-out captions; {statistics.fmean(a['reached'] for a in every):.0%} of all "
         f"promised runs reach what was asked, with {statistics.fmean(a['steps'] / a['cheapest'] for a in known):.2f} "
         "times the steps of the cheapest budget that 95 % would have reached it with, found afterwards. "
     )
     return _table(header, rows) + "\n\n" + note + _source("cpu/promise", data)
+
+
+def _captions(rows: list[dict[str, Any]]) -> str:
+    """How many each family was tried on."""
+    counts = {row["family"]: row["captions"] for row in rows}
+    return " and ".join(f"{count} ({name})" for name, count in counts.items())
 
 
 def _setting(row: dict[str, Any]) -> str:

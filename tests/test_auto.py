@@ -269,7 +269,7 @@ def test_a_speed_and_a_fidelity_together(pipe, forecast_artifact):
 
 def test_a_fidelity_is_reached_by_nineteen_in_twenty(forecast_artifact):
     auto = vaccel.Auto(psnr=40.0, artifacts=(str(forecast_artifact),))
-    known = Fidelity([[(1.0, 0.0)]] * 50 + [[(1.0, -4.0)]] * 2)  # dB for dB; of 52 the lowest counts
+    known = Fidelity([[(1.0, 0.0)]] * 50 + [[(1.0, -4.0)]] * 2)  # dB for dB; of 52 the second lowest counts
     curve = [Candidate(None, b, 10 ** -(b / 20), known) for b in range(2, 60)]
     lowest = curve[0].psnr[1] - 2
     assert lowest <= -4

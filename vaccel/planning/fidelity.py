@@ -6,7 +6,7 @@ far single prompts lie from the mean differs between models by a factor of two, 
 downwards: some prompts are on the edge of becoming another picture.  So the promise is the lower of two: of the Student
 distribution, whose spread is that of the prompts and of ``SPREAD`` (as if of ``COUNT`` more), and of order: the k-th
 lowest of n prompts, k the largest with which nineteen runs in twenty, or more, reach it for three sets of calibration
-prompts in four.  That is k = 1 up to 52 prompts, and 3 of 80.
+prompts in five.  That is k = 1 up to 39 prompts, 2 of 40 and 3 of 80.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SPREAD = 5.0
 COUNT = 4
 
 #: The share of sets of calibration prompts for which a promise is kept as often as it says, or more.
-SURE = 0.75
+SURE = 0.6
 #: At so many errors it is looked up whether less is promised with a smaller one.
 GRID = 128
 
