@@ -5,7 +5,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
@@ -27,12 +27,13 @@ class Build(build_py):
 class Wheel(bdist_wheel):
     """One for every Python: the library knows torch's stable ABI alone."""
 
-    def finalize_options(self):
-        super().finalize_options()
-        self.root_is_pure = False
-
     def get_tag(self):
         return "py3", "none", super().get_tag()[2]
 
 
-setup(cmdclass={"build_py": Build, "bdist_wheel": Wheel})
+class Binary(Distribution):
+    def has_ext_modules(self):
+        return True
+
+
+setup(distclass=Binary, cmdclass={"build_py": Build, "bdist_wheel": Wheel})
