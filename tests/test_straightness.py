@@ -76,6 +76,7 @@ def test_what_is_no_number_teaches_nothing(prior):
     for products in (np.zeros((3, 3)), np.full((3, 3), np.nan)):
         assert seen.saw([4, 2, 0], products) is prior
     assert seen.saw([0], np.ones((1, 1))) is prior
+    assert seen.saw([4, 2, 0], np.ones((1, 1))) is prior, "the others were of another shape"
     assert not seen.scores.any()
     assert SHARES[0] == 0
 

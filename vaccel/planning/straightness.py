@@ -62,9 +62,10 @@ class Straightness:
 
         Args:
             steps: that one and those computed before it, newest first.
-            products: [n, n], the inner products of their velocities, in this order.
+            products: [n, n], the inner products of their velocities, in this order; of the newest, where latents have
+                changed their shape and older ones are of another.
         """
-        count = min(len(steps), self.order + 1)
+        count = min(len(steps), self.order + 1, len(products))
         steps, products = list(steps[:count]), np.asarray(products, float)[:count, :count]
         if count > 1 and np.isfinite(products).all() and np.trace(products) > 0:
             self.scores = FADES * self.scores + [self._score(share, steps, products) for share in SHARES]
