@@ -51,8 +51,10 @@ def torch():
 
 def extensions():
     """What is to be built."""
-    if NATIVE_ASKED == "0" and not CUDA_ASKED:
-        return []
+    if NATIVE_ASKED == "0":
+        print("vaccel: VACCEL_NATIVE=0, building without the CPU's native parts", file=sys.stderr)
+        if not CUDA_ASKED:
+            return []
     found = []
     if torch() is None:
         missing = f"torch is not installed for {sys.executable}: install it first, then vaccel"
@@ -141,6 +143,8 @@ class Packages(build_py):
 def said(folder):
     """Writes what was left out beside the package in a folder."""
     path = Path(folder, "vaccel", "_build.json")
+    if NATIVE_ASKED == "0" and path.exists():  # of an earlier build, whose parts are still there
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     told = {"torch": getattr(torch(), "__version__", None), "left_out": LEFT_OUT}
     path.write_text(json.dumps(told, indent=1) + "\n")

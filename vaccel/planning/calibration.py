@@ -282,7 +282,8 @@ def sample_of(velocities: torch.Tensor, flow: Flow, channels: Channels, bands: i
     products = gram.inner_products(velocities, channels, bands)
     tensors = tuple(piece.channels for piece in channels.pieces)
     found = Gram(flow.levels, products, max(_moving(velocities), 1), tensors)
-    data = {"levels": list(flow.levels), "channels": products.shape[1], "bands": bands, "elements": found.elements}
+    levels = [float(f"{level:.7g}") for level in flow.levels]  # every sample has them: no more digits than are needed
+    data = {"levels": levels, "channels": products.shape[1], "bands": bands, "elements": found.elements}
     if tensors:
         data["tensors"] = list(tensors)
     return found, {**data, "products": packed(products), "error_growth": {}}
