@@ -34,6 +34,8 @@ def commands() -> list[tuple[str, list[str]]]:
     includes = [*torch, f"-I{HERE / 'include'}"]
     found = []
     for source in sorted(HERE.rglob("*.cpp")):
+        if source.parent.name == "emulation":  # compiled, and run, by emulate.py
+            continue
         # The schedule solver is to do without torch, whose headers hold another pybind11.
         seen = python if source.parent.name == "solver" else includes
         found.append((str(source.relative_to(HERE.parent)), ["g++", *FLAGS, *WARNINGS, *seen, "-c", str(source)]))
