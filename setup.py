@@ -143,11 +143,12 @@ class Packages(build_py):
 def said(folder):
     """Writes what was left out beside the package in a folder."""
     path = Path(folder, "vaccel", "_build.json")
-    if NATIVE_ASKED == "0" and path.exists():  # of an earlier build, whose parts are still there
+    if folder == "." and not modules and path.exists():  # of an earlier build, whose parts are still there
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     told = {"torch": getattr(torch(), "__version__", None), "left_out": LEFT_OUT}
     path.write_text(json.dumps(told, indent=1) + "\n")
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": command(), "build_py": Packages})
+modules = extensions()
+setup(ext_modules=modules, cmdclass={"build_ext": command(), "build_py": Packages})
