@@ -40,14 +40,24 @@ FAULTS = [
     ("the grid is not waited for", "rows.cuh",
      "  cooperative_groups::this_grid().sync();\n  const int64_t chunks = chunks_of(n, kChunk<T>);\n  for",
      "  const int64_t chunks = chunks_of(n, kChunk<T>);\n  for"),
-    ("a chunk's last element is left out", "rows.cuh", "      if (i < length) use(i, packs[l]);",
-     "      if (i < length - 1) use(i, packs[l]);"),
+    ("a chunk's last pack is left out", "rows.cuh", "      if (i < end) use(i, packs[l]);",
+     "      if (i < end - 1) use(i, packs[l]);"),
+    ("a head is left out", "rows.cuh", "const int i = thread < head ? thread : thread + body;",
+     "if (thread < head) return;\n    const int i = thread + body;"),
+    ("a tail is one element short", "rows.cuh", "if (thread >= length - body) return;",
+     "if (thread >= length - body - 1) return;"),
+    ("a head reaches one element too far", "rows.cuh", "return head < length ? head : length;",
+     "return head < length ? head + (head > 0) : length;"),
+    ("a row's last pack has the next row's coefficients", "channels.cuh",
+     "return e < left_ ? loaded_.value[0] : loaded_.value[1];",
+     "return e <= left_ ? loaded_.value[0] : loaded_.value[1];"),
     ("a row's map is read before it is written", "rows.cuh",
      "      if (threadIdx.x == 0) of_row = reduction.map(sums, magnitude[row]);\n      __syncthreads();",
      "      if (threadIdx.x == 0) of_row = reduction.map(sums, magnitude[row]);"),
     ("a wide load where nothing is aligned", "rows.cuh", "__ldcg(reinterpret_cast<const uint4*>(from))",
      "__ldcg(reinterpret_cast<const uint4*>(reinterpret_cast<uintptr_t>(from) + 4))"),
-    ("a channel's factor of its neighbour", "channels.cuh", "entry[p] + k * table", "entry[p] + k * table + 1"),
+    ("a channel's factor of its neighbour", "channels.cuh", "entry_ = table + entries(i);",
+     "entry_ = table + entries(i) + 1;"),
 ]  # fmt: skip
 
 
@@ -151,8 +161,8 @@ def ops(folder: Path) -> bool:
     return said.returncode == 0
 
 
-SHAPES = ((1, 1), (3, 7), (4, 5, 33), (2, 4097), (3, 2056), (2, 64, 5, 6, 6))
-LAYOUTS = ("contiguous", "unaligned")
+SHAPES = ((1, 1), (3, 7), (4, 5, 33), (2, 4097), (3, 2056), (2, 3, 5, 7), (2, 64, 5, 6, 6))
+LAYOUTS = ("contiguous", "unaligned", "shifted")
 
 
 def checks() -> int:

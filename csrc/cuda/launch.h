@@ -30,14 +30,19 @@ inline void for_dtype(ScalarType type, const Run& run) {
   for_format<__nv_bfloat16, __half>(type, run);
 }
 
-inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kBytes == 0; }
+// Bytes past the last boundary that a wide load can start from.
+inline uintptr_t past_boundary(const void* p) { return reinterpret_cast<uintptr_t>(p) % kBytes; }
 
-// Calls run(width): as many elements a load as every row's start allows, sixteen bytes of them or one.
-template <class T, class Run, class... Pointers>
-inline void for_width(int64_t n, const Run& run, Pointers... pointers) {
-  constexpr int kWide = kBytes / sizeof(T);
-  if (n % kWide == 0 && (aligned(pointers) && ...))
-    run(std::integral_constant<int, kWide>{});
+// Calls run(width): as many elements a load as sixteen bytes hold, or one where the tensors' boundaries do not coincide.
+// A null pointer stands for nothing.
+template <class T, class Run, class First, class... Pointers>
+inline void for_width(const Run& run, First first, Pointers... pointers) {
+  const void* all[] = {pointers..., first};
+  const uintptr_t from = past_boundary(all[0]);
+  bool together = from % sizeof(T) == 0;
+  for (const void* p : all) together = together && (p == nullptr || past_boundary(p) == from);
+  if (together)
+    run(std::integral_constant<int, kBytes / sizeof(T)>{});
   else
     run(std::integral_constant<int, 1>{});
 }
@@ -112,7 +117,7 @@ inline void mapped(Tensor& out, const Map& map, const Inputs&... inputs) {
         const Launcher launch(out);
         launch(kernel, chunk_count(1, n, kChunk<T>), n, map, write<T>(out), read<T>(dense_inputs)...);
       };
-      for_width<T>(n, at_width, write<T>(out), read<T>(dense_inputs)...);
+      for_width<T>(at_width, write<T>(out), read<T>(dense_inputs)...);
     });
   };
   run(dense(inputs)...);
@@ -139,7 +144,7 @@ inline Tensor reduced(const Reduction& reduction, Stored stored, const Inputs&..
         Launcher(first).together(kernel, chunks, batch, n, reduction, write<float>(partial), write<float>(out), to,
                                  read<T>(dense_inputs)...);
       };
-      for_width<T>(n, at_width, to, read<T>(dense_inputs)...);
+      for_width<T>(at_width, to, read<T>(dense_inputs)...);
     });
   };
   run(dense(inputs)...);
@@ -165,7 +170,7 @@ inline Tensor reduced_then_mapped(const Reduction& reduction, const Tensor& magn
         Launcher(first).together(kernel, chunks, batch, n, reduction, write<float>(partial), read<float>(lengths),
                                  write<T>(out), read<T>(dense_inputs)...);
       };
-      for_width<T>(n, at_width, write<T>(out), read<T>(dense_inputs)...);
+      for_width<T>(at_width, write<T>(out), read<T>(dense_inputs)...);
     });
   };
   run(dense(inputs)...);

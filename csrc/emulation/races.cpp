@@ -41,9 +41,10 @@ void run(bool cooperative, int64_t blocks, Kernel kernel, Arguments... arguments
 template <class T>
 struct Rows {
   int64_t batch, n, chunks;
+  int shift;
   Buffer<T> a, b, c;
   Rows(int64_t batch, int64_t n, int shift)
-      : batch(batch), n(n), chunks((n + kChunk<T> - 1) / kChunk<T>), a(batch * n, shift), b(batch * n, shift),
+      : batch(batch), n(n), chunks((n + kChunk<T> - 1) / kChunk<T>), shift(shift), a(batch * n, shift), b(batch * n, shift),
         c(batch * n, shift) {
     std::mt19937 random(7);
     std::normal_distribution<float> normal;
@@ -59,7 +60,7 @@ struct Rows {
 template <int W, class T>
 void maps(Rows<T>& rows, double eps) {
   const int64_t all = rows.batch * rows.n;
-  Buffer<T> out(all);
+  Buffer<T> out(all, rows.shift);
   run(false, (all + kChunk<T> - 1) / kChunk<T>, map_kernel<W, T, Guided, T, T>, all, Guided{3}, out.at,
       static_cast<const T*>(rows.a.at), static_cast<const T*>(rows.b.at));
   for (int64_t i = 0; i < all; ++i)
@@ -71,7 +72,7 @@ void maps(Rows<T>& rows, double eps) {
 template <int W, class T>
 void reductions(Rows<T>& rows, double eps) {
   Buffer<float> partial(rows.batch * rows.chunks * 3), results(rows.batch * 2);
-  Buffer<T> stored(rows.batch * rows.n);
+  Buffer<T> stored(rows.batch * rows.n, rows.shift);
   run(true, rows.together(), reduce_kernel<W, T, DifferenceStats, T*, T, T, T>, rows.batch, rows.n, DifferenceStats{},
       partial.at, results.at, stored.at, static_cast<const T*>(rows.a.at), static_cast<const T*>(rows.b.at),
       static_cast<const T*>(rows.c.at));
@@ -91,7 +92,7 @@ void reductions(Rows<T>& rows, double eps) {
 template <int W, class T>
 void reductions_then_maps(Rows<T>& rows, double eps) {
   Buffer<float> partial(rows.batch * rows.chunks), magnitude(rows.batch);
-  Buffer<T> out(rows.batch * rows.n);
+  Buffer<T> out(rows.batch * rows.n, rows.shift);
   for (int64_t row = 0; row < rows.batch; ++row) magnitude.at[row] = 1.5f + row;
   run(true, rows.together(), reduce_then_map_kernel<W, T, DirectionMagnitude, T, T>, rows.batch, rows.n,
       DirectionMagnitude{}, partial.at, static_cast<const float*>(magnitude.at), out.at,
@@ -105,15 +106,17 @@ void reductions_then_maps(Rows<T>& rows, double eps) {
   }
 }
 
-template <int W, class T>
+// The channels lie along the last dimension, or each has a row of its own.
+template <int W, Factors kFactors, class T>
 void combinations(Rows<T>& rows, double eps) {
-  const int64_t channels = 2, inner = rows.n / channels, all = rows.batch * rows.n;
-  if (rows.n % channels != 0 || inner % W != 0) return;
+  const bool along = kFactors == Factors::kAlong;
+  const int64_t channels = along ? W : 2, inner = along ? 1 : rows.n / channels, all = rows.batch * rows.n;
+  if (rows.n % channels != 0) return;
   Buffer<float> factors(3 * rows.batch * channels);
   for (int64_t i = 0; i < 3 * rows.batch * channels; ++i) factors.at[i] = static_cast<float>(i % 5) - 2;
-  Buffer<T> out(all);
+  Buffer<T> out(all, rows.shift);
   const Combined<T> in{3, factors.at, {rows.a.at, rows.b.at, rows.c.at}};
-  run(false, (all + kChunk<T> - 1) / kChunk<T>, combine_kernel<W, false, T, Combination>, all,
+  run(false, (all + kChunk<T> - 1) / kChunk<T>, combine_kernel<W, kFactors, T, Combination>, all,
       Channels{rows.batch, rows.n, channels, inner}, Combination{}, in, out.at);
   for (int64_t i = 0; i < all; ++i) {
     const int64_t set = i / rows.n * channels + i / inner % channels, table = rows.batch * channels;
@@ -128,7 +131,9 @@ void all(int64_t batch, int64_t n, double eps, int shift = 0) {
   maps<W, T>(rows, eps);
   reductions<W, T>(rows, eps);
   reductions_then_maps<W, T>(rows, eps);
-  combinations<W, T>(rows, eps);
+  if (n / 2 % W == 0 && shift == 0) combinations<W, Factors::kShared, T>(rows, eps);
+  if (n % W == 0 && shift == 0) combinations<W, Factors::kAlong, T>(rows, eps);
+  if (n / 2 >= W) combinations<W, Factors::kSplit, T>(rows, eps);
 }
 
 }  // namespace
@@ -143,6 +148,12 @@ int main() {
   all<1, __nv_bfloat16>(2, kChunk<__nv_bfloat16> + 1, bf16);
   all<8, __half>(2, 16, half);
   all<1, __half>(5, 33, half);
+  // Heads and tails: rows shorter than a pack, of odd length, and tensors that start past a boundary.
+  all<4, float>(3, 2, single, 3);
+  all<4, float>(3, kChunk<float> + 6, single);
+  all<4, float>(2, kChunk<float> + 1, single, 1);
+  all<8, __nv_bfloat16>(3, 2 * kChunk<__nv_bfloat16> - 2, bf16, 5);
+  all<8, __half>(5, 34, half, 7);
   std::printf("%d wrong values\n", wrong);
   return wrong != 0;
 }

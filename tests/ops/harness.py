@@ -26,7 +26,8 @@ PRODUCTION = ((1, 16, 21, 60, 104), (1, 1024, 1536))
 #: whatever the dtype: so every small size in all dtypes, and each size of many chunks in one.
 INTERPRETED = [(shape, dtype) for shape in SHAPES[:5] for dtype in DTYPES]
 INTERPRETED += zip(SHAPES[5:], (torch.float16, torch.bfloat16, torch.float32), strict=True)
-LAYOUTS = ("contiguous", "transposed", "sliced", "unaligned")
+#: Unaligned tensors each stand another number of elements past a boundary; shifted ones, and ``out``, all one.
+LAYOUTS = ("contiguous", "transposed", "sliced", "unaligned", "shifted")
 GPU = torch.cuda.is_available()
 
 
@@ -57,20 +58,21 @@ def tensors(count: int, shape: tuple[int, ...], dtype: torch.dtype, *, layout: s
     """Normal values, the same for every layout; what lies around a slice is NaN."""
     generator = torch.Generator(device).manual_seed(seed)
     made = [torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(count)]
-    return [laid_out(t, layout) for t in made]
+    return [laid_out(t, layout, 2 + i) for i, t in enumerate(made)]
 
 
-def laid_out(t: torch.Tensor, layout: str) -> torch.Tensor:
+def laid_out(t: torch.Tensor, layout: str, past: int = 2) -> torch.Tensor:
     if layout == "transposed" and t.ndim > 2:
         return t.transpose(1, -1).contiguous().transpose(1, -1)
     if layout == "sliced":
         wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), float("nan"), dtype=t.dtype, device=t.device)
         wide[..., ::2] = t
         return wide[..., ::2]
-    if layout == "unaligned":
-        flat = torch.full((t.numel() + 1,), float("nan"), dtype=t.dtype, device=t.device)
-        flat[1:] = t.flatten()
-        return flat[1:].view(t.shape)
+    if layout in ("unaligned", "shifted"):
+        past = past if layout == "unaligned" else 1
+        flat = torch.full((t.numel() + past,), float("nan"), dtype=t.dtype, device=t.device)
+        flat[past:] = t.flatten()
+        return flat[past:].view(t.shape)
     return t
 
 
@@ -109,6 +111,7 @@ class Case:
         if not self.writes:
             return [function(*given)]
         out = torch.full(args[0].shape, float("nan"), dtype=args[0].dtype, device=args[0].device)
+        out = laid_out(out, "shifted" if args[0].storage_offset() == 1 else "contiguous")
         result = function(*given, out)
         return [out] if result is out else [out, *result]
 

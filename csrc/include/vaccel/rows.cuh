@@ -1,4 +1,6 @@
-// Rows of [batch, n] on a GPU: sixteen bytes a load, fixed chunks, partial sums added in a fixed order.
+// Rows of [batch, n] on a GPU: sixteen bytes a load and a store, fixed chunks, partial sums added in a fixed order.
+//
+// A row that does not start, or end, at a sixteen-byte boundary has a head, or a tail, of single elements.
 //
 // A chunk is what a block works on at a time.  Partial sums belong to chunks, whatever the grid, so a result depends
 // neither on timing nor on the number of multiprocessors.  A reduction waits for its whole grid (a cooperative launch),
@@ -79,34 +81,53 @@ __device__ __forceinline__ auto element(std::index_sequence<I...>, const Pack<T,
   return formula(state..., widen(packs[I].value[e])...);
 }
 
-// Calls use(i, packs) for every W elements of a chunk that are this thread's; `length` is a multiple of W.
+// Elements of a chunk before its first sixteen-byte boundary; those that no pack of W holds are read one by one.
+template <int W, class T, class... Others>
+__device__ __forceinline__ int head_of(int length, const T* first, Others...) {
+  if constexpr (W == 1) return 0;
+  const int head = static_cast<int>((0 - reinterpret_cast<uintptr_t>(first)) % kBytes / sizeof(T));
+  return head < length ? head : length;
+}
+
+// Calls use(i, packs) for every W elements of a chunk that are this thread's, and for every one of its head and tail.
+// All inputs are as far from a boundary.
 template <int W, class T, class Use, class... In>
 __device__ __forceinline__ void for_packs(int length, const Use& use, const In*... inputs) {
   // Of three inputs and more half as many each, or their packs alone fill half the registers.
   constexpr int kStep = kThreads * W, kAhead = sizeof...(In) > 2 ? kLoads / 2 : kLoads;
-  for (int base = threadIdx.x * W; base < length; base += kAhead * kStep) {
+  const int head = head_of<W>(length, inputs...), body = (length - head) / W * W, end = head + body;
+  for (int base = head + threadIdx.x * W; base < end; base += kAhead * kStep) {
     Pack<T, W> packs[kAhead][sizeof...(In)];
 #pragma unroll
     for (int l = 0; l < kAhead; ++l) {
       const int i = base + l * kStep;
       int input = 0;
-      if (i < length) ((packs[l][input++] = get<T, W>(inputs + i)), ...);
+      if (i < end) ((packs[l][input++] = get<T, W>(inputs + i)), ...);
     }
 #pragma unroll
     for (int l = 0; l < kAhead; ++l) {
       const int i = base + l * kStep;
-      if (i < length) use(i, packs[l]);
+      if (i < end) use(i, packs[l]);
     }
+  }
+  if constexpr (W > 1) {
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread >= length - body) return;
+    const int i = thread < head ? thread : thread + body;
+    int input = 0;
+    Pack<T, 1> single[sizeof...(In)];
+    ((single[input++] = get<T, 1>(inputs + i)), ...);
+    use(i, single);
   }
 }
 
 // A chunk of the output.
 template <int W, class T, class Map, class... In>
 __device__ __forceinline__ void map_chunk(int length, const Map& map, T* out, const In*... inputs) {
-  const auto use = [&](int i, const Pack<T, W>(&packs)[sizeof...(In)]) {
-    Pack<T, W> result;
+  const auto use = [&](int i, const auto& packs) {
+    std::remove_const_t<std::remove_reference_t<decltype(packs[0])>> result;
 #pragma unroll
-    for (int e = 0; e < W; ++e)
+    for (int e = 0; e < int{sizeof(result) / sizeof(T)}; ++e)
       result.value[e] = narrow<T>(element(std::index_sequence_for<In...>{}, packs, e, map));
     put(out + i, result);
   };
@@ -117,17 +138,16 @@ __device__ __forceinline__ void map_chunk(int length, const Map& map, T* out, co
 template <int W, class T, class Reduction, class Stored, class... In>
 __device__ __forceinline__ void add_chunk(int length, const Reduction& reduction, float* sums, Stored stored,
                                           const In*... inputs) {
-  const auto use = [&](int i, const Pack<T, W>(&packs)[sizeof...(In)]) {
-    if constexpr (std::is_null_pointer_v<Stored>) {
+  const auto use = [&](int i, const auto& packs) {
+    std::remove_const_t<std::remove_reference_t<decltype(packs[0])>> result;
 #pragma unroll
-      for (int e = 0; e < W; ++e) element(std::index_sequence_for<In...>{}, packs, e, reduction, sums);
-    } else {
-      Pack<T, W> result;
-#pragma unroll
-      for (int e = 0; e < W; ++e)
+    for (int e = 0; e < int{sizeof(result) / sizeof(T)}; ++e) {
+      if constexpr (std::is_null_pointer_v<Stored>)
+        element(std::index_sequence_for<In...>{}, packs, e, reduction, sums);
+      else
         result.value[e] = narrow<T>(element(std::index_sequence_for<In...>{}, packs, e, reduction, sums));
-      put(stored + i, result);
     }
+    if constexpr (!std::is_null_pointer_v<Stored>) put(stored + i, result);
   };
   for_packs<W, T>(length, use, inputs...);
 }
@@ -187,7 +207,7 @@ __device__ __forceinline__ void add_partials(const float* partial, int64_t chunk
 
 // out = map(inputs...) for n elements; one block a chunk.
 template <int W, class T, class Map, class... In>
-__global__ void __launch_bounds__(kThreads) map_kernel(int64_t n, Map map, T* out, const In*... inputs) {
+__global__ void __launch_bounds__(kThreads, kBlocks) map_kernel(int64_t n, Map map, T* out, const In*... inputs) {
   const int64_t at = blockIdx.x * kChunk<T>;
   map_chunk<W>(static_cast<int>(n - at < kChunk<T> ? n - at : kChunk<T>), map, out + at, (inputs + at)...);
 }
