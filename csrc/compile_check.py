@@ -1,11 +1,14 @@
 """Compiles every native source with warnings as errors: ``make compile-check``.
 
 CUDA sources are compiled for every GPU generation where nvcc is at hand (no GPU is needed); a kernel that spills
-registers to memory counts as a failure.
+registers to memory, takes more than two blocks on a multiprocessor can have, or does not load and store sixteen bytes at
+once counts as a failure.  ``--out FILE`` writes what became of each.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import re
 import shutil
@@ -15,8 +18,10 @@ import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pybind11
+import sass
 from flags import ARCHITECTURES, CUDA_FLAGS, FLAGS
 from torch.utils.cpp_extension import include_paths
 
@@ -49,22 +54,40 @@ def commands() -> list[tuple[str, list[str]]]:
     return found
 
 
-def compiles(what: str, command: list[str]) -> bool:
-    """Whether it compiles, without spilling; says so."""
+def compiles(what: str, command: list[str]) -> tuple[bool, list[dict[str, Any]]]:
+    """Whether it compiles as it must, and what became of its kernels; says so."""
     with tempfile.TemporaryDirectory() as folder:
-        result = subprocess.run([*command, "-o", f"{folder}/out.o"], capture_output=True, text=True, check=False)
-    spills = SPILLS.findall(result.stderr)
-    good = result.returncode == 0 and not spills
-    print(f"{'ok' if good else 'FAILED':7} {what}" + (f": {max(map(int, spills))} bytes spilled" if spills else ""))
+        out = Path(folder, "out.o")
+        result = subprocess.run([*command, "-o", str(out)], capture_output=True, text=True, check=False)
+        dissected = what.partition(".cu sm_")[1] and result.returncode == 0 and sass.cuobjdump()
+        kernels = list(sass.kernels(out)) if dissected else []
+    faults = [f"{spilled} bytes spilled" for spilled in SPILLS.findall(result.stderr)]
+    faults += [f"{k['kernel']} {k['formula']} {k['dtype']}: {said}" for k in kernels for said in sass.wrong(k)]
+    good = result.returncode == 0 and not faults
+    most = f": {len(kernels)} kernels, {max(k['registers'] for k in kernels)} registers at most" if kernels else ""
+    print(f"{'ok' if good else 'FAILED':7} {what}{most}{''.join(f'; {fault}' for fault in faults)}", flush=True)
     if result.returncode:
         print(result.stderr)
-    return good
+    return good, [{"source": what, **kernel} for kernel in kernels]
 
 
 def main() -> int:
     """Returns how many compilations failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="a JSON file with a row a CUDA kernel and GPU generation")
+    out = parser.parse_args().out
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return sum(not good for good in pool.map(lambda item: compiles(*item), commands()))
+        done = list(pool.map(lambda item: compiles(*item), commands()))
+    rows = [row for _, kernels in done for row in kernels]
+    if out is not None:
+        release = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+        content = {
+            "command": "python csrc/compile_check.py --out FILE", "compiler": release.strip().splitlines()[-1],
+            "rows": rows,
+        }  # fmt: skip
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(content, indent=1) + "\n")
+    return sum(not good for good, _ in done)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,12 @@ MOST_TENSORS = 6  # of a branch
 LONG_ROW = CHUNK // 2
 
 
+def chunk_of(branches: int, size: int) -> int:
+    """Elements a program works on, so that it spills no registers: fewer of more tensors, and where the number of
+    elements is no multiple of sixteen, so that they are not read sixteen bytes at once."""
+    return CHUNK if branches == 1 else CHUNK // (2 if size % 16 == 0 else 4)
+
+
 @triton.jit
 def combination(x0_ptr, x1_ptr, x2_ptr, x3_ptr, x4_ptr, x5_ptr, factor_ptr, table, at, exists, COUNT: tl.constexpr):
     """The sum over k < COUNT of ``factor_ptr[k * table]``, a number or an element's own, times x_k."""
@@ -151,15 +157,17 @@ def launch(
     for branch in branches:
         dense = [x.contiguous() for x in branch]
         tensors += dense + dense[:1] * (MOST_TENSORS - count)  # what is not read has to be something
-    shared = {"CHUNK": CHUNK, "COUNT": count, **OPTIONS}
+    by_row = rows == 1 or (inner >= LONG_ROW and rows <= MOST_ROWS)
+    chunk = chunk_of(len(branches), inner if by_row else elements)
+    shared = {"CHUNK": chunk, "COUNT": count, **OPTIONS}
     of_rows, of_elements = kernels
     args = (*tensors, coefficients.contiguous(), out, *scalars)
     with on_device(out):
-        if rows == 1 or (inner >= LONG_ROW and rows <= MOST_ROWS):
-            of_rows[(triton.cdiv(inner, CHUNK), rows)](
+        if by_row:
+            of_rows[(triton.cdiv(inner, chunk), rows)](
                 *args, inner, of_set // inner, channels, sets * channels, **shared
             )
         else:
-            of_elements[(triton.cdiv(elements, CHUNK),)](
+            of_elements[(triton.cdiv(elements, chunk),)](
                 *args, elements, of_set, channels, inner, sets * channels, **shared
             )

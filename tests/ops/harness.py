@@ -14,6 +14,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 from vaccel import ops, reference
 from vaccel.ops import _dispatch
@@ -154,7 +156,7 @@ def check(case: Case, args: tuple, impl: str | None, function: Callable | None =
 
 def tests(case: Case) -> dict[str, Callable]:
     """All that an op must pass, by name, for its own file's namespace."""
-    made = [against_fp64, any_layout, any_shape, special_values, each_sample_is_its_own, registered, compiles, refuses,
+    made = [against_fp64, any_layout, any_shape, special_values, each_sample_is_its_own, registered, compiles, of_fakes, refuses,
             threads_change_no_bit, *((captured, past_two_to_the_31) if GPU else (on_a_gpu,))]  # fmt: skip
     if not case.writes if case.differentiable is None else case.differentiable:
         made.append(gradients)
@@ -276,6 +278,29 @@ def compiles(case: Case) -> Callable:
         compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
         for result, expected in zip(compiled(*args), step(*args), strict=True):
             assert torch.equal(result, expected)
+
+    return test
+
+
+def of_fakes(case: Case) -> Callable:
+    """Of tensors without contents, a GPU's too where there is none: shapes and dtypes, and nothing is launched."""
+    listed = impls() if ops.native() else ["torch"]
+
+    @pytest.mark.parametrize("impl", listed)
+    def test(impl: str) -> None:
+        args = case.make((2, 4, 8), torch.bfloat16)
+        expected = case.run(args, "torch")
+        # Without CUDA torch cannot take a row of a fake GPU's tensor, as the statistics are.
+        elsewhere = {"cuda"} if impl == "triton" and (GPU or len(expected) == 1) else set()
+        for device in {device_of(impl)} | elsewhere:
+            with FakeTensorMode():
+                given = tree_map_only(
+                    torch.Tensor, lambda t, d=device: torch.empty(t.shape, dtype=t.dtype, device=d), args
+                )
+                results = case.run(given, impl)
+            for result, real in zip(results, expected, strict=True):
+                assert isinstance(result, FakeTensor)
+                assert (result.shape, result.dtype, result.device.type) == (real.shape, real.dtype, device)
 
     return test
 

@@ -80,7 +80,7 @@ def _choose(op: str, impl: str | None, tensors: tuple[torch.Tensor, ...], fits: 
         "cpp": LOADED and able and tensors[0].is_cpu,
         "cuda": CUDA_LOADED and able and cuda,
         # Under torch.compile it needs its registration, which needs the schemas.
-        "triton": TRITON and able and (cuda or INTERPRETED) and (LOADED or not torch.compiler.is_compiling()),
+        "triton": TRITON and able and (cuda or INTERPRETED) and (LOADED or not _traced()),
     }
     if not can.get(impl, True):
         raise ValueError(f"{op}: impl={impl!r} cannot run: {_why_not(impl, tensors[0], able)}")
@@ -104,7 +104,7 @@ def _why_not(impl: str, tensor: torch.Tensor, able: bool) -> str:
     if impl == "triton" and not TRITON:
         return "triton is not installed"
     if impl == "triton" and able and not LOADED:
-        return f"torch.compile needs the compiled schemas: {DETAIL}"
+        return f"under torch.compile and fake tensors it needs the compiled schemas: {DETAIL}"
     if not able:
         return (
             "it needs one of fp32, fp16, bf16 for all tensors, on one device, no gradients, outputs contiguous, "
@@ -114,8 +114,19 @@ def _why_not(impl: str, tensor: torch.Tensor, able: bool) -> str:
 
 
 def _triton(op: str) -> Callable[..., Any]:
-    """The launcher of an op's Triton kernels; inside a graph that is compiled, the op registered for them."""
-    return getattr(torch.ops.vaccel_triton, op) if torch.compiler.is_compiling() else _launcher(op)
+    """The launcher of an op's Triton kernels; where torch traces, the op registered for them."""
+    return getattr(torch.ops.vaccel_triton, op) if _traced() else _launcher(op)
+
+
+def launched(op: str, *args: Any, **options: Any) -> Any:
+    """An op by its Triton kernels."""
+    return _triton(op)(*args, **options)
+
+
+def _traced() -> bool:
+    """Whether tensors may have no contents: under torch.compile and torch.export, with fake tensors, under any mode that
+    watches operations.  A launcher would read addresses."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
 @functools.cache

@@ -47,7 +47,7 @@ class Inner:
 def bound(name: str, impl: str) -> Callable[..., Any]:
     """An op's implementation "torch", "cpp", "cuda" or "triton", as it is."""
     if impl == "triton":
-        return _dispatch._triton(name)
+        return functools.partial(_dispatch.launched, name)
     if impl != "torch":
         return getattr(torch.ops.vaccel, name).default
     module = importlib.import_module(f"vaccel.ops.{NAMES[name]}")
