@@ -1,8 +1,8 @@
 """Compiles every native source with warnings as errors: ``make compile-check``.
 
-CUDA sources are compiled for every GPU generation where nvcc is at hand (no GPU is needed); a kernel that spills
-registers to memory, takes more than two blocks on a multiprocessor can have, or does not load and store sixteen bytes at
-once counts as a failure.  ``--out FILE`` writes what became of each.
+CUDA sources are compiled for every GPU generation where nvcc is at hand (no GPU is needed).  A kernel that spills
+registers to memory, takes more of them than two blocks on a multiprocessor can have, or does not load and store sixteen
+bytes at once counts as a failure.  ``--out FILE`` writes what became of each.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def cuobjdump() -> str | None:
 
 
 def kernels(compiled: Path) -> Iterator[dict[str, Any]]:
-    """{"kernel", "formula", "dtype", "width", "registers", "stack", "loads", "stores"} of every kernel of an object file.
+    """{"kernel", "formula", "dtype", "width", "registers", "stack", "loads", "stores"} of an object file's kernels.
 
     ``width`` is how many elements a pack has; ``loads`` and ``stores`` count instructions by their bits.
     """

@@ -156,8 +156,8 @@ def check(case: Case, args: tuple, impl: str | None, function: Callable | None =
 
 def tests(case: Case) -> dict[str, Callable]:
     """All that an op must pass, by name, for its own file's namespace."""
-    made = [against_fp64, any_layout, any_shape, special_values, each_sample_is_its_own, registered, compiles, of_fakes, refuses,
-            threads_change_no_bit, *((captured, past_two_to_the_31) if GPU else (on_a_gpu,))]  # fmt: skip
+    made = [against_fp64, any_layout, any_shape, special_values, each_sample_is_its_own, registered, compiles, of_fakes,
+            refuses, threads_change_no_bit, *((captured, past_two_to_the_31) if GPU else (on_a_gpu,))]  # fmt: skip
     if not case.writes if case.differentiable is None else case.differentiable:
         made.append(gradients)
     return {f"test_{case.op}_{make.__name__}": make(case) for make in made}

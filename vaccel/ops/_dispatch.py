@@ -124,8 +124,8 @@ def launched(op: str, *args: Any, **options: Any) -> Any:
 
 
 def _traced() -> bool:
-    """Whether tensors may have no contents: under torch.compile and torch.export, with fake tensors, under any mode that
-    watches operations.  A launcher would read addresses."""
+    """Whether tensors may have no contents: under torch.compile and torch.export, with fake tensors, under any mode
+    that watches operations.  A launcher would read addresses."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
