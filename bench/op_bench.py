@@ -43,6 +43,8 @@ SHAPES = {
 SMALL = 100_000
 COMPILED = "Wan 480p, latents"  # the size that torch.compile is measured at on a CPU
 DTYPES = (torch.float32, torch.bfloat16)
+#: Op -> its case, and how many tensors like x its formula reads and writes; filled as the benchmarks are made.
+MEASURED: dict[str, tuple[harness.Case, int]] = {}
 
 
 def contenders() -> list[str]:
@@ -61,6 +63,7 @@ def bench(case: harness.Case, traffic: int, name: str | None = None) -> Callable
     ``name`` is what the op is called in the results, where it is measured in more ways than one.
     """
     name = name or case.op
+    MEASURED[name] = case, traffic
 
     @pytest.mark.parametrize("contender", contenders())
     @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
