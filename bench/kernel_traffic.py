@@ -7,10 +7,10 @@ once), what the fused kernels move, and what eager torch moves, by watching ever
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
-import op_bench
 import results
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -41,6 +41,8 @@ class Traffic(TorchDispatchMode):
 
 
 def main() -> None:
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "ops")]
+    op_bench = importlib.import_module("op_bench")
     for path in sorted((ROOT / "bench").glob("bench_*.py")):
         if "op_bench.bench(" in path.read_text():
             importlib.import_module(path.stem)
@@ -50,12 +52,14 @@ def main() -> None:
         for dtype in op_bench.DTYPES:
             args = case.make(SHAPE, dtype)
             with Traffic() as seen:
-                case.plain(*args)
+                result = case.plain(*args)
+                if result is args[0]:  # a copy of it is meant
+                    result.clone()
             tensor = args[0].numel() * args[0].element_size()
             row[f"eager {str(dtype).removeprefix('torch.')}"] = round(seen.bytes / tensor, 1)
         rows.append(row)
     payload = {"shape": list(SHAPE), "unit": "tensors like x, read or written", "rows": rows}
-    print(results.write("traffic", payload, "python bench/kernel_traffic.py"))
+    print(results.write("traffic", payload, command="python bench/kernel_traffic.py"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Fills the tables of README.md from the JSON under bench/results: ``python bench/readme.py [--check]``.
+"""Fills the tables of README.md and docs/ from the JSON under bench/results: ``python bench/readme.py [--check]``.
 
 Text between ``<!-- figures: name -->`` and ``<!-- end -->`` is generated; nothing else is touched.  ``--check`` exits
-with 1 where the README is not what the JSON says.
+with 1 where a page is not what the JSON says.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import readme_forecast
+import readme_kernels
 import readme_levels
 import readme_promise
 import readme_rivals
@@ -267,7 +268,7 @@ def fill(text: str) -> str:
     """The README with every generated part made anew."""
 
     def make(match: re.Match) -> str:
-        others = (readme_unet, readme_levels, readme_promise, readme_rivals, readme_terrain, readme_forecast)
+        others = (readme_kernels, readme_unet, readme_levels, readme_promise, readme_rivals, readme_terrain, readme_forecast)
         made = globals().get(match[1]) or next(getattr(m, match[1]) for m in others if hasattr(m, match[1]))
         return f"<!-- figures: {match[1]} -->\n{made()}\n<!-- end -->"
 
@@ -275,13 +276,16 @@ def fill(text: str) -> str:
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    text = path.read_text()
-    filled = fill(text)
-    if "--check" in sys.argv:
-        return int(text != filled)
-    path.write_text(filled)
-    return 0
+    """Returns how many pages are, or were, not what the JSON says; 0 once they are filled."""
+    stale = 0
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        text = path.read_text()
+        if (filled := fill(text)) != text:
+            stale += 1
+            print(f"{path.relative_to(ROOT)} {'is not' if '--check' in sys.argv else 'was not'} what the JSON says")
+            if "--check" not in sys.argv:
+                path.write_text(filled)
+    return stale if "--check" in sys.argv else 0
 
 
 if __name__ == "__main__":

