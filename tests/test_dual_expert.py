@@ -274,7 +274,7 @@ def test_both_experts_are_captured_once(kind, tmp_path, rehearsal):
         for seed in (0, 1):
             assert torch.equal(tiny.latents(pipe, seed=seed), eager[seed])
         assert rehearsal.captured == 2
-        assert rehearsal.replayed == 8
+        assert rehearsal.replayed == 6, "all eight forwards but the first of each expert"
         assert handle.refused == []
 
 
