@@ -17,7 +17,7 @@ import torch
 #: Device types that something here can capture on; graphs are certified, and used unasked, on these alone.
 DEVICES: tuple[str, ...] = ("cuda",)
 #: torch captures one graph at a time in a process.
-_ONE_AT_A_TIME = threading.Lock()
+_ONE_AT_A_TIME = threading.RLock()
 #: Graphs whose capture never ended properly.  torch's allocators may go on asking them which stream is theirs.
 _BROKEN: list[Any] = []
 

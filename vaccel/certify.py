@@ -122,7 +122,8 @@ def first_use(device: torch.device) -> None:
         return
     _TRIED.add(device)
     _LOG.warning(
-        "vaccel measures its kernels and CUDA graphs on this GPU, once, in %g s at most; VACCEL_KERNELS=torch leaves them out",
+        "vaccel measures its kernels and CUDA graphs on this GPU, once, in %g s at most; VACCEL_KERNELS=torch leaves "
+        "them out",
         FIRST,
     )
     try:
