@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-#: What peft's layers decide by when they are called.
-ADAPTER_STATE = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
+#: What peft's layers decide by when they are called, beside their scales.
+ADAPTER_STATE = ("active_adapters", "disable_adapters", "merged_adapters")
 
 
 def standing(model: nn.Module) -> Hashable:
@@ -55,6 +55,8 @@ def _attention(module: nn.Module) -> tuple[Any, ...]:
 
 
 def _adapters(module: nn.Module) -> tuple[str, ...]:
-    if not isinstance(getattr(module, "scaling", None), dict):
+    scaling = getattr(module, "scaling", None)
+    if not isinstance(scaling, dict):
         return ()
-    return (repr([getattr(module, name, None) for name in ADAPTER_STATE]),)
+    scales = [(k, next(_addresses(v)) if isinstance(v, torch.Tensor) else v) for k, v in scaling.items()]
+    return repr(scales), repr([getattr(module, name, None) for name in ADAPTER_STATE])
