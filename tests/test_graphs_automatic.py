@@ -296,3 +296,120 @@ def test_the_clock_reads_events_and_empties_the_queue_once(seconds, bound, monke
     assert log[6:] == ["query"]
     assert known.share == pytest.approx(seconds / 0.5)
     assert known.bound is bound
+
+
+# -- on a GPU ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certified_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    device = torch.device("cuda", 0)
+    certified.save(device, Table([], [], {"passed": True, "why": ""}))
+    return device
+
+
+@pytest.mark.gpu
+def test_a_tiny_model_on_a_gpu_is_launch_bound(certified_gpu):
+    pipe = tiny.wan_pipeline().to(certified_gpu)
+    with vaccel.accelerate(pipe, ALL, cuda_graphs=False) as handle:
+        eager, plain = tiny.latents(pipe), handle.nbytes
+    before = torch.cuda.get_rng_state()
+    with vaccel.accelerate(pipe, ALL) as handle:
+        for _ in range(2):
+            assert torch.allclose(tiny.latents(pipe), eager, rtol=1e-5, atol=1e-6)
+        assert notes(handle) == []
+        (note,) = [note for note in handle.traces[0].notes if "CUDA graphs" in note]
+        assert note.startswith("CUDA graphs: 2 captured in "), note
+        assert handle.nbytes > plain
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+@pytest.mark.gpu
+def test_a_large_forward_on_a_gpu_is_not_launch_bound():
+    captures, found = Captures(graphs.backend(), clock=graphs.clock()), []
+    captures.begin(0)
+    captures.tell(found)
+    x = torch.randn(8192, 8192, device="cuda")
+    for _ in range(6):
+        captures("large", lambda x: x @ x @ x @ x, x)
+        torch.cuda.synchronize()
+    assert len(captures) == 0
+    (note,) = found
+    assert note.startswith("no CUDA graphs: enqueueing takes 0.")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fails", [lambda x: x.sum().item(), lambda x: torch.cuda.synchronize()])
+def test_after_a_failed_capture_a_gpu_goes_on(fails):
+    """Streams capture nothing, noise can be drawn, memory can be had and freed, and another capture succeeds."""
+    captures, x = Captures(graphs.backend()), torch.randn(1000, device="cuda")
+    captures.begin(0)
+
+    def function(x):
+        fails(x)
+        return x * 2
+
+    stream = torch.cuda.current_stream()
+    assert torch.equal(captures("k", function, x), x * 2)
+    with pytest.warns(UserWarning, match="capturing failed"):
+        assert torch.equal(captures("k", function, x), x * 2)
+    assert torch.cuda.current_stream() == stream
+    assert not torch.cuda.is_current_stream_capturing()
+    torch.randn(1000, device="cuda")
+    torch.cuda.empty_cache()
+    captures.begin(1)
+    for _ in range(3):
+        assert torch.equal(captures("k", lambda x: x * 2, x), x * 2)
+    assert len(captures) == 1
+    assert captures.nbytes > x.numel() * 4
+    captures.clear()
+    assert captures.nbytes == 0
+
+
+@pytest.mark.gpu
+def test_another_thread_allocates_while_a_gpu_captures():
+    import threading
+
+    captures, x, stop = Captures(graphs.backend()), torch.randn(100, device="cuda"), threading.Event()
+    captures.begin(0)
+
+    def allocates():  # sizes that the allocator has to ask the driver for
+        kept = []
+        while not stop.is_set():
+            kept = [*kept[-63:], torch.empty(2**24 + 2**21 * len(kept), device="cuda")]
+
+    thread = threading.Thread(target=allocates)
+    thread.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            for key in range(8):
+                for _ in range(3):
+                    assert torch.equal(captures(key, lambda x: torch.tanh(x) * 2, x), torch.tanh(x) * 2)
+    finally:
+        stop.set()
+        thread.join()
+    assert len(captures) == 8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_second_gpu_captures_and_replays_on_itself():
+    captures = Captures(graphs.backend())
+    captures.begin(0)
+    for _ in range(3):
+        for index in (0, 1):
+            x = torch.randn(100, device=f"cuda:{index}")
+            assert torch.equal(captures("k", lambda x: torch.tanh(x) * 2, x), torch.tanh(x) * 2)
+    assert len(captures) == 2
+    assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.gpu
+def test_a_gpu_certifies_its_graphs():
+    from vaccel.certify import graphs_measured
+
+    found = graphs_measured(torch.device("cuda"), "norm", "torch", "65536")
+    assert found["passed"], found
+    assert found["replay_us"] < found["launch_us"]

@@ -3,6 +3,9 @@
 A capture can go wrong in many ways, most of which belong to whoever calls us: a value read on the host, memory that is
 not there, another library that is capturing.  Whatever happens, the stream that was current before is current again
 and captures nothing, torch's allocator is told that the capture is over, and random numbers are as they were.
+
+While a capture lasts another thread may allocate and launch.  What CUDA refuses it even so is to wait for the whole
+device, and what torch refuses it is to empty its cache.
 """
 
 from __future__ import annotations
