@@ -10,8 +10,10 @@ import sys
 import pytest
 import tiny
 import torch
+from rehearsal import Rehearsal
 
 import vaccel
+import vaccel.capture
 from vaccel import certify as module
 from vaccel.ops import certified
 from vaccel.ops.certified import Table
@@ -192,3 +194,108 @@ def test_a_gpu_is_certified_at_its_first_use_and_never_in_the_way(cache, monkeyp
     monkeypatch.setenv("VACCEL_KERNELS", "torch")
     module.first_use(gpu)
     assert len(calls) == 1
+
+
+# -- captured steps ----------------------------------------------------------------------------------------------------
+
+CAPTURING = """
+import os, sys, time
+sys.path.insert(0, {tests!r})
+import torch
+from rehearsal import Rehearsal
+from vaccel import certify
+
+class Planted(Rehearsal):
+    def capture(self, function):
+        what = {what!r}
+        if what == "hangs":
+            time.sleep(60)
+        if what == "crashes":
+            os.kill(os.getpid(), 11)
+        if what == "fails":
+            raise RuntimeError("operation not permitted")
+        replay, outputs = super().capture(function)
+        if what == "wrong":
+            return lambda: None, outputs
+        return replay, outputs
+
+certify.graph_backend = Planted
+certify.main()
+{after}
+"""
+
+
+@pytest.fixture
+def capturing(cache, tmp_path, monkeypatch):
+    """Certifies with a backend for CPU tensors in the measuring process, and no kernels."""
+    monkeypatch.setattr(vaccel.capture, "DEVICES", ("cuda", "cpu"))
+    monkeypatch.setattr(module, "SIZES", (2**10,))
+    monkeypatch.setattr(certified, "implementations", lambda device: [])
+
+    def certify(what="", after="", **options):
+        script = tmp_path / "capturing.py"
+        tests = os.path.dirname(__file__)
+        script.write_text(CAPTURING.format(tests=tests, what=what, after=after))
+        return module.certify(CPU, command=(sys.executable, str(script)), **options)
+
+    return certify
+
+
+def test_captured_steps_are_certified(capturing):
+    assert certified.without_graphs(CPU) == "not certified on this device (vaccel doctor --certify)"
+    found = capturing()
+    assert found.graphs["passed"] is True, found.graphs
+    assert 50 <= found.graphs["operations"] <= 60
+    assert found.graphs["launch_us"] > 0 < found.graphs["replay_us"]
+    assert certified.table(CPU).graphs == found.graphs
+    assert certified.without_graphs(CPU) == ""
+
+
+@native
+def test_a_kernel_that_is_chosen_is_in_the_captured_chain(capturing, monkeypatch):
+    rows = [row(op="cfg_combine", elements=2**16), row(op="direction_magnitude", elements=2**16, us=9.0)]
+    found = module._graphs([], Table(rows), 0)
+    assert found == module._unproven("not reached in time")
+    seen = []
+    monkeypatch.setattr(module, "_events", lambda command, cells, limit: seen.extend(cells) or [{"ended": ""}])
+    module._graphs([], Table(rows), 1)
+    assert seen == [("graphs", "cfg_combine", "cpp", str(module.CHAIN))]
+    backend = Rehearsal()
+    monkeypatch.setattr(module, "graph_backend", lambda: backend)
+    for op in module.IN_CHAIN:
+        assert module.graphs_measured(CPU, op, "cpp", "1024")["passed"], op
+    assert backend.captured == len(module.IN_CHAIN)
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("wrong", "3 of 3 replays differ"), ("fails", "operation not permitted"), ("crashes", "crashed with signal 11"),
+        ("hangs", "did not come back within 6 s"),
+    ],
+)  # fmt: skip
+def test_captures_that_go_wrong_are_refused(what, why, capturing):
+    found = capturing(what, each=6.0 if what == "hangs" else 60.0)
+    assert found.graphs["passed"] is False
+    assert why in found.graphs["why"]
+    assert certified.without_graphs(CPU) == f"not right on this device: {found.graphs['why']}"
+
+
+def test_a_process_that_crashes_after_its_captures_is_not_trusted(capturing):
+    found = capturing(after="os.kill(os.getpid(), 6)")
+    assert found.graphs == module._unproven("it crashed with signal 6")
+
+
+def test_tables_of_before_certify_no_graphs(cache, monkeypatch):
+    certified.save(CPU, Table([row()]))
+    assert "graphs" not in json.loads(certified.path_of(CPU).read_text())
+    assert certified.table(CPU).graphs is None
+    assert "not certified" in certified.without_graphs(CPU)
+    certified.save(CPU, Table([row()], [], {"passed": "yes"}))
+    certified._table.cache_clear()
+    assert "not right" in certified.without_graphs(CPU)
+    certified.save(CPU, Table([row()], [], {"passed": True}))
+    certified._table.cache_clear()
+    assert certified.without_graphs(CPU) == ""
+    monkeypatch.setenv("VACCEL_KERNELS", "torch")
+    assert certified.without_graphs(CPU) == "VACCEL_KERNELS=torch leaves them out"

@@ -274,7 +274,7 @@ def test_both_experts_are_captured_once(kind, tmp_path, rehearsal):
         for seed in (0, 1):
             assert torch.equal(tiny.latents(pipe, seed=seed), eager[seed])
         assert rehearsal.captured == 2
-        assert rehearsal.replayed == 8
+        assert rehearsal.replayed == 6, "all eight forwards but the first of each expert"
         assert handle.refused == []
 
 
@@ -304,7 +304,7 @@ def test_on_a_gpu(folder, parking):
     method = vaccel.DualExpert(folder)
     pipe.to("cuda")
     before = kept(pipe)
-    for arguments in ({}, {"cuda_graphs": True}):
+    for arguments in ({"cuda_graphs": False}, {"cuda_graphs": True}):
         with vaccel.accelerate(pipe, method, **arguments) as handle:
             assert list(parking.iterdir()) == [], "the original weights wait in host memory"
             for _ in range(2):

@@ -11,7 +11,7 @@ import vaccel
 
 ROOT = Path(vaccel.__file__).parent
 FLOORS = [
-    ("reference", "ops", "extras", "built"),
+    ("reference", "ops", "extras", "built", "capture"),
     ("certify",),
     ("actions", "cache", "signals"),
     ("models", "planning"),

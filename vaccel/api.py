@@ -69,7 +69,8 @@ class Handle:
 
     @property
     def nbytes(self) -> int:
-        """Bytes the caches hold now."""
+        """Bytes on the device that are held now: by the caches, and by captured steps with their arguments, their
+        results and the memory pools that they were recorded in.  ``memory_plan`` is of the caches alone."""
         return self._session.pool.nbytes if self._session is not None else 0
 
     def memory_plan(
@@ -82,8 +83,9 @@ class Handle:
             batch: clips made at once.
             guidance: whether the guidance scale is above 1, so that there are two branches.
 
-        A run then holds exactly this (``handle.nbytes``), where the steps' timesteps are shared by all tokens and an
-        adaptive method has skipped something.  Raises ``RuntimeError`` after ``remove``.
+        A run without CUDA graphs then holds exactly this (``handle.nbytes``), where the steps' timesteps are shared by
+        all tokens and an adaptive method has skipped something.  What graphs add is known once they are captured: the
+        trace says it, and ``handle.nbytes`` has it.  Raises ``RuntimeError`` after ``remove``.
         """
         if self._session is None:
             raise RuntimeError("the handle was removed: nothing is held")
@@ -137,7 +139,7 @@ def accelerate(
     small: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module] | None = None,
     family: str | Family | None = None,
     compile: bool = False,
-    cuda_graphs: bool = False,
+    cuda_graphs: bool | None = None,
     attention: str | None = None,
     strict: bool = True,
 ) -> Handle:
@@ -154,8 +156,11 @@ def accelerate(
             pipeline's device, in its dtype.
         family: the description of the transformer, where its class name does not say.
         compile: compile every forward the method uses, each as one full graph.
-        cuda_graphs: capture every forward the method uses, with the ops of its action, and replay it.  What cannot be
-            captured (offloaded models, say) runs without: said once, and in ``handle.refused``.
+        cuda_graphs: capture every forward the method uses, with the ops of its action, and replay it.  By default on a
+            GPU that graphs are certified on (``vaccel doctor --certify``), for those forwards whose enqueueing takes
+            most of the device's time, as the run's own first ones show; the trace's notes say why not, or what was
+            captured and its cost.  ``VACCEL_KERNELS=torch`` turns that off.  True captures whatever comes twice; what
+            cannot be captured (offloaded models, say) runs without: said once, and in ``handle.refused``.  False: none.
         attention: the kernel for attention: "auto" for the fastest exact one here, or "sdpa", "cudnn", "flash2",
             "flash3", "sageattention" or any name of diffusers' dispatcher; by default the models' own stays.
         strict: whether a loop whose steps cannot be followed raises at its first step; otherwise it is computed in
@@ -165,13 +170,14 @@ def accelerate(
 
     Raises ``ValueError`` for a pipeline or transformer it does not know, a missing or mismatched small model, a
     pipeline that is accelerated already, a method calibrated with another model or scheduler, experts that are missing
-    or do not fit, CUDA graphs without a GPU, or an attention backend that cannot run here.  A method that does not fit
-    the number of steps raises at the first step of the run, before any forward.
+    or do not fit, ``cuda_graphs=True`` without a GPU, or an attention backend that cannot run here.  A method that does
+    not fit the number of steps raises at the first step of the run, before any forward.
     """
     method = Auto(psnr=VISIBLE) if method is None else method
     if not isinstance(method, Method):
         raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
-    captures = graphs.backend() if cuda_graphs else None
+    if cuda_graphs:
+        graphs.backend()
     denoisers = denoisers_of(pipe)
     names, transformers = list(denoisers), [usable(module) for module in denoisers.values()]
     if not transformers:
@@ -200,7 +206,7 @@ def accelerate(
     mismatches(method, pipe)
     if (first := next(transformers[0].parameters(), None)) is not None:
         first_use(first.device)
-    session = Session(pipe, method, described, smalls, compile=compile, captures=captures, strict=strict)
+    session = Session(pipe, method, described, smalls, compile=compile, cuda_graphs=cuda_graphs, strict=strict)
     if method != asked:
         session.notes.append(f"seen from outside, so that {type(method).__name__} leaves the blocks alone")
     session.attach()

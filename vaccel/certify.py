@@ -3,6 +3,9 @@
 In a process of its own every kernel computes what its fp64 reference does, in several sizes and dtypes, and is timed
 beside eager torch.  One that is wrong, crashes or does not come back is never used: the process is killed, another one
 goes on with the rest, and the table (``vaccel.ops.certified``) says why.  Whatever happens there, this process goes on.
+
+On a GPU a chain of small operations is captured there as well, and replayed beside eager torch: captured steps are used
+unasked only where that gave the same bits.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any
 
 import torch
 
+from . import capture
 from .ops import certified
 from .ops.certified import SIZES, Table
 
@@ -31,6 +35,10 @@ EACH, ALL = 60.0, 600.0
 #: Seconds that they may take all together when they were not asked for.
 FIRST = 120.0
 CHANNELS = 16
+#: The cell of captured steps; elements, rounds of five operations and replays of its chain, and the ops of which the
+#: first that has a chosen kernel is in it.
+GRAPHS, CHAIN, ROUNDS, REPLAYS = "graphs", 2**16, 9, 3
+IN_CHAIN = ("direction_magnitude", "cfg_combine", "norm", "cosine", "relative_l1")
 _LOG = logging.getLogger("vaccel")
 _TRIED: set[torch.device] = set()
 
@@ -80,6 +88,10 @@ def certify(
     missing = {cell[:2] for cell in every if cell not in done} - {(r["op"], r["impl"]) for r in refused}
     refused += [{"op": op, "impl": impl, "why": f"not reached within {most:g} s"} for op, impl in sorted(missing)]
     found = Table(rows, refused)
+    if device.type in capture.DEVICES:
+        if progress is not None:
+            progress(len(done), len(every), GRAPHS)
+        found.graphs = _graphs([*command, "--device", str(device)], found, min(each, most - time.monotonic() + began))
     try:
         certified.save(device, found)
     except OSError as error:
@@ -88,15 +100,31 @@ def certify(
     return found
 
 
+def _graphs(command: list[str], found: Table, limit: float) -> dict[str, Any]:
+    """What the measuring process finds of captured steps, with a kernel among them that is chosen there."""
+    if limit <= 0:
+        return _unproven("not reached in time")
+    chosen = ((op, found.choice(op, "float32", CHAIN) or "torch") for op in IN_CHAIN)
+    op, impl = next((each for each in chosen if each[1] != "torch"), (IN_CHAIN[0], "torch"))
+    row, ended = _unproven("nothing was measured"), ""
+    for event in _events(command, [(GRAPHS, op, impl, str(CHAIN))], limit):
+        row, ended = event.get("row", row), event.get("ended", "")
+    return _unproven(ended) if ended else row  # one that has crashed when all was said is not trusted either
+
+
+def _unproven(why: str) -> dict[str, Any]:
+    return {"passed": False, "why": why, "launch_us": 0.0, "replay_us": 0.0}
+
+
 def first_use(device: torch.device) -> None:
     """Certifies a GPU that vaccel is used on for the first time, once in a process, and never fails."""
     if device.type != "cuda" or certified.off() or device in _TRIED or certified.table(device) is not None:
         return
     _TRIED.add(device)
-    if not certified.implementations(device):
-        return
     _LOG.warning(
-        "vaccel measures its kernels on this GPU, once, in %g s at most; VACCEL_KERNELS=torch leaves them out", FIRST
+        "vaccel measures its kernels and CUDA graphs on this GPU, once, in %g s at most; VACCEL_KERNELS=torch leaves "
+        "them out",
+        FIRST,
     )
     try:
         certify(device, most=FIRST)
@@ -159,7 +187,7 @@ def main() -> None:
     torch.manual_seed(0)
     for cell in json.loads(sys.stdin.read()):
         print(json.dumps({"begin": cell}), flush=True)
-        row = measured(device, *cell)
+        row = graphs_measured(device, *cell[1:]) if cell[0] == GRAPHS else measured(device, *cell)
         print(json.dumps({"row": row, "cell": cell}), flush=True)
 
 
@@ -179,6 +207,46 @@ def measured(device: torch.device, op: str, impl: str, dtype: str, elements: str
     why = "" if good else f"off by {found:.3g}, torch by {plainly:.3g}, at {elements} elements in {dtype}"
     us, torch_us = (_microseconds(lambda f=f: f(*arguments), device) for f in (kernel, plain)) if good else (0.0, 0.0)
     return {**row, "passed": bool(good), "why": why, "us": us, "torch_us": torch_us, "error": found}
+
+
+def graphs_measured(device: torch.device, op: str, impl: str, elements: str) -> dict[str, Any]:
+    """Whether a captured chain gives the bits of an eager one for new inputs, and microseconds an operation of both."""
+    row = {"op": op, "impl": impl, "elements": int(elements)}
+    arguments, made = _arguments(op, int(elements), torch.float32, device)
+    given, kernel = arguments[0], _kernel(op, impl)
+
+    def chain(x: torch.Tensor) -> list[torch.Tensor]:
+        y = x
+        for _ in range(ROUNDS):
+            y = torch.tanh(y * 1.5 + x)
+            y = y - y.mean(-1, keepdim=True)
+        # Whole numbers, so that no order of summation gives another product.
+        whole = torch.round(4 * y)
+        return [y, whole @ whole.transpose(-1, -2), *made(kernel, [y, *arguments[1:]])]
+
+    try:
+        with capture.on(device if device.index is not None else None):
+            chain(given)
+            backend = graph_backend()
+            replay, outputs = backend.capture(lambda: chain(given))
+            wrong = 0
+            for _ in range(REPLAYS):
+                given.copy_(torch.randn_like(given))
+                replay()
+                wrong += not all(torch.equal(a, b) for a, b in zip(outputs, chain(given), strict=True))
+            if wrong:
+                return {**row, **_unproven(f"{wrong} of {REPLAYS} replays differ from eager torch")}
+            launch_us, replay_us = (_microseconds(f, device) for f in (lambda: chain(given), replay))
+    except Exception as error:  # a capture may be refused in many ways
+        return {**row, **_unproven(f"it failed: {str(error)[:200]}")}
+    operations = 5 * ROUNDS + 5
+    return {**row, "passed": True, "why": "", "operations": operations,
+            "launch_us": round(launch_us / operations, 3), "replay_us": round(replay_us / operations, 3)}  # fmt: skip
+
+
+def graph_backend() -> capture.Backend:
+    """What captures in the measuring process: the same as in a run."""
+    return capture.CudaBackend()
 
 
 class _Made:

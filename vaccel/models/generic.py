@@ -23,12 +23,9 @@ from . import layout
 from .channel_axis import axis_of, config_of
 from .family import Family, Inputs
 from .layout import Layout
+from .standing import listener, standing
 from .structures import tensors_of
 from .views import View, plain_view
-
-#: What peft's layers decide by when they are called.
-ADAPTER_STATE = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
-
 
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 
@@ -231,11 +228,8 @@ class Generic:
             return view.call(**inputs)
 
     def state(self) -> Hashable:
-        """Equal as long as every weight stands where it stood and every adapter is used and scaled as it was."""
-        adapted = [m for m in self.model.modules() if isinstance(getattr(m, "scaling", None), dict)]
-        adapters = [[getattr(m, name, None) for name in ADAPTER_STATE] for m in adapted]
-        others = [expert.state() for expert in self.experts if expert is not self]
-        return tuple(p.data_ptr() for p in self.model.parameters()), repr(adapters), *others
+        """Equal as long as what a captured step has fixed of the model stands as it stood."""
+        return standing(self.model), *(expert.state() for expert in self.experts if expert is not self)
 
     def uncapturable(self) -> str | None:
         """Why no CUDA graph of it can be captured, as far as can be seen before trying."""
@@ -247,6 +241,8 @@ class Generic:
             registry = module.__dict__.get("_diffusers_hook")
             if registry is not None and registry.hooks:
                 return f"other hooks sit on {type(module).__name__} ({', '.join(registry.hooks)})"
+        if (name := listener(self.model)) is not None:
+            return f"a forward hook sits on a {name}, and a captured step would not call it"
         return None
 
     def _look(self) -> None:

@@ -92,10 +92,18 @@ class Table:
     Args:
         rows: {"op", "impl", "dtype", "elements", "passed", "why", "us", "torch_us", ...} each.
         refused: {"op", "impl", "why"} of implementations that crashed, hung or were wrong.
+        graphs: {"passed", "why", "launch_us", "replay_us", ...} of captured steps: whether they gave eager's bits, and
+            how long a small operation takes, launched and replayed; None where that was not measured.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], refused: Sequence[Mapping[str, str]] = ()):
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        refused: Sequence[Mapping[str, str]] = (),
+        graphs: Mapping[str, Any] | None = None,
+    ):
         self.rows, self.refused = [dict(r) for r in rows], [dict(r) for r in refused]
+        self.graphs = None if graphs is None else dict(graphs)
         self._bad = {(r["op"], r["impl"]) for r in self.refused}
         self._bad |= {(r["op"], r["impl"]) for r in self.rows if not r["passed"]}
 
@@ -134,7 +142,8 @@ class Table:
         return [f"kernels: {op} by torch, not by {impl}: {why}" for (op, impl), why in sorted(wrong.items())]
 
     def to_json(self) -> dict[str, Any]:
-        return {"rows": self.rows, "refused": self.refused}
+        graphs = {} if self.graphs is None else {"graphs": self.graphs}
+        return {"rows": self.rows, "refused": self.refused, **graphs}
 
 
 def _log(value: int) -> float:
@@ -157,9 +166,21 @@ def table(device: torch.device) -> Table | None:
 def _table(path: str, stamp: int) -> Table | None:
     try:
         data = json.loads(Path(path).read_text())
-        return Table(data["rows"], data["refused"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return Table(data["rows"], data["refused"], data.get("graphs"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def without_graphs(device: torch.device) -> str:
+    """Why captured steps are not used unasked on this device; empty where they have proven themselves."""
+    if off():
+        return "VACCEL_KERNELS=torch leaves them out"
+    found = table(device)
+    if found is None or found.graphs is None:
+        return "not certified on this device (vaccel doctor --certify)"
+    if found.graphs.get("passed") is not True:
+        return f"not right on this device: {found.graphs.get('why') or 'no reason kept'}"
+    return ""
 
 
 def save(device: torch.device, found: Table) -> Path:

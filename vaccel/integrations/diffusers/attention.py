@@ -7,6 +7,7 @@ one is put back at once, the processors' own when the handle is removed.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,3 +86,9 @@ def _registry() -> Any:
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
     return _AttentionBackendRegistry
+
+
+def active() -> str:
+    """The setting of the whole process, which processors without one of their own use."""
+    dispatch = sys.modules.get("diffusers.models.attention_dispatch")  # where no model has loaded it nobody asks
+    return "" if dispatch is None else str(dispatch._AttentionBackendRegistry._active_backend)

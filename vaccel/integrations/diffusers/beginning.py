@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from ...engine.graphs import Captures
 from ...engine.run import Run
 from ...methods import Method
 from ...planning.flow import Flow
-from . import guidance
+from . import attention, guidance
 from .fitting import mismatches
 from .locating import Place
 from .schedulers import denoised, flow_of, with_response
@@ -38,6 +39,7 @@ def new_run(scope: Any, place: Place, stage: Any) -> Run:
             raise ValueError("the noise levels of this loop are unknown: no estimate of x_0 can be watched")
         return denoised(place.scheduler, prediction, x, begin + index)
 
+    execute, without = executor(scope)
     run = Run(
         method,
         steps,
@@ -45,11 +47,15 @@ def new_run(scope: Any, place: Place, stage: Any) -> Run:
         guidance=scope._guidance,
         denoise=x_0,
         timesteps=place.timesteps[begin : place.total] if place.own else None,
-        execute=executor(scope),
+        execute=execute,
         depth=next(iter(scope.stages.values())).large.depth,
         flow=levels,
     )
     run.trace.notes.extend(notes)
+    if execute is not None:
+        execute.tell(run.trace.notes)
+    elif without:
+        run.trace.notes.append(f"no CUDA graphs: {without}")
     session.traces.append(run.trace)
     return run
 
@@ -87,14 +93,14 @@ def check_experts(scope: Any) -> list[str]:
     return [f"the pipeline was asked for {asked} steps and the experts make {steps}"] if asked != steps else []
 
 
-def executor(scope: Any) -> Any:
-    """What captures step functions, or None; it is given the present state of models and buffers."""
-    captures = scope.workspace.captures
+def executor(scope: Any) -> tuple[Captures | None, str]:
+    """What captures step functions, given the present state of models and buffers; or None, and why if there is more
+    to say than that nobody wants it."""
+    captures, without = scope.session.captures(scope.workspace, scope.device)
     if captures is None:
-        return None
+        return None, without
     models = [m for s in scope.stages.values() for m in (s.large, s.small) if m is not None]
     refusals = [reason for model in models if (reason := model.uncapturable())]
-    inference = torch.is_inference_mode_enabled()
-    state = (scope.workspace.buffers.moves, inference, *(model.state() for model in models))
+    state = (scope.workspace.buffers.moves, attention.active(), *(model.state() for model in models))
     captures.begin(state, refusals[0] if refusals else None)
-    return captures
+    return captures, ""

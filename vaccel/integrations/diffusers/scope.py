@@ -41,6 +41,7 @@ class Scope:
         self.session, self.pipe, self.num_steps, self._scale = session, pipe, num_steps, scale
         self._args = args, kwargs
         self.run: Run | None = None
+        self.device: torch.device | None = None  # of the latents, from the first call on
         self.marks: list[Any] = []  # when each step began, for whoever wants times
         self._timesteps: Any = None
         self._begin, self._rows = 0, -1
@@ -174,6 +175,7 @@ class Scope:
                     if 0 <= step - run.index <= 1:
                         self._next, index = offset, step
             if index < 0:
+                self.device = x.device
                 index, run = self._located(stage, t), self.run
             if torch.is_grad_enabled():
                 self._refuse_gradients(module, inputs)

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ... import capture
 from ...cache import Buffers
+from ...engine import graphs
 from ...engine.graphs import Captures
 from ...engine.memory import plan
 from ...engine.trace import Trace
@@ -20,6 +22,7 @@ from ...methods import Auto, ExpertWeights, Method
 from ...models import Family, find
 from ...models.call import Stage
 from ...models.denoisers import NAMES, denoisers_of, timestep_argument
+from ...ops import certified
 from . import ownership
 from .auto import Pilot
 from .sampler import ExpertScheduler
@@ -46,7 +49,7 @@ class Session:
         smalls: Sequence[nn.Module | None] = (),
         *,
         compile: bool = False,
-        captures: Any = None,
+        cuda_graphs: bool | None = False,
         strict: bool = True,
         keep_traces: int = 16,
     ):
@@ -61,8 +64,9 @@ class Session:
         self.smalls = {n: s for n, s in zip(numbers, smalls, strict=False) if s is not None}
         self.refused: list[str] = []
         self.notes: list[str] = []  # what every trace says
-        self._backend = captures
-        self.pool = Pool(self._workspace)
+        #: Whether steps are captured; None for where that is certified and steps are launch-bound.
+        self.cuda_graphs = cuda_graphs
+        self.pool = Pool(Workspace)
         self.traces: deque[Trace] = deque(maxlen=keep_traces)
         self.removed = True
         # By registered module; given back too where the pipeline is garbage-collected without remove().
@@ -83,12 +87,24 @@ class Session:
         """Those of the workspace that the next run will have."""
         return self.pool.idle[-1].buffers if self.pool.idle else Buffers()
 
-    def _workspace(self) -> Workspace:
-        captures = None
-        if self._backend is not None:
-            captures = Captures(self._backend)
-            captures.refused = self.refused  # said once for all
-        return Workspace(captures)
+    def captures(self, workspace: Workspace, device: torch.device | None) -> tuple[Captures | None, str]:
+        """What captures a workspace's steps for tensors on ``device``, or nothing and why where graphs could be used.
+
+        Each workspace has a backend of its own: graphs of one share memory, and runs may overlap.
+        """
+        if self.cuda_graphs is False:
+            return None, ""
+        if self.cuda_graphs is None:
+            if device is None or device.type not in capture.DEVICES:  # where nobody expects graphs
+                return None, ""
+            if why := certified.without_graphs(device):
+                return None, why
+        if workspace.captures is None:
+            clock = graphs.clock() if self.cuda_graphs is None else None
+            workspace.captures = graphs.Captures(graphs.backend(), clock=clock)
+            if self.cuda_graphs:
+                workspace.captures.refused = self.refused  # said once for all
+        return workspace.captures, ""
 
     def attach(self) -> None:
         """Takes over the pipeline's calls.  Raises ``ValueError`` where it is accelerated already."""
@@ -218,9 +234,9 @@ class Session:
         self.pool.close()
 
     def memory_plan(self, height: int, width: int, num_frames: int, batch: int, guidance: bool) -> dict[str, int]:
-        """Bytes of the buffers that a run of this size holds; see ``vaccel.engine.memory.plan``."""
+        """Bytes of the buffers that a run of this size holds, without captured steps; see ``engine.memory.plan``."""
         pipe = self.pipe
-        stages = list(self.stages(pipe, Workspace(None)).values())
+        stages = list(self.stages(pipe, Workspace()).values())
         model = stages[0].large.model
         time = getattr(pipe, "vae_scale_factor_temporal", 1)  # an image pipeline has no time
         space = getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor

@@ -18,10 +18,11 @@ from ...models.generic import Generic
 
 
 class Workspace:
-    """Of one run at a time."""
+    """Of one run at a time.  ``captures`` are there once a run has asked for them."""
 
-    def __init__(self, captures: Captures | None):
-        self.buffers, self.captures = Buffers(), captures
+    def __init__(self) -> None:
+        self.buffers = Buffers()
+        self.captures: Captures | None = None
         self._models: list[Generic] = []
 
     def model(self, module: nn.Module, family: Family, *, small: bool, compile: bool) -> Generic:
@@ -38,6 +39,11 @@ class Workspace:
     def keep_only(self, models: list[Generic]) -> None:
         """Forgets modules that are no longer the pipeline's."""
         self._models = [m for m in self._models if any(m is kept for kept in models)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device: of buffers, and of captured steps with the memory they were recorded in."""
+        return self.buffers.nbytes + (self.captures.nbytes if self.captures is not None else 0)
 
     def clear(self) -> None:
         """Frees buffers and captured steps."""
@@ -74,7 +80,7 @@ class Pool:
     @property
     def nbytes(self) -> int:
         with self._lock:
-            return sum(w.buffers.nbytes for w in (*self.idle, *self.used))
+            return sum(w.nbytes for w in (*self.idle, *self.used))
 
     def close(self) -> None:
         """Nothing waits any more; what a run is still using goes when it is given back."""
