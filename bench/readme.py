@@ -23,6 +23,7 @@ from vaccel.ops._dispatch import ONE_OPERATION
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+TABLES = (readme_kernels, readme_unet, readme_levels, readme_promise, readme_rivals, readme_terrain, readme_forecast)
 
 
 def _read(name: str) -> dict:
@@ -268,7 +269,15 @@ def fill(text: str) -> str:
     """The README with every generated part made anew."""
 
     def make(match: re.Match) -> str:
-        others = (readme_kernels, readme_unet, readme_levels, readme_promise, readme_rivals, readme_terrain, readme_forecast)
+        others = (
+            readme_kernels,
+            readme_unet,
+            readme_levels,
+            readme_promise,
+            readme_rivals,
+            readme_terrain,
+            readme_forecast,
+        )
         made = globals().get(match[1]) or next(getattr(m, match[1]) for m in others if hasattr(m, match[1]))
         return f"<!-- figures: {match[1]} -->\n{made()}\n<!-- end -->"
 

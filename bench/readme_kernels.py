@@ -21,8 +21,8 @@ def kernel_traffic() -> str:
     header = ["op", "the formula needs", "our kernel moves", "eager torch moves", "H100: of a copy", "times eager"]
     note = (
         f"Tensors of x's size that are read or written. The last two columns are of CUDA kernels in bfloat16 at {SEEN} "
-        f"([1, 32760, 5120]), the GPU's time with a cold cache, beside a copy of the bytes that the formula needs in the "
-        f"same run ({gpu['gpu']}; `bench/results/h100/kernels.json`, commit {gpu['commit'][:10]}). "
+        "([1, 32760, 5120]), the GPU's time with a cold cache, beside a copy of the bytes that the formula needs in "
+        f"the same run ({gpu['gpu']}; `bench/results/h100/kernels.json`, commit {gpu['commit'][:10]}). "
     )
     return _table(header, rows) + "\n\n" + note + _source("cpu/traffic", data)
 

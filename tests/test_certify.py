@@ -15,6 +15,7 @@ from rehearsal import Rehearsal
 import vaccel
 import vaccel.capture
 from vaccel import certify as module
+from vaccel import proving
 from vaccel.ops import certified
 from vaccel.ops.certified import Table
 from vaccel.ops.inner import NAMES, _by_size, bound, inner
@@ -24,7 +25,7 @@ native = pytest.mark.skipif(not vaccel.ops.native(), reason="without compiled ke
 
 PLANTED = """
 import os, sys, time, torch
-from vaccel import certify
+from vaccel import proving
 import vaccel.ops.inner
 inner = sys.modules["vaccel.ops.inner"]
 
@@ -36,7 +37,7 @@ def refuses(*arguments): raise RuntimeError("no kernel image")
 planted = {"norm": wrong, "cosine": slow, "relative_l1": dead, "cfg_combine": refuses}
 plainly = inner.bound
 inner.bound = lambda name, impl: planted.get(name, plainly(name, impl)) if impl == "cpp" else plainly(name, impl)
-certify.main()
+proving.main()
 """
 
 
@@ -196,6 +197,97 @@ def test_a_gpu_is_certified_at_its_first_use_and_never_in_the_way(cache, monkeyp
     assert len(calls) == 1
 
 
+def by(kernel):
+    """``bound`` with this kernel for the implementation "cpp"."""
+    return lambda name, impl: kernel if impl == "cpp" else bound(name, impl)
+
+
+PLANTED_SHAPES = {
+    "in rows of odd length": lambda x: x.shape[-1] % 2 == 1 and x[0].numel() % 2 == 1,
+    "past a boundary": lambda x: x.storage_offset() == 1,
+}
+
+
+@pytest.mark.parametrize("where", PLANTED_SHAPES)
+def test_a_kernel_that_is_wrong_somewhere_is_refused(where, monkeypatch):
+    def kernel(x):
+        return bound("norm", "torch")(x) * (1.1 if PLANTED_SHAPES[where](x) else 1.0)
+
+    monkeypatch.setattr(sys.modules["vaccel.ops.inner"], "bound", by(kernel))
+    row = proving.measured(CPU, "norm", "cpp", "float32", "4096")
+    assert row["passed"] is False
+    assert row["why"].endswith(f"at 4096 elements in float32 {where}")
+
+
+def test_channels_that_lie_last_are_tried(monkeypatch):
+    def kernel(tensors, weights, out, channel_dim):
+        bound("linear_combination", "torch")(tensors, weights, out, 1 if channel_dim == 1 else channel_dim)
+        if channel_dim == 2:
+            out[..., -1] = 0
+
+    monkeypatch.setattr(sys.modules["vaccel.ops.inner"], "bound", by(kernel))
+    row = proving.measured(CPU, "linear_combination", "cpp", "float32", "4096")
+    assert row["why"].endswith("with channels last")
+
+
+def test_too_little_memory_is_no_fault(monkeypatch):
+    """The size is left out; what is chosen for smaller ones is used, and a line says so."""
+
+    def kernel(x):
+        if x.numel() > 2000:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return bound("norm", "torch")(x)
+
+    monkeypatch.setattr(sys.modules["vaccel.ops.inner"], "bound", by(kernel))
+    rows = [proving.measured(CPU, "norm", "cpp", "float32", size) for size in ("1024", "4096")]
+    assert [r["passed"] for r in rows] == [True, None]
+    table = Table([{**r, "us": 1.0, "torch_us": 2.0} for r in rows])
+    assert table.limits("norm", "float32") == [(float("inf"), "cpp")]
+    assert table.notes() == ["kernels: no memory for 4096 elements in float32: what is chosen for smaller ones is used"]
+
+
+@native
+def test_shapes_in_use_are_measured_too(cache, monkeypatch):
+    monkeypatch.setattr(module, "SIZES", (2**10,))
+    found = module.certify(CPU, shapes=["1x16x4x10x12"])
+    own = [r for r in found.rows if r.get("shape") == [1, 16, 4, 10, 12]]
+    assert {r["op"] for r in own} == set(NAMES)
+    assert {r["elements"] for r in own} == {7680}
+    assert not found.notes()
+    for wrong in ("16x", "4x4", "1x0x3", "latents"):
+        with pytest.raises(ValueError, match=r"shape"):
+            module.certify(CPU, shapes=[wrong])
+
+
+def test_a_compiled_formula_is_timed_beside_it(monkeypatch):
+    monkeypatch.setattr(proving, "COMPILED_FROM", 1024)
+    monkeypatch.setattr(torch, "compile", lambda f, **options: f)  # the compiler itself takes ten seconds
+    row = proving.measured(CPU, "norm", "torch", "float32", "1024", compiled=True)
+    assert row["passed"]
+    assert row["compiled_us"] > 0
+    assert "compiled_us" not in proving.measured(CPU, "norm", "torch", "float32", "1024")
+
+    def none(f, **options):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", none)
+    assert proving.measured(CPU, "norm", "torch", "float32", "1024", compiled=True)["compiled_us"] is None
+
+
+@pytest.mark.parametrize("other", [{"name": "L4"}, {"multi_processor_count": 16}, {"major": 12}])
+def test_each_kind_of_gpu_and_each_slice_of_one_has_its_own_table(other, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    whole = {"name": "H100", "major": 9, "minor": 0, "multi_processor_count": 132}
+    places = [type("Properties", (), whole), type("Properties", (), {**whole, **other})]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: places[device.index])
+    certified._name.cache_clear()
+    first, second = (torch.device("cuda", i) for i in (0, 1))
+    certified.save(first, Table([row(us=1.0)]))
+    assert certified.table(first) is not None
+    assert certified.table(second) is None
+    certified._name.cache_clear()
+
+
 # -- captured steps ----------------------------------------------------------------------------------------------------
 
 CAPTURING = """
@@ -203,7 +295,7 @@ import os, sys, time
 sys.path.insert(0, {tests!r})
 import torch
 from rehearsal import Rehearsal
-from vaccel import certify
+from vaccel import proving
 
 class Planted(Rehearsal):
     def capture(self, function):
@@ -219,8 +311,8 @@ class Planted(Rehearsal):
             return lambda: None, outputs
         return replay, outputs
 
-certify.graph_backend = Planted
-certify.main()
+proving.graph_backend = Planted
+proving.main()
 {after}
 """
 
@@ -255,15 +347,15 @@ def test_captured_steps_are_certified(capturing):
 def test_a_kernel_that_is_chosen_is_in_the_captured_chain(capturing, monkeypatch):
     rows = [row(op="cfg_combine", elements=2**16), row(op="direction_magnitude", elements=2**16, us=9.0)]
     found = module._graphs([], Table(rows), 0)
-    assert found == module._unproven("not reached in time")
+    assert found == proving.unproven("not reached in time")
     seen = []
     monkeypatch.setattr(module, "_events", lambda command, cells, limit: seen.extend(cells) or [{"ended": ""}])
     module._graphs([], Table(rows), 1)
-    assert seen == [("graphs", "cfg_combine", "cpp", str(module.CHAIN))]
+    assert seen == [("graphs", "cfg_combine", "cpp", str(proving.CHAIN))]
     backend = Rehearsal()
-    monkeypatch.setattr(module, "graph_backend", lambda: backend)
+    monkeypatch.setattr(proving, "graph_backend", lambda: backend)
     for op in module.IN_CHAIN:
-        assert module.graphs_measured(CPU, op, "cpp", "1024")["passed"], op
+        assert proving.graphs_measured(CPU, op, "cpp", "1024")["passed"], op
     assert backend.captured == len(module.IN_CHAIN)
 
 
@@ -283,7 +375,7 @@ def test_captures_that_go_wrong_are_refused(what, why, capturing):
 
 def test_a_process_that_crashes_after_its_captures_is_not_trusted(capturing):
     found = capturing(after="os.kill(os.getpid(), 6)")
-    assert found.graphs == module._unproven("it crashed with signal 6")
+    assert found.graphs == proving.unproven("it crashed with signal 6")
 
 
 def test_tables_of_before_certify_no_graphs(cache, monkeypatch):

@@ -12,7 +12,7 @@ import vaccel
 ROOT = Path(vaccel.__file__).parent
 FLOORS = [
     ("reference", "ops", "extras", "built", "capture"),
-    ("certify",),
+    ("certify", "proving"),
     ("actions", "cache", "signals"),
     ("models", "planning"),
     ("methods",),

@@ -408,7 +408,7 @@ def test_the_second_gpu_captures_and_replays_on_itself():
 
 @pytest.mark.gpu
 def test_a_gpu_certifies_its_graphs():
-    from vaccel.certify import graphs_measured
+    from vaccel.proving import graphs_measured
 
     found = graphs_measured(torch.device("cuda"), "norm", "torch", "65536")
     assert found["passed"], found

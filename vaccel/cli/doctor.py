@@ -35,6 +35,14 @@ def doctor(
         bool,
         typer.Option("--certify", help="Prove the kernels on this machine's GPU, or its CPU, and show what is used."),
     ] = False,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", help="With --certify: a size in use, such as 1x16x21x60x104. Repeat for more."),
+    ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compiled", help="With --certify: time torch.compile of the formulas too (takes minutes)."),
+    ] = False,
     pipeline: Annotated[
         str | None,
         typer.Option(
@@ -48,8 +56,10 @@ def doctor(
         _pipeline(pipeline, as_json)
         return
     if certify:
-        _certify(as_json)
+        _certify(as_json, shape or [], compiled)
         return
+    if shape or compiled:
+        raise typer.BadParameter("it is of --certify: give that too", param_hint="--shape" if shape else "--compiled")
     if unfinished and not remove:
         raise typer.BadParameter("it says what else --remove deletes: give both", param_hint="--unfinished")
     from ..planning.leftovers import find
@@ -91,7 +101,7 @@ def _pipeline(source: str, as_json: bool) -> None:
     console.print(table)
 
 
-def _certify(as_json: bool) -> None:
+def _certify(as_json: bool, shapes: list[str], compiled: bool) -> None:
     import torch
 
     from ..certify import certify
@@ -104,22 +114,36 @@ def _certify(as_json: bool) -> None:
         refuse(ValueError("VACCEL_KERNELS=torch turns the kernels off: unset it to certify them"))
     with Bar(every=5.0) as bar:
         try:
-            found = certify(device, progress=bar.update)
+            found = certify(device, shapes=shapes, compiled=compiled, progress=bar.update)
+        except ValueError as error:
+            refuse(error)
         except OSError as error:
             found = error.table
             say(f"the table is not kept, so torch is used: {error}")
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
         return
-    table = Table("op", "dtype", "used", box=None, pad_edge=False)
+    table = Table("op", "dtype", "used", "at elements", "kernel us", "torch us", box=None, pad_edge=False)
+    if compiled:
+        table.add_column("compiled us")
     for name in NAMES:
         for dtype in ("float32", "bfloat16", "float16"):
             if limits := found.limits(name, dtype):
                 told = [f"{impl} up to {end:.2g} elements" if end < float("inf") else impl for end, impl in limits]
-                table.add_row(name, dtype, ", then ".join(told))
+                table.add_row(name, dtype, ", then ".join(told), *_times(found, name, dtype, compiled))
     console.print(table)
     for note in [*found.notes(), *_of_graphs(found.graphs)]:
         console.print(Text(note), soft_wrap=True, highlight=False)
+
+
+def _times(found: Any, name: str, dtype: str, compiled: bool) -> list[str]:
+    """The largest size that was measured, and microseconds there: of the fastest kernel, torch, torch.compile."""
+    rows = [r for r in found.rows if (r["op"], r["dtype"], r["passed"]) == (name, dtype, True)]
+    if not rows:
+        return []
+    row = max(rows, key=lambda r: (r["elements"], -r["us"]))
+    told = [str(row["elements"]), f"{row['us']:.4g}", f"{row['torch_us']:.4g}"]
+    return [*told, f"{row['compiled_us']:.4g}" if row.get("compiled_us") else "-"] if compiled else told
 
 
 def _of_graphs(found: dict[str, Any] | None) -> list[str]:

@@ -26,6 +26,8 @@ from ._native import CUDA_DETAIL, CUDA_LOADED, DETAIL, LOADED
 GAIN = 0.95
 #: Numbers of elements that are measured; a size class reaches half-way to the next one, geometrically.
 SIZES = (2**10, 2**16, 2**20, 2**23)
+#: On a GPU also hidden states' size, where there is memory for it.
+LARGE = 2**26
 
 
 def folder() -> Path:
@@ -90,7 +92,8 @@ class Table:
     """What was measured.
 
     Args:
-        rows: {"op", "impl", "dtype", "elements", "passed", "why", "us", "torch_us", ...} each.
+        rows: {"op", "impl", "dtype", "elements", "passed", "why", "us", "torch_us", ...} each; ``passed`` is None where
+            memory was too short to tell.
         refused: {"op", "impl", "why"} of implementations that crashed, hung or were wrong.
         graphs: {"passed", "why", "launch_us", "replay_us", ...} of captured steps: whether they gave eager's bits, and
             how long a small operation takes, launched and replayed; None where that was not measured.
@@ -105,25 +108,32 @@ class Table:
         self.rows, self.refused = [dict(r) for r in rows], [dict(r) for r in refused]
         self.graphs = None if graphs is None else dict(graphs)
         self._bad = {(r["op"], r["impl"]) for r in self.refused}
-        self._bad |= {(r["op"], r["impl"]) for r in self.rows if not r["passed"]}
+        self._bad |= {(r["op"], r["impl"]) for r in self.rows if r["passed"] is False}
 
     def choice(self, op: str, dtype: str, elements: int) -> str | None:
         """The implementation for so many elements: "torch" where none is faster, None where nothing was measured."""
-        sizes = sorted({r["elements"] for r in self.rows if r["op"] == op and r["dtype"] == dtype})
+        sizes = self._sizes(op, dtype)
         if not sizes:
             return None
         size = min(sizes, key=lambda s: abs(_log(s) - _log(elements)))
         best, least = "torch", None
         for row in self.rows:
-            if (row["op"], row["dtype"], row["elements"]) != (op, dtype, size) or (op, row["impl"]) in self._bad:
+            if (row["op"], row["dtype"], row["elements"]) != (op, dtype, size) or not row["passed"]:
+                continue
+            if (op, row["impl"]) in self._bad:
                 continue
             if row["us"] <= GAIN * row["torch_us"] and (least is None or row["us"] < least):
                 best, least = row["impl"], row["us"]
         return best
 
+    def _sizes(self, op: str, dtype: str) -> list[int]:
+        """Numbers of elements that were measured."""
+        told = (r for r in self.rows if r["passed"] is not None)
+        return sorted({r["elements"] for r in told if r["op"] == op and r["dtype"] == dtype})
+
     def limits(self, op: str, dtype: str) -> list[tuple[float, str]] | None:
         """[(up to so many elements, implementation)], ascending; None where nothing was measured."""
-        sizes = sorted({r["elements"] for r in self.rows if r["op"] == op and r["dtype"] == dtype})
+        sizes = self._sizes(op, dtype)
         if not sizes:
             return None
         ends = [(a * b) ** 0.5 for a, b in itertools.pairwise(sizes)] + [float("inf")]
@@ -137,9 +147,11 @@ class Table:
 
     def notes(self) -> list[str]:
         """A line for every implementation that is not used because it failed."""
-        wrong = {(r["op"], r["impl"]): r["why"] for r in self.rows if not r["passed"]}
+        wrong = {(r["op"], r["impl"]): r["why"] for r in self.rows if r["passed"] is False}
         wrong |= {(r["op"], r["impl"]): r["why"] for r in self.refused}
-        return [f"kernels: {op} by torch, not by {impl}: {why}" for (op, impl), why in sorted(wrong.items())]
+        said = [f"kernels: {op} by torch, not by {impl}: {why}" for (op, impl), why in sorted(wrong.items())]
+        short = sorted({r["why"] for r in self.rows if r["passed"] is None})
+        return [*said, *(f"kernels: {why}: what is chosen for smaller ones is used" for why in short)]
 
     def to_json(self) -> dict[str, Any]:
         graphs = {} if self.graphs is None else {"graphs": self.graphs}
