@@ -15,6 +15,7 @@ from ...actions import Action, Full, Weights
 from ...methods import Auto, EasyCache, Forecast, Method, Policy, Schedule
 from ...methods.auto import FEW
 from ...methods.base import Observation, Step
+from ...methods.schedule import DAMPING
 from ...planning.calibration import Calibration, calibration
 from ...planning.flow import Flow
 from ...planning.prior import shipped
@@ -28,9 +29,6 @@ METHODS: dict[str, tuple[str, ...]] = {
     "Schedule": ("speed", "computed calls", "list"),
 }
 AIMS = ("speed", "computed calls", "psnr", "threshold", "list")
-#: Of the line through the last two estimates of x_0 that is followed where a sampler adds noise: none of it.  They
-#: tremble with the noise, and a slope trembles more.
-STOCHASTIC_DAMPING = 0.0
 #: The share of a run that EasyCache always computes at its beginning.
 WARMUP = 0.1
 
@@ -123,10 +121,10 @@ def _along(path: tuple[int, ...], flow: Flow, known: Calibration, outside: Colle
         return _all(calls, "all calls are computed, as asked for")
     if stochastic:
         said = (
-            "the sampler adds noise between steps, which no earlier velocity contains: the last estimate of x_0 stands "
+            "the sampler adds noise between steps, which no earlier velocity contains: the last estimates of x_0 stand "
             "in, and how near that comes to the full run is not known in advance"
         )
-        return Chosen(Forecast(path, calls, damping=STOCHASTIC_DAMPING), notes=(said,))
+        return Chosen(Forecast(path, calls, damping=DAMPING), notes=(said,))
     expected = _expected(known, computed)
     return Chosen(Forecast.prior(len(path)), expected)
 
@@ -141,7 +139,7 @@ def _promised(choice: Choice, flow: Flow, known: Calibration, outside: Collectio
     if stochastic:
         return _all(calls, "no PSNR is known of a sampler that adds noise between steps: all calls are computed")
     good = Auto(psnr=choice.amount).reaching(Auto(psnr=choice.amount).uncalibrated(calls, flow))
-    if good is None:
+    if good is None or good.budget >= calls:
         return _all(calls, f"{choice.amount:g} dB cannot be expected of fewer calls: all are computed")
     path = known.plan(good.budget, per="tensor").full_steps
     return _along(path, flow, known, outside, stochastic)

@@ -95,7 +95,7 @@ def _run(
     velocity: Callable[[int], torch.Tensor | float],
 ) -> tuple[_Model, torch.Tensor]:  # fmt: skip
     """The model that was asked, and the finished latents [rows], both in straight coordinates."""
-    model, at = _Model(guider, velocity), sigmas.detach().double().cpu()
+    model, at = _Model(guider, velocity), sigmas.detach().cpu()
     options = copy.deepcopy(getattr(sampler, "extra_options", {}))  # a noise source in it has a state
     given = {"model_options": {"transformer_options": {}}, "seed": seed}
     with torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
