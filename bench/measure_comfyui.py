@@ -93,7 +93,7 @@ def measure(captions: int) -> list[dict[str, Any]]:
                 "computed": round(statistics.mean(computed), 1), "psnr": round(statistics.mean(psnr), 2),
                 "worst": round(min(psnr), 2),
             })  # fmt: skip
-            print({k: v for k, v in rows[-1].items()}, flush=True)
+            print(rows[-1], flush=True)
     return rows
 
 
