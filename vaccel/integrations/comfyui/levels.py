@@ -71,7 +71,7 @@ def points(model_sampling: Any, sigmas: Sequence[float]) -> list[Point]:
         wanted = 2 * point.of_output + 3 * point.of_latents
         if not abs(seen - wanted) <= EXACT * max(1.0, abs(point.of_output), abs(point.of_latents)):
             raise ValueError("what the model predicts is not linear in its answer")
-        if not (point.sigma > 0 and point.alpha >= 0 and point.into and point.of_output):
+        if not (point.sigma > 0 and point.alpha > -EXACT and point.into and point.of_output):
             raise ValueError("what the model predicts says nothing of the noise")
     return found
 

@@ -97,7 +97,7 @@ def _run(
     """The model that was asked, and the finished latents [rows], both in straight coordinates."""
     model, at = _Model(guider, velocity), sigmas.detach().cpu()
     options = copy.deepcopy(getattr(sampler, "extra_options", {}))  # a noise source in it has a state
-    given = {"model_options": {"transformer_options": {}}, "seed": seed}
+    given = {"model_options": {"transformer_options": {"sample_sigmas": at}}, "seed": seed, "denoise_mask": None}
     with torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         torch.manual_seed(0)

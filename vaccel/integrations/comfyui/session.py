@@ -41,7 +41,7 @@ class Session:
         self.elements = torch.Size(shape[2:]).numel()
         self.run: Run | None = None
         self.plan: Rehearsal | None = None
-        self.index, self.sigma = -1, 0.0
+        self.index, self.sigma, self.timestep = -1, 0.0, None
         self.off = False  # from now on everything is computed
         self.branches: dict[Hashable, int] = {}
         self.present: dict[int, int] = {}  # by branch, the last call that it was part of
@@ -60,7 +60,7 @@ class Session:
 
     def begins(self, guider: Any, timestep: torch.Tensor) -> None:
         """The sampler asks for a prediction: the next call of its plan begins."""
-        self.sigma = float(timestep.flatten()[0])
+        self.timestep, self.sigma = timestep, float(timestep.flatten()[0])
         self._begin_call()
         self.letters.append("")
         if self.off:
@@ -84,23 +84,24 @@ class Session:
         self.plan = plan = rehearsed(self.sampler, self.sigmas, guider, self.seed) or as_listed(self.sigmas)
         try:
             last = normaliser(sampling, float(self.sigmas[-1]))[1]
-            at = points(sampling, plan.sigmas)
-            flow = flow_of(at, last, stochastic=plan.stochastic, response=plan.response)
+            flow = flow_of(points(sampling, plan.sigmas), last, stochastic=plan.stochastic, response=plan.response)
+            outside = self._outside(sampling)
+            found = chosen(self.choice, flow, outside, stochastic=plan.stochastic)
+            run = Run(found.method.outside(), flow.num_steps, self.buffers, flow=flow)
         except (ValueError, TypeError, AttributeError, RuntimeError, ZeroDivisionError) as error:
-            self.all_from_here(f"this model's noise levels say nothing that can be used: {error}")
+            self.all_from_here(f"nothing can be made of this model's or sampler's noise levels: {error}")
             return
-        first, end = (sampling.percent_to_sigma(p) for p in (self.choice.start_percent, self.choice.end_percent))
-        outside = {i for i, sigma in enumerate(plan.sigmas) if sigma > float(first) or sigma <= float(end)}
-        if self.choice.end_percent >= 1:
-            outside = {i for i in outside if plan.sigmas[i] > float(first)}
-        found = chosen(self.choice, flow, outside, stochastic=plan.stochastic)
         for note in found.notes:
             self.say(note)
-        self.record.expected = found.expected
-        self.run = Run(found.method.outside(), flow.num_steps, self.buffers, flow=flow)
         if outside:
-            self.run.policy = Windowed(self.run.policy, outside)
-        self.record.trace = self.run.trace
+            run.policy = Windowed(run.policy, outside)
+        self.record.expected, self.run, self.record.trace = found.expected, run, run.trace
+
+    def _outside(self, sampling: Any) -> set[int]:
+        """The calls outside the part of sampling in which some may be skipped."""
+        first, end = (float(sampling.percent_to_sigma(p)) for p in (self.choice.start_percent, self.choice.end_percent))
+        end = -1.0 if self.choice.end_percent >= 1 else end
+        return {i for i, sigma in enumerate(self.plan.sigmas) if sigma > first or sigma <= end}
 
     def all_from_here(self, reason: str) -> None:
         """Nothing stands in any more: this is said once."""
@@ -117,7 +118,11 @@ class Session:
     def close(self, *, whole: bool) -> None:
         """The sampling is over; one that was interrupted (not ``whole``) is told of as far as it went."""
         record = self.record
-        record.timeline, record.finished = "".join(self.letters), whole
+        if whole and not self.off and not any(self.letters):
+            self.say("computed in full: no forward was seen; is the network compiled as a whole, wrappers included?")
+        record.timeline, record.finished = "".join(letter or "F" for letter in self.letters), whole
+        if record.computed_calls == len(record.timeline):
+            record.expected = None
         if self.run is not None:
             if whole and not self.off:
                 self.run.close()
@@ -159,7 +164,9 @@ class Session:
         if self.run is None or self.index < 0:
             return "a forward comes before the sampler has asked for it"
         sigmas = options.get("sigmas")
-        if sigmas is not None and abs(float(sigmas.flatten()[0]) - self.sigma) > NEAR * max(self.sigma, 1e-3):
+        # Mostly it is the same tensor: then no device has to be asked.
+        other = sigmas is not None and sigmas is not self.timestep
+        if other and abs(float(sigmas.flatten()[0]) - self.sigma) > NEAR * max(self.sigma, 1e-3):
             return "a forward is at another noise level than the sampler has asked for"
         if "context_window" in options:
             return "context windows: parts of the latents take turns"

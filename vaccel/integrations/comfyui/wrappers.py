@@ -97,6 +97,8 @@ def _predicting(executor: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _standing_in(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    if torch.compiler.is_compiling():  # the network is compiled with its wrappers: what is decided here would be frozen
+        return executor(*args, **kwargs)
     options = _transformer_options(args, kwargs)
     session = options.get(KEY) if options is not None else None
     if not isinstance(session, Session) or not args:
