@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import comfyui_double as comfy
 import pytest
-from test_comfyui import last, model, run
+from comfyui_tiny import last, model, run
 
 from vaccel.integrations.comfyui import Choice, patched
 

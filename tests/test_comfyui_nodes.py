@@ -11,7 +11,7 @@ from pathlib import Path
 import comfyui_double as comfy
 import pytest
 import torch
-from test_comfyui import model, run
+from comfyui_tiny import model, run
 
 from vaccel.integrations.comfyui import Choice, patched
 
