@@ -223,3 +223,24 @@ def test_a_network_that_is_compiled_with_its_wrappers_is_computed_in_full():
 
     fast.add_wrapper_with_key(comfy.APPLY_MODEL, "compile", swapped)
     torch.testing.assert_close(run(fast, steps=14), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_noise_source_with_a_state_is_left_alone():
+    """A sampler's own noise is drawn by the run and by nothing else; then nothing is known of its calls in advance."""
+    plain = model(levels.EpsSampling())
+    fast = patched(plain, HALF)
+    positive, negative = prompts()
+    sigmas = levels.simple_sigmas(plain.model.model_sampling, 12)
+    drawn = []
+
+    def source(sigma, sigma_next):
+        drawn.append(float(sigma))
+        return torch.zeros_like(noise())
+
+    sampler = comfy.ksampler("euler_ancestral", noise_sampler=source)
+    made = comfy.sample(fast, noise(), positive, negative, 3.0, sampler, sigmas)
+    assert len(drawn) == 11
+    assert torch.isfinite(made).all()
+    assert last(fast).computed_calls == 6
+    assert last(fast).expected is None
+    assert any("cannot be tried" in note for note in last(fast).notes)

@@ -13,7 +13,8 @@ pytestmark = comfy.needs_k_diffusion
 
 @pytest.mark.parametrize("wrong", [
     ("Magic", "speed", 2.0), ("Auto", "threshold", 2.0), ("Forecast", "speed", 0.5), ("Forecast", "computed calls", 1),
-    ("Auto", "psnr", float("nan")), ("Auto", "speed", 2.0, 0.9, 0.1), ("Schedule", "list", 0, 0.0, 1.0, "a-b"),
+    ("Auto", "psnr", float("nan")), ("Auto", "psnr", 2.0),
+    ("EasyCache", "threshold", 2.0), ("Auto", "speed", 2.0, 0.9, 0.1), ("Schedule", "list", 0, 0.0, 1.0, "a-b"),
     ("Schedule", "list", 0, 0.0, 1.0, ""),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_before_any_forward(wrong):

@@ -59,7 +59,7 @@ def test_a_wrong_setting_is_said_at_the_node(nodes):
     assert valid("Auto", "speed", 2.0, 0.0, 1.0) is True
     assert valid("Auto", "speed", None, 0.0, 1.0) is True  # it comes over a link
     assert "Auto takes" in valid("Auto", "threshold", 2.0, 0.0, 1.0)
-    assert "1 or more" in valid("Forecast", "speed", 0.2, 0.0, 1.0)
+    assert "1 to 50" in valid("Forecast", "speed", 0.2, 0.0, 1.0)
 
 
 def test_nothing_of_comfyui_is_imported():

@@ -29,6 +29,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     "Schedule": ("speed", "computed calls", "list"),
 }
 AIMS = ("speed", "computed calls", "psnr", "threshold", "list")
+#: Of the amount, by aim: what lies beyond was meant for another aim.
+RANGES = {"speed": (1.0, 50.0), "computed calls": (2.0, 1e4), "psnr": (10.0, 1e3), "threshold": (0.0, 1.0),
+          "list": (-math.inf, math.inf)}  # fmt: skip
 #: The share of a run that EasyCache always computes at its beginning.
 WARMUP = 0.1
 
@@ -61,9 +64,9 @@ class Choice:
         aims = METHODS[self.method]
         if self.aim not in aims:
             raise ValueError(f"{self.method} takes {' or '.join(aims)}, not {self.aim!r}")
-        least = {"speed": 1.0, "computed calls": 2.0, "psnr": 0.0, "threshold": 0.0, "list": -math.inf}[self.aim]
-        if not (math.isfinite(self.amount) and self.amount >= least):
-            raise ValueError(f"{self.aim} must be {least:g} or more, got {self.amount!r}")
+        least, most = RANGES[self.aim]
+        if not (math.isfinite(self.amount) and least <= self.amount <= most):
+            raise ValueError(f"{self.aim} must be {least:g} to {most:g}, got {self.amount!r}")
         if not 0 <= self.start_percent <= self.end_percent <= 1:
             raise ValueError(f"0 <= start <= end <= 1 does not hold: {self.start_percent}, {self.end_percent}")
         if self.aim == "list":

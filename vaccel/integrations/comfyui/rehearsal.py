@@ -33,11 +33,13 @@ class Rehearsal:
         sigmas: of every call of the model, in order.
         stochastic: whether it adds noise of its own.
         response: as in ``vaccel.planning.flow.Flow``; None where it is not linear or was not asked for.
+        tried: False for what is only assumed of it.
     """
 
     sigmas: tuple[float, ...]
     stochastic: bool = False
     response: Response | None = None
+    tried: bool = True
 
 
 class _Model:
@@ -75,7 +77,7 @@ class _Model:
 def rehearsed(sampler: Any, sigmas: torch.Tensor, guider: Any, seed: int | None) -> Rehearsal | None:
     """What ``sampler`` will do along ``sigmas`` [T + 1]; None where it cannot be tried or chooses its own steps."""
     function = getattr(sampler, "sampler_function", None)
-    if function is None:
+    if function is None or not _plain(getattr(sampler, "extra_options", {})):
         return None
     try:
         first, end = _run(sampler, sigmas, guider, seed, 1, lambda call: 0.0)
@@ -90,13 +92,22 @@ def rehearsed(sampler: Any, sigmas: torch.Tensor, guider: Any, seed: int | None)
         return None
 
 
+def _plain(options: Any) -> bool:
+    """Whether nothing in a sampler's options has a state that trying it would change, or is too large to copy."""
+    if isinstance(options, dict):
+        return all(map(_plain, options.values()))
+    if isinstance(options, (list, tuple)):
+        return all(map(_plain, options))
+    return options is None or isinstance(options, (bool, int, float, str))
+
+
 def _run(
     sampler: Any, sigmas: torch.Tensor, guider: Any, seed: int | None, rows: int,
     velocity: Callable[[int], torch.Tensor | float],
 ) -> tuple[_Model, torch.Tensor]:  # fmt: skip
     """The model that was asked, and the finished latents [rows], both in straight coordinates."""
     model, at = _Model(guider, velocity), sigmas.detach().cpu()
-    options = copy.deepcopy(getattr(sampler, "extra_options", {}))  # a noise source in it has a state
+    options = copy.deepcopy(getattr(sampler, "extra_options", {}))
     given = {"model_options": {"transformer_options": {"sample_sigmas": at}}, "seed": seed, "denoise_mask": None}
     with torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -127,4 +138,4 @@ def _same(a: Sequence[float], b: Sequence[float]) -> bool:
 
 def as_listed(sigmas: torch.Tensor) -> Rehearsal:
     """One call at every listed sigma but the last: what is assumed of a sampler that cannot be tried."""
-    return Rehearsal(tuple(float(s) for s in sigmas.double().cpu()[:-1]))
+    return Rehearsal(tuple(float(s) for s in sigmas.double().cpu()[:-1]), tried=False)

@@ -82,6 +82,11 @@ class Session:
         """Finds out how the run will go, and how much of it to compute."""
         sampling = guider.inner_model.model_sampling
         self.plan = plan = rehearsed(self.sampler, self.sigmas, guider, self.seed) or as_listed(self.sigmas)
+        if not plan.tried:
+            self.say("this sampler cannot be tried beforehand: it is taken to ask once at each listed sigma")
+            if self.choice.aim == "psnr":
+                self.all_from_here("nothing can be expected of a run whose calls are not known")
+                return
         try:
             last = normaliser(sampling, float(self.sigmas[-1]))[1]
             flow = flow_of(points(sampling, plan.sigmas), last, stochastic=plan.stochastic, response=plan.response)
@@ -95,7 +100,8 @@ class Session:
             self.say(note)
         if outside:
             run.policy = Windowed(run.policy, outside)
-        self.record.expected, self.run, self.record.trace = found.expected, run, run.trace
+        self.record.expected = found.expected if plan.tried else None
+        self.run, self.record.trace = run, run.trace
 
     def _outside(self, sampling: Any) -> set[int]:
         """The calls outside the part of sampling in which some may be skipped."""

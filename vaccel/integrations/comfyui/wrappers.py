@@ -57,7 +57,7 @@ class Opening:
         )
         choice, name = self.choice, getattr(getattr(sampler, "sampler_function", None), "__name__", "a sampler")
         record = Record(name.removeprefix("sample_"), f"{choice.method}, {choice.aim} {choice.amount:g}")
-        session = Session(choice, sampler, sigmas, seed, noise.shape, record)
+        session = Session(choice, sampler, sigmas, seed, getattr(noise, "shape", ()), record)
         before = guider.model_options
         guider.model_options = options = _copied(before)
         options.setdefault("transformer_options", {})[KEY] = session
