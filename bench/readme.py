@@ -1,7 +1,7 @@
-"""Fills the tables of README.md from the JSON under bench/results: ``python bench/readme.py [--check]``.
+"""Fills the tables of README.md and docs/comfyui.md from the JSON under bench/results: ``python bench/readme.py``.
 
-Text between ``<!-- figures: name -->`` and ``<!-- end -->`` is generated; nothing else is touched.  ``--check`` exits
-with 1 where the README is not what the JSON says.
+Text between ``<!-- figures: name -->`` and ``<!-- end -->`` is generated; nothing else is touched.  ``--check`` writes
+nothing and exits with 1 where one of both is not what the JSON says.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import sys
 from pathlib import Path
 
+import readme_comfyui
 import readme_forecast
 import readme_levels
 import readme_promise
@@ -267,7 +268,15 @@ def fill(text: str) -> str:
     """The README with every generated part made anew."""
 
     def make(match: re.Match) -> str:
-        others = (readme_unet, readme_levels, readme_promise, readme_rivals, readme_terrain, readme_forecast)
+        others = (
+            readme_unet,
+            readme_levels,
+            readme_promise,
+            readme_rivals,
+            readme_terrain,
+            readme_forecast,
+            readme_comfyui,
+        )
         made = globals().get(match[1]) or next(getattr(m, match[1]) for m in others if hasattr(m, match[1]))
         return f"<!-- figures: {match[1]} -->\n{made()}\n<!-- end -->"
 
@@ -275,13 +284,14 @@ def fill(text: str) -> str:
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    text = path.read_text()
-    filled = fill(text)
-    if "--check" in sys.argv:
-        return int(text != filled)
-    path.write_text(filled)
-    return 0
+    stale = 0
+    for path in (ROOT / "README.md", ROOT / "docs" / "comfyui.md"):
+        text = path.read_text()
+        filled = fill(text)
+        stale |= text != filled
+        if "--check" not in sys.argv:
+            path.write_text(filled)
+    return int(stale and "--check" in sys.argv)
 
 
 if __name__ == "__main__":
