@@ -53,11 +53,13 @@ doctor: $(STAMP)
 	$(BIN)/vaccel doctor
 
 # torch first and pinned; the build then sees it, and --no-build-isolation keeps pip from fetching another.
+# k-diffusion without what it asks for: the tests of ComfyUI's nodes load its samplers alone.
 $(STAMP): pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "setuptools>=77" wheel ninja "pybind11>=2.12"
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[all,test,lint]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps "k-diffusion==0.1.1.post1"
 	touch $@
 
 clean:

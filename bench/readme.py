@@ -11,6 +11,7 @@ import re
 import sys
 from pathlib import Path
 
+import readme_comfyui
 import readme_forecast
 import readme_kernels
 import readme_levels
@@ -277,6 +278,7 @@ def fill(text: str) -> str:
             readme_rivals,
             readme_terrain,
             readme_forecast,
+            readme_comfyui,
         )
         made = globals().get(match[1]) or next(getattr(m, match[1]) for m in others if hasattr(m, match[1]))
         return f"<!-- figures: {match[1]} -->\n{made()}\n<!-- end -->"

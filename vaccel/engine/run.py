@@ -162,6 +162,7 @@ class Run:
         x: torch.Tensor,
         batched: bool = False,
         condition: Any = None,
+        branch: int | None = None,
     ) -> torch.Tensor:
         """The model's output for one invocation of step ``index``, [rows, ...], computed or substituted.
 
@@ -169,9 +170,16 @@ class Run:
             batched: whether its rows are [unconditional; conditional].
             condition: what tells branches apart: where a branch has had the same object at two steps, a call with
                 another one in its place is of another kind, and nothing that was stored is of it.
+            branch: which one it is, for a loop that knows and calls them in any order; numbered from 0 as they first
+                come.  By default they are told apart by their order within the step.
         """
-        begins = index != self.index
-        branch = 0 if begins else self.within.get(stage.index, 0)
+        begins, number = index != self.index, self.calls
+        if branch is not None:
+            number = branch + 1  # the same one at every step
+        elif begins:
+            branch = number = 0
+        else:
+            branch = self.within.get(stage.index, 0)
         call = self.calls_bound.get((stage.index, branch))
         if (
             call is None
@@ -180,11 +188,11 @@ class Run:
             or call.batched != batched
             or (self.kinds and call.kind != self._kind(branch))
         ):
-            call = self._bind(stage, branch, 0 if begins else self.calls, x, batched, condition)
+            call = self._bind(stage, branch, number, x, batched, condition)
         elif call.condition is condition or (condition.__class__ is list and _alike(call.condition, condition)):
             call.settled = True
         elif call.settled:
-            call = self._bind(stage, branch, 0 if begins else self.calls, x, batched, condition)
+            call = self._bind(stage, branch, number, x, batched, condition)
         else:
             call.condition = condition
         call.inputs, call.x = inputs, x
