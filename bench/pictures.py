@@ -1,7 +1,7 @@
 """The README's pictures: ``python bench/pictures.py animation | curve``, into docs/pictures/.
 
-The animation is made by the shipped family: the full model, Auto at 2.5 times its speed, and the same solver with as many
-fewer steps, for the first held-out captions, and what each is off by, amplified.  The curve is of bench/results.
+The animation is made by the shipped family: the full model, Forecast with 20 of 50 steps computed, and the same solver
+with 20 steps, for the first held-out captions, and what each is off by, amplified.  The curve is of bench/results.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import readme_comfyui
 import readme_forecast
+import readme_headline
 import readme_kernels
 import readme_levels
 import readme_promise
@@ -271,6 +272,7 @@ def fill(text: str) -> str:
 
     def make(match: re.Match) -> str:
         others = (
+            readme_headline,
             readme_kernels,
             readme_unet,
             readme_levels,

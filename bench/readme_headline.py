@@ -1,0 +1,27 @@
+"""The README's first figures; ``readme.py`` puts them in their place."""
+
+from __future__ import annotations
+
+from readme_forecast import _read
+from readme_rivals import MINE
+
+
+def headline() -> str:
+    """Forecast beside the best rival and fewer steps, at two speeds, on captions that nothing was chosen on."""
+    data = _read("cpu/rivals_glyphs_fresh")
+    of = {(r["rival"], r["budget"]): r["psnr"] for r in data["rows"]}
+    lines = []
+    for budget in (17, 13):
+        others = [(p, n) for (n, b), p in of.items() if b == budget and n not in (*MINE, "fewer steps")]
+        best, name = max(others)
+        lines.append(
+            f"{data['steps'] / budget:.1f} times fewer forwards: **{of['Forecast', budget]:.1f} dB** to the full run "
+            "calibrated, "
+            f" {of['Forecast.prior', budget]:.1f} with nothing calibrated; the best of {len(others)} rivals, "
+            f"{name}, {best:.1f}; fewer steps {of['fewer steps', budget]:.1f}."
+        )
+    note = (
+        f"{len(data['prompts'])} prompts that nothing was chosen on, on a trained U-Net; worst prompts, other budgets "
+        "and where a rival is ahead: [here](docs/forecast-results.md)."
+    )
+    return "\n".join(f"- {line}" for line in lines) + "\n\n" + note
