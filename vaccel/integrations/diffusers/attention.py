@@ -29,8 +29,8 @@ INEXACT = ("sage", "int8", "fp8", "fp4")
 #: The largest relative L2 error of a model's output, by attention that quantises against exact attention, that is
 #: accepted.  From below: bfloat16 by itself is 0.009 off at the end of the moving shapes' 8 blocks, and its roundings
 #: add up over the 40 to 60 of a large model; a bound must leave room above that.  From above: there 8-bit queries and
-#: keys read 0.004 and make no difference that is seen, at 5 bits, 0.03, clips have become others
-#: (bench/results/cpu/attention.json).  No difference to be seen at all asks for 0.008.
+#: keys read 0.004, and clips stay as close as bfloat16 leaves them; at 5 bits, 0.03, they have become others
+#: (bench/results/cpu/attention.json).  That no difference is ever seen asks for 0.005.
 BOUND = 0.03
 
 
