@@ -1,7 +1,8 @@
 """Attention that quantises is tried on each model before it is used: its error is measured, or why it cannot run.
 
-The first forward that a run asks of a model is preceded by two others with the same arguments, one with exact
-attention and one with the backend in question; neither counts among the run's calls.  Weights that have changed since
+Where a run asks a model for its first forward, two are made, one with exact attention and one with the backend in
+question.  The run takes the one that it is to have where it needs nothing but the output, and makes its own where it
+stores what is inside or is compiled or captured; what is made beside does not count among its calls.  Weights that have changed since
 (a LoRA, another checkpoint, an expert) are tried anew as the next run opens.  A backend that is refused leaves the
 model as it was: every output is bit for bit the exact one's.
 """
@@ -154,7 +155,7 @@ class Trials:
         line = verdict.said(self.backend.value, self.bound)
         scope = ownership.CURRENT.get()
         if scope is not None and scope.run is not None:
-            scope.run.trace.notes.append(f"{line} (two forwards beside the run's own)")
+            scope.run.trace.notes.append(f"{line} (measured by two forwards)")
         if verdict.refused:
             warnings.warn(f"vaccel: {line}", stacklevel=3)
 
