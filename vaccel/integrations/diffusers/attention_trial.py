@@ -2,9 +2,9 @@
 
 Where a run asks a model for its first forward, two are made, one with exact attention and one with the backend in
 question.  The run takes the one that it is to have where it needs nothing but the output, and makes its own where it
-stores what is inside or is compiled or captured; what is made beside does not count among its calls.  Weights that have changed since
-(a LoRA, another checkpoint, an expert) are tried anew as the next run opens.  A backend that is refused leaves the
-model as it was: every output is bit for bit the exact one's.
+stores what is inside or is compiled or captured; what is made beside does not count among its calls.  Weights that
+have changed since (a LoRA, another checkpoint, an expert) are tried anew as the next run opens.  A backend that is
+refused leaves the model as it was: every output is bit for bit the exact one's.
 """
 
 from __future__ import annotations
