@@ -23,7 +23,9 @@ SIZES = {
     "Wan2.1-1.3B": {**WAN, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
     "tiny": {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 64, "num_layers": 2, "text_dim": 32},
 }
-CLIPS = {"480p": (480, 832, 81), "480p, 17 frames": (480, 832, 17), "tiny": (32, 32, 9)}
+CLIPS = {
+    "480p": (480, 832, 81), "480p, 17 frames": (480, 832, 17), "480p, 5 frames": (480, 832, 5), "tiny": (32, 32, 9),
+}  # fmt: skip
 STEPS = 50
 
 
@@ -136,6 +138,12 @@ SCHEDULES: dict[str, tuple[list[Action], float | None, str]] = {
     "LeMiCa B=14": (residuals([*range(6), 7, 10, 17, 24, 31, 38, 45, 49]), None, "its authors"),
     "TeaCache 0.2": (residuals(spread(18, 49) | {49}), 2.62, "50 / 2.62 = 19 computed steps, first and last"),
 }
+#: As above, with 8-bit attention in both models; the speedup is against full steps with exact attention.
+EIGHT_BIT: dict[str, tuple[list[Action], float | None, str]] = {
+    "SRDiffusion delta=0.01 + TeaCache + 8-bit attention": (
+        srdiffusion(10, 15), 6.22, "arXiv 2505.19151: INT8 or FP8 attention as a third layer, on an H20"
+    ),
+}  # fmt: skip
 #: Some steps of every action a two-model pipeline has.
 EVERY_ACTION: list[Action] = [
     *[Full()] * 4, *[Residual()] * 4, Residual("output"), *[Forecast()] * 4, *[Rescale()] * 4, *[Small()] * 4,

@@ -1,9 +1,9 @@
 """Parts of the GPU suite that run whole pipelines: the trained families, and real sizes beside what else there is.
 
 ``families``: both trained families on the GPU, every method beside the full model, eager and with captured steps.
-``rivals``: whole runs of Wan2.1-1.3B's or Flux's shape, a third of the steps computed, by vaccel, diffusers' caches and
-cache-dit, with and without compiled blocks.  Weights are random there: it is time that is measured, and what a skipped
-step costs.
+``rivals``: whole runs of the shapes of ``gpu_models.py``, a third of the steps computed, by vaccel, diffusers' caches
+and cache-dit, with and without compiled blocks.  Weights are random there: it is time that is measured, and what a
+skipped step costs.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import e2e
 import torch
+from diffusers import FluxPipeline
+from gpu_models import MODELS, Model
 from gpu_parts import Measured
 
 import vaccel
 
-SHARE = 0.34  # of the rivals' steps are computed
 #: The glyph family's methods beside forecasts.
 IMAGE_METHODS = ("EasyCache(threshold=1.0)", "MixCache(theta=0.3, interval=3, levels=('step', 'cfg'))", "steps(17)")
 
@@ -110,96 +110,59 @@ def _against(
 
 
 def rivals(measured: Measured, name: str, device: str, until: float, dry: bool) -> None:
-    """Seconds of whole runs, full and with ``SHARE`` of the steps computed."""
-    model = MODELS["tiny" if dry else name](device)
+    """Seconds of whole runs, full and with a third of the steps computed; what a model is refused by, and why."""
+    model = MODELS[name](device, dry)
+    measured.payload["clip"] = model.clip
     for label, context in contenders(model, dry).items():
         if time.monotonic() > until:
             measured.payload["not_run"].append(label)
             continue
         with measured.measuring(label), context() as options:
-            measured.payload["runs"][label] = _timed(model, device, dry, **options)
-    if not dry:
-        torch.compiler.reset()
+            try:
+                measured.payload["runs"][label] = _timed(model, device, dry, **options)
+            except Exception as error:
+                if not label.startswith(THEIRS):
+                    raise
+                said = next(iter(str(error).splitlines()), "")
+                measured.payload["refused"][label] = f"{type(error).__name__}: {said}"[:300]
+        if label in measured.payload["refused"]:
+            print(f"{label}: refused, {measured.payload['refused'][label]}", flush=True)
+    for label in measured.payload["not_run"]:
+        print(f"{label}: not reached", flush=True)
+    torch.compiler.reset()
 
 
-class Model:
-    """A pipeline of real size with random weights, and its call.
-
-    Attributes:
-        run: one run of so many steps; returns each step's milliseconds.
-    """
-
-    def __init__(self, pipe: Any, run: Callable[[int], list[float]], steps: int):
-        self.pipe, self.run, self.steps, self.computed = pipe, run, steps, round(SHARE * steps)
+Context = Callable[[], contextlib.AbstractContextManager[dict]]
+#: Whose contenders may refuse a model.
+THEIRS = ("diffusers ", "cache-dit")
 
 
-def _wan(size: str, clip: str, device: str) -> Model:
-    pipe = e2e.pipeline(size, device, torch.bfloat16)
-    return Model(pipe, lambda steps: e2e.run(pipe, clip, steps), e2e.STEPS)
-
-
-def _flux(device: str, **small: Any) -> Model:
-    """FLUX.1 dev's shape (12 B weights), 1024 x 1024."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-
-    torch.manual_seed(0)
-    with torch.device(device):
-        transformer = FluxTransformer2DModel(guidance_embeds=True, **small).eval().requires_grad_(False).bfloat16()
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-    pipe = FluxPipeline(scheduler=scheduler, transformer=transformer, **parts)
-    pipe.set_progress_bar_config(disable=True)
-    config, generator = transformer.config, torch.Generator(device).manual_seed(0)
-    text = torch.randn(1, 512, config.joint_attention_dim, generator=generator, device=device).bfloat16()
-    pooled = torch.randn(1, config.pooled_projection_dim, generator=generator, device=device).bfloat16()
-
-    def run(steps: int) -> list[float]:
-        clock = e2e.Clock(device)
-        clock.mark()
-        pipe(
-            prompt_embeds=text, pooled_prompt_embeds=pooled, height=1024 if not small else 64,
-            width=1024 if not small else 64, num_inference_steps=steps, output_type="latent",
-            generator=torch.Generator(device).manual_seed(1),
-            callback_on_step_end=lambda pipe, index, t, kwargs: clock.mark() or kwargs,
-        )  # fmt: skip
-        return clock.milliseconds()
-
-    return Model(pipe, run, 28)
-
-
-MODELS: dict[str, Callable[[str], Model]] = {
-    "Wan2.1-1.3B": lambda device: _wan("Wan2.1-1.3B", "480p, 17 frames", device),
-    "Wan2.1-14B": lambda device: _wan("Wan2.1-14B", "480p, 17 frames", device),
-    "Flux": _flux,
-    "tiny": lambda device: _flux(
-        device, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, pooled_projection_dim=32, in_channels=4, axes_dims_rope=(4, 4, 8),
-    ),
-}  # fmt: skip
-
-
-def contenders(model: Model, dry: bool) -> dict[str, Callable[[], contextlib.AbstractContextManager[dict]]]:
-    """By label a context in which the pipeline is run that way; it gives what ``_timed`` is to know."""
+def contenders(model: Model, dry: bool) -> dict[str, Context]:
+    """By label, in the order of their worth, a context in which the pipeline is run that way; it gives what ``_timed``
+    is to know."""
     forecast = vaccel.Forecast.shaped(model.steps, model.computed)
-    found = {
+    found: dict[str, Context] = {
         "full": lambda: contextlib.nullcontext({}),
-        "vaccel Schedule": lambda: _ours(model, _schedule(model)),
         "vaccel Forecast": lambda: _ours(model, forecast),
-        "diffusers TaylorSeer": lambda: _theirs(model, _taylor()),
+        "full, compiled blocks": lambda: _compiled(model, dry),
         "diffusers MagCache": lambda: _theirs(model, _mag(model)),
+        "diffusers TaylorSeer": lambda: _theirs(model, _taylor()),
         "diffusers FirstBlockCache, all but the first": lambda: _theirs(model, _first_block()),
     }
+    if not isinstance(model.pipe, FluxPipeline):  # which does not tell it the step: it would compute all of them
+        found["diffusers SeaCache, two of three"] = lambda: _theirs(model, _sea())
     with contextlib.suppress(ImportError):
         import cache_dit  # noqa: F401
 
         found["cache-dit, static mask"] = lambda: _cache_dit(model)
+    found["vaccel Forecast, compiled blocks"] = lambda: _compiled(model, dry, forecast)
+    found["vaccel Schedule"] = lambda: _ours(model, _schedule(model))
     if not dry:
-        found["vaccel Schedule, cuda graphs"] = lambda: _ours(model, _schedule(model), cuda_graphs=True)
         found["vaccel Forecast, cuda graphs"] = lambda: _ours(model, forecast, cuda_graphs=True)
-        # From here on the blocks stay compiled.
-        found["full, compiled blocks"] = lambda: _compiled(model)
-        found["vaccel Forecast, compiled blocks"] = lambda: _ours(model, forecast)
-        found["vaccel Forecast, compiled blocks, cuda graphs"] = lambda: _ours(model, forecast, cuda_graphs=True)
+        found["vaccel Schedule, cuda graphs"] = lambda: _ours(model, _schedule(model), cuda_graphs=True)
+        found["vaccel Forecast, compiled blocks, cuda graphs"] = lambda: _compiled(
+            model, dry, forecast, cuda_graphs=True
+        )
     return found
 
 
@@ -219,11 +182,21 @@ def _ours(model: Model, method: Any, **options: Any) -> Iterator[dict[str, Any]]
 
 @contextlib.contextmanager
 def _theirs(model: Model, config: Any) -> Iterator[dict[str, Any]]:
-    model.pipe.transformer.enable_cache(config)
-    try:
-        yield {}
-    finally:
-        model.pipe.transformer.disable_cache()
+    transformer = model.pipe.transformer
+    with contextlib.ExitStack() as stack:
+        stack.callback(_hooks_off, transformer)
+        yield {"prepare": lambda: transformer.enable_cache(config)}
+
+
+def _hooks_off(transformer: Any) -> None:
+    """No cache any more, of one that was only half put on before it refused neither."""
+    with contextlib.suppress(Exception):
+        transformer.disable_cache()
+    transformer._cache_config = None
+    for module in transformer.modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        for name in list(registry.hooks) if registry is not None else []:
+            registry.remove_hook(name, recurse=False)
 
 
 def _taylor() -> Any:
@@ -237,6 +210,12 @@ def _mag(model: Model) -> Any:
     from diffusers import MagCacheConfig
 
     return MagCacheConfig(0.5, 2, 0.0, num_inference_steps=model.steps, mag_ratios=torch.ones(model.steps))
+
+
+def _sea() -> Any:
+    from diffusers import SeaCacheConfig
+
+    return SeaCacheConfig(1e9, max_consecutive_cached=2)
 
 
 def _first_block() -> Any:
@@ -254,23 +233,34 @@ def _cache_dit(model: Model) -> Iterator[dict[str, Any]]:
         Fn_compute_blocks=1, Bn_compute_blocks=0, max_warmup_steps=0, num_inference_steps=model.steps,
         steps_computation_mask=mask, steps_computation_policy="static",
     )  # fmt: skip
-    cache_dit.enable_cache(model.pipe, cache_config=config)
     try:
-        yield {}
+        yield {"prepare": lambda: cache_dit.enable_cache(model.pipe, cache_config=config)}
     finally:
-        cache_dit.disable_cache(model.pipe)
+        with contextlib.suppress(Exception):  # where it was refused there is nothing to take off
+            cache_dit.disable_cache(model.pipe)
 
 
 @contextlib.contextmanager
-def _compiled(model: Model) -> Iterator[dict[str, Any]]:
-    model.pipe.transformer.compile_repeated_blocks(fullgraph=True)
-    model.run(2)
-    yield {}
+def _compiled(model: Model, dry: bool, method: Any = None, **options: Any) -> Iterator[dict[str, Any]]:
+    """The repeated blocks compiled in place, for so long; a dry run follows them and compiles nothing."""
+    model.pipe.transformer.compile_repeated_blocks(fullgraph=True, **({"backend": "eager"} if dry else {}))
+    try:
+        if method is None:
+            yield {}
+        else:
+            with _ours(model, method, **options) as found:
+                yield found
+    finally:
+        for module in model.pipe.transformer.modules():
+            module._compiled_call_impl = None
 
 
-def _timed(model: Model, device: str, dry: bool, handle: Any = None) -> dict[str, Any]:
+def _timed(
+    model: Model, device: str, dry: bool, handle: Any = None, prepare: Callable[[], Any] = lambda: None
+) -> dict[str, Any]:
     """A warm-up, then a run: seconds, the dearest and cheapest steps; what a handle says of it."""
     steps = model.steps
+    prepare()
     model.run(steps if handle is not None else 2)  # a handle captures then
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

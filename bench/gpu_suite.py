@@ -2,11 +2,12 @@
 
     python bench/gpu_suite.py all --minutes 8       # the parts but experts, in the order of their worth, until then
     python bench/gpu_suite.py build                 # the kernels, in place
+    python bench/gpu_suite.py certify               # every kernel right or refused, and its time beside torch's
     python bench/gpu_suite.py tests                 # the tests marked gpu
     python bench/gpu_suite.py kernels               # every op at every size, beside eager torch and torch.compile
     python bench/gpu_suite.py families              # every method on the trained families: fidelity and time
     python bench/gpu_suite.py graphs                # steps eager and captured; launches, syncs and allocations
-    python bench/gpu_suite.py rivals --model Flux   # whole runs beside diffusers' caches, cache-dit, compiled blocks
+    python bench/gpu_suite.py rivals --model LTX-2  # whole runs beside diffusers' caches, cache-dit, compiled blocks
     python bench/gpu_suite.py overhead              # what a step costs the host, beside them
     python bench/gpu_suite.py actions --size Wan2.1-14B        # what each action costs, in every mode
     python bench/gpu_suite.py runs --size Wan2.1-14B --only DirectionMagnitude      # 50-step runs and their ratios
@@ -56,12 +57,13 @@ Size = Annotated[str, typer.Option(help=" or ".join(SIZES) + ".", callback=known
 Seconds = Annotated[float, typer.Option(help="No new measurement is begun after so long.")]
 
 #: What ``all`` gives each part of 8 minutes, seconds, in the order of their worth: whether the kernels are right comes
-#: before how fast they are, single steps before whole runs.  Estimates for an H100 and its 16 cores, none measured yet:
+#: before how fast they are, and whole runs of real shapes before single steps.  Estimates for an H100 and its 16 cores:
 #: the CUDA files take 5 s each, one a core, but a minute and a half where ninja is missing; 1400 small tests; every op
-#: at its two usual sizes; two modes of a short clip; some modes of Wan2.1-1.3B's actions; two or three of its runs.
+#: at its two usual sizes; two modes of a short clip; half of the contenders on a short clip of Wan2.1-14B's and LTX-2's
+#: shapes, ours, the full run and the compiled one first; some of Wan2.1-1.3B's actions; two or three of its runs.
 SHARES = {
-    "build": 45, "tests": 100, "kernels": 80, "families": 60, "graphs": 30, "rivals": 60, "rivals Flux": 45,
-    "overhead": 30, "actions": 45, "runs": 40,
+    "build": 45, "certify": 30, "tests": 85, "kernels": 55, "rivals Wan2.1-14B": 75, "rivals LTX-2": 55,
+    "families": 40, "graphs": 25, "actions": 30, "runs": 40, "overhead": 20, "rivals Flux": 25,
 }  # fmt: skip
 #: What a part's JSON is called where it is not called like the part.
 STEMS = {"overhead": "overhead_tests"}
@@ -103,7 +105,7 @@ def everything(
         if part in ("actions", "runs"):
             stem, options = f"{part}_{size}", options or ["--size", size]
         elif part == "rivals":
-            stem, options = f"rivals_{size if dry else model or size}", options or ["--model", model or size]
+            stem, options = f"rivals_{model}{'_tiny' if dry else ''}", [*options, "--model", model]
         command = [sys.executable, __file__, part, *options, "--out", str(folder)]
         parts.append(Part(name, share, command, stem, timed=part != "build"))
     code = run_all(parts, 60 * minutes, folder, environment(), keep)
@@ -155,6 +157,16 @@ def run_pytest(measured: Measured, arguments: list[str], seconds: float, figures
         raise typer.Exit(code if code > 0 else 128 - code)  # as a shell says it of a signal
 
 
+@app.command()
+def certify(seconds: Seconds = 120, dry: Dry = False, out: Out = None) -> None:
+    """Prove every kernel on the device, as ``vaccel doctor --certify``: its table, and what is refused and why."""
+    import gpu_runs
+
+    measured = Measured("certify", dry, out, rows=[], refused=[])
+    gpu_runs.certify(measured, device(dry), seconds, dry)
+    measured.done()
+
+
 @app.command("tests")
 def run_tests(
     only: Annotated[str, typer.Option(help="pytest's -k.")] = "test",
@@ -204,19 +216,12 @@ def models(dry: bool, size: str, small: str, clip: str) -> tuple[Any, Any, dict[
     return pipe, small_model, {"size": size, "small": small, "clip": clip}
 
 
-def accelerated(pipe: Any, actions: list[Any], small: Any, **options: Any) -> Any:
-    """The handle of a pipeline that does ``actions``, without CUDA graphs unless they are asked for."""
-    import vaccel
-
-    method, options = vaccel.Schedule.from_actions(actions), {"cuda_graphs": False, **options}
-    return vaccel.accelerate(pipe, method, small=small if method.needs_small else None, **options)
-
-
 @app.command()
 def graphs(seconds: Seconds = 420, dry: Dry = False, out: Out = None) -> None:
     """Eager steps beside captured ones, and what the profiler sees of them."""
     import e2e
     import launches
+    from gpu_runs import accelerated
 
     until = time.monotonic() + seconds
     pipe, small, about = models(dry, "Wan2.1-1.3B", "Wan2.1-1.3B", "480p, 17 frames")
@@ -243,6 +248,7 @@ def graphs(seconds: Seconds = 420, dry: Dry = False, out: Out = None) -> None:
 def actions(size: Size = "Wan2.1-14B", seconds: Seconds = 420, dry: Dry = False, out: Out = None) -> None:
     """Time each action's step: eager, captured, every attention backend, and with the blocks compiled."""
     import e2e
+    from gpu_runs import accelerated
 
     until = time.monotonic() + seconds
     pipe, small, about = models(dry, size, "Wan2.1-1.3B", "480p")
@@ -292,9 +298,19 @@ def families(seconds: Seconds = 420, dry: Dry = False, out: Out = None) -> None:
     measured.done()
 
 
+def known_model(name: str) -> str:
+    import gpu_models
+
+    if name not in gpu_models.MODELS:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(gpu_models.MODELS)}")
+    return name
+
+
 @app.command()
 def rivals(
-    model: Annotated[str, typer.Option(help="Wan2.1-1.3B, Wan2.1-14B or Flux.")] = "Wan2.1-1.3B",
+    model: Annotated[
+        str, typer.Option(help="Wan2.1-1.3B, Wan2.1-14B, LTX-2 or Flux.", callback=known_model)
+    ] = "Wan2.1-14B",
     seconds: Seconds = 420,
     dry: Dry = False,
     out: Out = None,
@@ -303,7 +319,8 @@ def rivals(
     import gpu_pipelines
 
     until = time.monotonic() + seconds
-    measured = Measured("rivals_tiny" if dry else f"rivals_{model}", dry, out, model=model, runs={}, not_run=[])
+    stem = f"rivals_{model}{'_tiny' if dry else ''}"
+    measured = Measured(stem, dry, out, model=model, runs={}, refused={}, not_run=[])
     gpu_pipelines.rivals(measured, model, device(dry), until, dry)
     measured.done()
 
@@ -322,90 +339,34 @@ def overhead(seconds: Seconds = 480, dry: Dry = False, out: Out = None) -> None:
 def runs(
     size: Size = "Wan2.1-14B",
     only: Annotated[str, typer.Option(help="Only schedules whose name holds this.")] = "",
-    attention: Annotated[str, typer.Option(help="Attention backend of all runs.")] = "auto",
+    attention: Annotated[
+        str, typer.Option(help="Attention of all runs; one that quantises: of 8-bit ones alone.")
+    ] = "auto",
     cuda_graphs: Annotated[bool, typer.Option(help="With captured steps.")] = True,
     seconds: Seconds = 420,
     dry: Dry = False,
     out: Out = None,
 ) -> None:
     """Replay 50-step schedules, the shortest first; their ratio to the full model, timed in the same runs."""
-    import e2e
+    import gpu_runs
 
     until = time.monotonic() + seconds
     pipe, small, about = models(dry, size, "Wan2.1-1.3B", "480p")
     options = {"attention": attention, "cuda_graphs": cuda_graphs and not dry}
-    measured = Measured(f"runs_{about['size']}", dry, out, **about, **options, runs={}, not_run=[])
-    took = 0.0  # seconds a computed step, in the run before
-    for name, (steps, published, source) in sorted(e2e.SCHEDULES.items(), key=lambda item: computed(item[1][0])):
-        if only not in name or (dry and "B=" in name):
-            continue
-        if time.monotonic() + took * computed(steps) > until:
-            measured.payload["not_run"].append(name)
-            continue
-        with measured.measuring(name), accelerated(pipe, steps, small, **options) as handle:
-            times = e2e.run(pipe, about["clip"], e2e.STEPS)
-            took = sum(times) / 1000 / computed(steps)
-            full = e2e.by_action(steps, times)["Full"]
-            total = sum(times[1:]) + full["median"]  # the first step's capture and warm-up counted as a usual step
-            measured.payload["runs"][name] = {
-                "timeline": handle.trace.timeline(), "full_step_ms": full, "seconds": round(sum(times) / 1000, 3),
-                "seconds_without_capture": round(total / 1000, 3),
-                "speedup": round(e2e.STEPS * full["median"] / total, 3), "published": published, "source": source,
-            }  # fmt: skip
+    measured = Measured(f"runs_{about['size']}", dry, out, **about, **options, runs={}, not_run={})
+    gpu_runs.runs(measured, pipe, small, only, options, until, dry)
     measured.done()
-
-
-def computed(steps: list[Any]) -> int:
-    """How many steps run a model."""
-    return sum(type(action).__name__ in ("Full", "Small") for action in steps)
-
-
-def random_experts(pipe: Any, folder: Path, rank: int) -> Path:
-    """The base itself as the semantic expert, LoRA and fresh layers of a real shape for the detail expert."""
-    from vaccel.experts.files import save_experts
-    from vaccel.experts.trees import Adapter, adapted, own_parameters
-    from vaccel.models import find
-    from vaccel.planning.trajectory import Trajectory
-
-    family = find(pipe.transformer)
-    adapter = Adapter(rank, 2 * rank, family.attention_targets, family.fresh)
-    own = own_parameters(adapted(pipe.transformer, adapter), adapter)
-    detail = {k: p + 1e-3 * torch.randn_like(p) for k, p in own.items()}
-    return save_experts(
-        folder, pipe.transformer, trajectory=Trajectory("flow", 17.0), boundary=0.7, detail=detail, adapter=adapter
-    )
 
 
 @app.command()
 def experts(size: Size = "Wan2.1-14B", dry: Dry = False, out: Out = None) -> None:
     """Eight steps by two experts over one model: every step's time in every mode, and the memory beside the base."""
-    import tempfile
+    import gpu_runs
 
-    import e2e
-
-    import vaccel
-
-    pipe, small, about = models(dry, size, "Wan2.1-1.3B", "480p")
-    del small
+    pipe, _, about = models(dry, size, "Wan2.1-1.3B", "480p")
     allocated = torch.cuda.memory_allocated if not dry else lambda: 0
     measured = Measured(f"experts_{about['size']}", dry, out, **about, base_bytes=allocated(), modes={})
-    with measured.measuring("full"):
-        measured.payload["full_steps_ms"] = e2e.run(pipe, about["clip"], 3)
-    modes: dict[str, dict[str, Any]] = {m: {"cuda_graphs": False} for m in ("lora", "merged")}
-    if not dry:
-        modes["lora, cuda graphs"] = {"cuda_graphs": True}
-    with tempfile.TemporaryDirectory() as folder:
-        saved = random_experts(pipe, Path(folder), 2 if dry else 128)
-        for mode, options in modes.items():
-            method = vaccel.DualExpert(saved, 8, mode == "merged")
-            with measured.measuring(mode), vaccel.accelerate(pipe, method, **options) as handle:
-                e2e.run(pipe, about["clip"], 8)  # warm-up and capture
-                times = e2e.run(pipe, about["clip"], 8)
-                measured.payload["modes"][mode] = {
-                    "steps_ms": times, "first_detail_step_excess": times[4] / sorted(times[5:])[1] - 1,
-                    "bytes": handle.expert_bytes, "allocated": allocated(), "refused": handle.refused,
-                    "timeline": handle.trace.timeline(),
-                }  # fmt: skip
+    gpu_runs.experts(measured, pipe, allocated, dry)
     measured.done()
 
 

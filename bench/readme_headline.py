@@ -16,8 +16,7 @@ def headline() -> str:
         best, name = max(others)
         lines.append(
             f"{data['steps'] / budget:.1f} times fewer forwards: **{of['Forecast', budget]:.1f} dB** to the full run "
-            "calibrated, "
-            f" {of['Forecast.prior', budget]:.1f} with nothing calibrated; the best of {len(others)} rivals, "
+            f"calibrated, {of['Forecast.prior', budget]:.1f} with nothing calibrated; the best of {len(others)} rivals, "
             f"{name}, {best:.1f}; fewer steps {of['fewer steps', budget]:.1f}."
         )
     note = (

@@ -33,8 +33,9 @@ def suite():
 def written(tmp_path_factory):
     """Every JSON that all parts together write, by its file's name."""
     folder = tmp_path_factory.mktemp("all")
-    command = [sys.executable, str(BENCH / "gpu_suite.py"), "all", "--dry", "--out", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    # The shares are a GPU's: on two busy cores other parts are the long ones.
+    command = [sys.executable, str(BENCH / "gpu_suite.py"), "all", "--dry", "--minutes", "24", "--out", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     return {path.name: json.loads(path.read_text()) for path in folder.iterdir()}
 
@@ -75,14 +76,61 @@ def test_families(written):
         assert len(methods) > 0
 
 
-def test_rivals(written):
-    data = written["rivals_tiny.json"]
+@pytest.mark.parametrize(("model", "steps"), [("Wan2.1-14B", 30), ("LTX-2", 30), ("Flux", 28)])
+def test_rivals(written, model, steps):
+    data = written[f"rivals_{model}_tiny.json"]
     assert data["not_run"] == []
-    assert len(data["runs"]["full"]["steps_ms"]) == 28
-    for name in ("Schedule", "Forecast"):
+    assert len(data["runs"]["full"]["steps_ms"]) == len(data["runs"]["full, compiled blocks"]["steps_ms"]) == steps
+    for name in ("Schedule", "Forecast", "Forecast, compiled blocks"):
         timeline = data["runs"][f"vaccel {name}"]["timeline"]
         assert timeline.count("F") == 10
-        assert len(timeline) == 28
+        assert len(timeline) == steps
+    theirs = {name for name in (*data["runs"], *data["refused"]) if name.startswith("diffusers")}
+    assert len(theirs) == (3 if model == "Flux" else 4)
+    refused = [name for name in data["refused"] if "TaylorSeer" not in name]
+    assert len(refused) == (3 if model == "LTX-2" else 0)
+    assert all("LTX2VideoTransformerBlock" in why for why in data["refused"].values())
+
+
+def test_a_cache_that_refuses_leaves_nothing_on_the_model(suite):
+    import gpu_models
+    import gpu_pipelines
+
+    model = gpu_models.MODELS["LTX-2"]("cpu", True)
+    with pytest.raises(ValueError, match="not registered"):  # noqa: SIM117
+        with gpu_pipelines._theirs(model, gpu_pipelines._first_block()) as options:
+            gpu_pipelines._timed(model, "cpu", True, **options)
+    hooked = [m for m in model.pipe.transformer.modules() if getattr(m, "_diffusers_hook", None) is not None]
+    assert all(not module._diffusers_hook.hooks for module in hooked)
+    assert not model.pipe.transformer.is_cache_enabled
+
+
+def test_rivals_of_no_known_model(suite):
+    result = CliRunner().invoke(suite.app, ["rivals", "--dry", "--model", "Sora"])
+    assert result.exit_code == 2
+    assert "Wan2.1-14B, LTX-2, Flux" in result.output.replace("\n", " ").replace("│ ", "").replace("  ", " ")
+
+
+def test_certify(written):
+    data = written["certify.json"]
+    assert data["wrong"] == []
+    assert all(row["passed"] and row["us"] > 0 for row in data["rows"])
+    assert data["refused"] == []
+
+
+def test_certify_says_what_is_refused(suite, tmp_path, monkeypatch):
+    import vaccel.certify as proving
+    from vaccel.ops.certified import Table
+
+    wrong = {"op": "norm", "impl": "cpp", "dtype": "float32", "passed": False, "why": "off by 3"}
+    table = Table([wrong], [{"op": "cosine", "impl": "cpp", "why": "it crashed"}])
+    monkeypatch.setattr(proving, "certify", lambda device, **given: given["progress"](1, 1, "norm") or table)
+    result = CliRunner().invoke(suite.app, ["certify", "--dry", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "refused: cosine cpp: it crashed" in result.output
+    data = json.loads((tmp_path / "certify.json").read_text())
+    assert data["wrong"] == ["norm cpp float32: off by 3"]
+    assert data["rows"] == [wrong]
 
 
 def test_overhead(written):
@@ -119,7 +167,7 @@ def test_experts(suite, tmp_path):
 
 def test_runs(written):
     data = written["runs_tiny.json"]
-    assert data["not_run"] == []
+    assert data["not_run"] == {}
     timelines = {name: run["timeline"] for name, run in data["runs"].items()}
     for name, full in (("0.001", 19), ("0.002", 14), ("0.005", 13), ("0.010", 12)):
         line = timelines[f"DirectionMagnitude tau={name}"]
@@ -131,6 +179,25 @@ def test_runs(written):
     assert (rendered[:11], rendered.count("s"), rendered.count("r")) == ("F" * 10 + "s", 15, 25)
     tea = timelines["TeaCache 0.2"]
     assert (len(tea), tea.count("F"), tea[0], tea[-1]) == (50, 19, "F", "F")
+    eight = data["runs"]["SRDiffusion delta=0.01 + TeaCache + 8-bit attention"]
+    assert (eight["timeline"], eight["published"]) == (rendered, 6.22)
+    assert [note.split(":")[1] for note in eight["attention"]] == [
+        " sage on the transformer", " sage on the small transformer"
+    ]  # fmt: skip
+
+
+def test_8_bit_attention_that_is_not_there(suite, tmp_path, monkeypatch):
+    import contextlib
+
+    import gpu_runs
+
+    monkeypatch.setattr(gpu_runs, "_standing_in", lambda wanted: contextlib.nullcontext())
+    command = ["runs", "--dry", "--only", "8-bit", "--attention", "sageattention", "--out", str(tmp_path)]
+    result = CliRunner().invoke(suite.app, command)
+    assert result.exit_code == 0, result.output
+    data = json.loads((tmp_path / "runs_tiny.json").read_text())
+    assert data["runs"] == {}
+    assert "install `sageattention" in data["not_run"]["SRDiffusion delta=0.01 + TeaCache + 8-bit attention"]
 
 
 def test_published_lemica_presets(suite):

@@ -29,7 +29,6 @@ class Handle:
 
     Attributes:
         method: the method it was accelerated with.
-        attention: diffusers' name of the attention backend in use; None where the models' own was left.
         refused: why it runs without CUDA graphs that were asked for; empty where it runs with them.
     """
 
@@ -38,8 +37,13 @@ class Handle:
         self._attention = attention
         self._traces = session.traces
         self.method = session.method
-        self.attention = attention.name if attention is not None else None
         self.refused = session.refused
+
+    @property
+    def attention(self) -> str | None:
+        """Diffusers' name of the attention backend in use; None where the models' own was left, or is used again since
+        every model that was tried with one that quantises has refused it."""
+        return self._attention.name if self._attention is not None else None
 
     @property
     def trace(self) -> Trace:
@@ -140,7 +144,7 @@ def accelerate(
     family: str | Family | None = None,
     compile: bool = False,
     cuda_graphs: bool | None = None,
-    attention: str | None = None,
+    attention: str | tuple[str, float] | None = None,
     strict: bool = True,
 ) -> Handle:
     """Accelerates one diffusers pipeline object in place; its class and other pipelines stay as they are.
@@ -162,7 +166,11 @@ def accelerate(
             captured and its cost.  ``VACCEL_KERNELS=torch`` turns that off.  True captures whatever comes twice; what
             cannot be captured (offloaded models, say) runs without: said once, and in ``handle.refused``.  False: none.
         attention: the kernel for attention: "auto" for the fastest exact one here, or "sdpa", "cudnn", "flash2",
-            "flash3", "sageattention" or any name of diffusers' dispatcher; by default the models' own stays.
+            "flash3", "sageattention" or any name of diffusers' dispatcher; by default the models' own stays.  One that
+            quantises (every SageAttention) is tried on each model at its first computed step, beside exact attention:
+            where the output is off by more than ``vaccel.integrations.diffusers.attention.BOUND``, relative L2, or the
+            kernel fails, that model keeps exact attention, with one warning.  The trace says the error either way.
+            ``("sageattention", 0.1)`` sets another bound.
         strict: whether a loop whose steps cannot be followed raises at its first step; otherwise it is computed in
             full, with one warning and a note in the trace.
 
@@ -214,7 +222,7 @@ def accelerate(
         if saved is not None:
             session.sample_with(saved, wanted)
         used = [*transformers, *(small for small in smalls if small is not None)]
-        chosen = Attention(used, attention) if attention is not None else None
+        chosen = session.attention = Attention(used, attention) if attention is not None else None
     except BaseException:  # an interruption too: weights are on their way here
         Handle(session, None).remove()
         raise

@@ -171,6 +171,12 @@ class Generic:
         with self._lock:
             return self.original(**inputs)
 
+    def outright(self, inputs: Inputs) -> Any:
+        """The model's own answer to such a call, by no view and uncompiled: to compare with."""
+        self._onload()
+        with self._lock:
+            return self.original(**(self.family.small_inputs(self.model, inputs) if self.is_small else inputs))
+
     def expert(self, inputs: Inputs, number: int) -> torch.Tensor:
         """A forward by the weights of expert ``number``.  Raises ``ValueError`` where there is no such expert."""
         if number >= len(self.experts):

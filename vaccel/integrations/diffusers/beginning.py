@@ -25,6 +25,8 @@ def new_run(scope: Any, place: Place, stage: Any) -> Run:
         raise ValueError(f"the run was opened for {scope.num_steps} steps, the scheduler has {steps}")
     method = session.method
     notes = [*session.notes, *mismatches(method, pipe), *check_experts(scope)]
+    if session.attention is not None:
+        notes += session.attention.notes
     levels = flow(scope, place, method)
     if session.pilot is not None:
         scales = [scope._guidance(each.index) for each in scope.stages.values()]

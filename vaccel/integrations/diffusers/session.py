@@ -22,8 +22,10 @@ from ...methods import Auto, ExpertWeights, Method
 from ...models import Family, find
 from ...models.call import Stage
 from ...models.denoisers import NAMES, denoisers_of, timestep_argument
+from ...models.generic import Generic
 from ...ops import certified
 from . import ownership
+from .attention import Attention
 from .auto import Pilot
 from .sampler import ExpertScheduler
 from .scope import Scope
@@ -76,6 +78,7 @@ class Session:
         self.experts: Experts | None = None
         self._expert_stage: Any = None
         self.sampler: ExpertScheduler | None = None
+        self.attention: Attention | None = None
         self._scheduler: Any = None  # the pipeline's own, while the experts' stands in its place
 
     @property
@@ -177,6 +180,7 @@ class Session:
             helper = self._small(workspace, number, small, compiled)
             if self.experts is not None:
                 large.experts = self.experts.models
+            self._try_attention(number, large, helper)
             kind = type(module)
             when = timestep_argument(kind) or "timestep"
             found[id(module)] = Stage(number, large, helper, when, large.family.condition_of(kind))
@@ -188,6 +192,18 @@ class Session:
                 s.large for s in found.values() if s is not stage and type(s.large.model) is kind
             )
         return found
+
+    def _try_attention(self, number: int, large: Generic, helper: Generic | None) -> None:
+        """Attention that quantises is tried at each model's first forward."""
+        if self.attention is None or self.attention.trials is None:
+            return
+        name, watch = self.names[number], self.attention.trials.watch
+        watch(large, name)
+        for place, expert in enumerate(large.experts):
+            if expert is not large:
+                watch(expert, f"{name}'s expert {place}")
+        if helper is not None:
+            watch(helper, f"small {name}")
 
     def _small(self, workspace: Workspace, number: int, small: nn.Module | None, compiled: bool) -> Any:
         if small is None:
