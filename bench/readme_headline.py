@@ -16,8 +16,8 @@ def headline() -> str:
         best, name = max(others)
         lines.append(
             f"{data['steps'] / budget:.1f} times fewer forwards: **{of['Forecast', budget]:.1f} dB** to the full run "
-            f"calibrated, {of['Forecast.prior', budget]:.1f} with nothing calibrated; the best of {len(others)} rivals, "
-            f"{name}, {best:.1f}; fewer steps {of['fewer steps', budget]:.1f}."
+            f"calibrated, {of['Forecast.prior', budget]:.1f} with nothing calibrated; the best of {len(others)} "
+            f"rivals, {name}, {best:.1f}; fewer steps {of['fewer steps', budget]:.1f}."
         )
     note = (
         f"{len(data['prompts'])} prompts that nothing was chosen on, on a trained U-Net; worst prompts, other budgets "
