@@ -49,6 +49,7 @@ class MixCache(Method):
     """
 
     id: ClassVar[str] = "mixcache"
+    records: ClassVar = {"D full": ("change of the output between computed steps", "theta")}
     presets: ClassVar = {
         "wan2.1-t2v-14b": {"candidates": (10, 20, 30)},
         "hunyuanvideo": {},
