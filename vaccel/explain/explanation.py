@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from ..actions import ACTIONS
@@ -119,12 +120,19 @@ def called(fields: Mapping[str, Any]) -> str:
     kind = _METHODS.get(name)
     defaults = {f.name: f.default for f in dataclasses.fields(kind)} if kind and kind is not Method else {}
     shown = [
-        f"{field}={value if not isinstance(value, float) else number(value)!s}"
+        f"{field}={_short(field, value)}"
         for field, value in fields.items()
         if field not in _UNTOLD and isinstance(value, (str, int, float)) and defaults.get(field) != value
         and len(repr(value) if not isinstance(value, int) else hex(value)) <= 120
     ]  # fmt: skip
     return f"{kind.__name__ if kind else name}({', '.join(shown)})"
+
+
+def _short(field: str, value: Any) -> str:
+    """A field's value: of a path its last part."""
+    if isinstance(value, str):
+        return repr(PurePath(value).name if field in ("artifact", "folder") else value)
+    return number(value) if isinstance(value, float) else str(value)
 
 
 def number(value: float | None, digits: int = 3) -> str:

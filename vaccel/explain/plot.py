@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from ..extras import needed
-from .explanation import Explanation, Judged, Watched, number
+from .explanation import Explanation, Judged, Watched
 
 with needed("a run's plot"):
     import matplotlib
@@ -15,6 +15,7 @@ with needed("a run's plot"):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
 
 #: Letters are written into the timeline of runs of at most so many steps.
 LETTERS = 100
@@ -28,7 +29,7 @@ OTHER = "#bab0ac"
 
 def svg(found: Explanation) -> str:
     """The drawing.  Raises ``ModuleNotFoundError`` with what to type where there is no Matplotlib."""
-    rows = [("timeline", 0.9), *((one, 1.3) for one in found.watched)]
+    rows = [("timeline", 0.5), *((one, 1.3) for one in found.watched)]
     rows += [("errors", 1.5)] * bool(found.judged) + [("seconds", 1.2)]
     figure, axes = plt.subplots(
         len(rows), 1, figsize=(11, 1.0 + sum(1.25 * share for _, share in rows)), sharex=True, squeeze=False,
@@ -38,7 +39,7 @@ def svg(found: Explanation) -> str:
         if row == "timeline":
             _timeline(axis, found)
         elif row == "errors":
-            _errors(axis, found.judged, found.trace.predicted.get("error"))
+            _errors(axis, found.judged)
         elif row == "seconds":
             _seconds(axis, found)
         else:
@@ -46,6 +47,7 @@ def svg(found: Explanation) -> str:
     last = max([found.trace.num_steps - 1, *found.steps, 1])
     axes[-1, 0].set_xlim(-0.7, last + 0.7)
     axes[-1, 0].set_xlabel("step")
+    axes[-1, 0].xaxis.set_major_locator(MaxNLocator(20, integer=True))
     figure.suptitle(
         _label("\n".join(filter(None, [found.method, found.predicted and f"predicted: {found.predicted}"]))),
         fontsize=10,
@@ -90,23 +92,16 @@ def _watched(axis: Any, steps: tuple[int, ...], one: Watched) -> None:
             textcoords="offset points", ha="right", fontsize=8, color="tab:red",
         )  # fmt: skip
     axis.set_title(_label(f"{one.name}: {one.about}" if one.about else one.name), fontsize=9, loc="left")
-    axis.set_ylim(bottom=min([0.0, *(v for _, v in shown)]))
+    values = [one.bound or 0.0, *(v for _, v in shown)]
+    axis.set_ylim(min(0.0, *values), 1.2 * max(values) or 1.0)
     axis.grid(alpha=0.3)
 
 
-def _errors(axis: Any, judged: tuple[Judged, ...], predicted: float | None) -> None:
+def _errors(axis: Any, judged: tuple[Judged, ...]) -> None:
     where = [j.step for j in judged]
     axis.plot(where, [j.measured for j in judged], "o-", label="measured at computed steps", color="tab:orange")
     axis.plot(where, [j.calibrated for j in judged], "s--", label="as calibrated", color="0.45", linewidth=1)
-    if predicted is not None and math.isfinite(predicted):
-        axis.axhline(
-            predicted,
-            color="tab:blue",
-            linestyle=":",
-            linewidth=1.2,
-            label=f"predicted at the end: {number(predicted)}",
-        )
-    axis.set_title("error of forecast velocities, root mean square", fontsize=9, loc="left")
+    axis.set_title("what a forecast of the velocity would have been off by, root mean square", fontsize=9, loc="left")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
