@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from .completion import methods
-from .console import Bar, clear_errors, console, followed_by, interrupted, leave, say
+from .completion import after, methods
+from .console import Bar, clear_errors, console, followed_by, interrupted, leave, names_a_command, say
 from .loading import Loaded, contender
 from .options import Call, Dtype, Pipeline, PromptFile, Prompts, Seeds, Small, Steps, prompts_of
 
@@ -89,6 +89,8 @@ def compare(
     for failure in result.failures:
         where = f" on {failure.prompt!r}, seed {failure.seed}" if failure.prompt is not None else ""
         say(f"{failure.contender} failed{where}: {failure.error}", "red")
+        if not names_a_command(str(failure.error)):
+            say(f"next: {after(failure.contender, pipeline)}")
     for note in (*result.notes, *filter(None, [result.other_rows])):
         say(note, "yellow")
     say(f"report: {page}")

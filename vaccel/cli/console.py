@@ -91,9 +91,14 @@ def refuse(error: Exception, status: int = 2, then: str = "") -> NoReturn:
     text = str(error) or type(error).__name__
     say(f"error: {text}", "red")
     given = getattr(error, "then", "")
-    if given or not _TYPED.search(text):
+    if given or not names_a_command(text):
         say(f"next: {given or then or ' '.join(filter(None, ('vaccel', command, '--help')))}")
     leave(status)
+
+
+def names_a_command(text: str) -> bool:
+    """Whether an error's text already says what to type."""
+    return _TYPED.search(text) is not None
 
 
 @contextlib.contextmanager
@@ -102,7 +107,7 @@ def followed_by(then: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        if not hasattr(error, "then") and not _TYPED.search(str(error)):
+        if not hasattr(error, "then") and not names_a_command(str(error)):
             error.then = then
         raise
 

@@ -58,6 +58,8 @@ def generate(
         loaded = Loaded(pipeline, small, call, dtype)
         text = method or automatic(loaded)
         chosen = contender(text, loaded, pipeline)
+        if trace is not None and chosen.kind != "vaccel":
+            raise typer.BadParameter(f"{text} leaves no trace", param_hint="--trace")
         if chosen.needs_small and loaded.small is None:
             raise typer.BadParameter(f"{text} needs a small model too: pass --small FOLDER", param_hint="--method")
         if not method:

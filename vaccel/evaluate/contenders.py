@@ -126,9 +126,9 @@ def parse_contender(text: str, folder: str | Path = ".") -> Contender:
 
 
 def offered() -> dict[str, type[Method]]:
-    """The methods that may be named: the public ones, without those that calibrations use among themselves."""
-    public = {name: getattr(vaccel, name) for name in vaccel.__all__}
-    return {n: kind for n, kind in public.items() if kind in methods.base._METHODS.values() and kind is not Method}
+    """The methods that may be named: the public ones and a user's own, without those that calibrations use inside."""
+    known = {kind.__name__: kind for kind in methods.base._METHODS.values()}
+    return {n: k for n, k in known.items() if n in vaccel.__all__ or k.__module__.partition(".")[0] != "vaccel"}
 
 
 def _arguments(node: ast.Call, folder: Path, text: str) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def _watched(trace: Trace, kind: type[Method]) -> tuple[Watched, ...]:
     names = dict.fromkeys(name for step in trace.steps for name in step.metrics if name not in _BESIDE)
     found = []
     for name in names:
-        about, field = kind.records.get(name, ("", ""))
+        about, field = kind.records.get(name) or kind.records.get(name.partition(" ")[0]) or ("", "")
         values = tuple(_largest(step.metrics.get(name)) for step in trace.steps)
         bound = trace.method.get(field) if field else None
         held = isinstance(bound, (int, float)) and not isinstance(bound, bool)

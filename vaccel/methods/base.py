@@ -150,7 +150,8 @@ class Method:
     id: ClassVar[str] = ""
     #: Presets by model name; see ``preset``.
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    #: Values that its steps record -> (what they are in words, the field that holds their bound; "" for none).
+    #: Values that its steps record -> (what they are in words, the field that holds their bound, "" for none); by their
+    #: first word where the name has several, as one for every level, and not under its own.
     records: ClassVar[Mapping[str, tuple[str, str]]] = MappingProxyType({})
     #: The model and scheduler it was calibrated with; empty for a method that fits every pipeline.
     fitted: ClassVar[artifacts.Fitted] = ()
