@@ -144,6 +144,10 @@ BAD = {
         ["generate", PROMPT, "-m", "LeMiCa(artifact='OTHER', budget=17)"],
         "`vaccel calibrate lemica`",
     ),
+    "an artifact of other steps": (
+        ["generate", PROMPT, "-m", "MixCache(artifact='mixcache.json')", "--steps", "6", "--out", "clip.gif"],
+        "vaccel calibrate mixcache demo --steps 6",
+    ),
     "no experts": (["generate", PROMPT, "-m", "DualExpert(folder='none')"], "vaccel distill demo"),
     "no pipeline folder": (["generate", PROMPT, "--pipeline", "EMPTY"], "vaccel doctor --pipeline"),
     "no pipeline": (["generate", PROMPT, "--pipeline", "/no/such/folder"], "vaccel doctor --pipeline /no/such/folder"),

@@ -10,6 +10,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import vaccel
@@ -114,6 +116,59 @@ def test_what_a_step_says_is_checked(change, message):
     data["steps"][1] |= change
     with pytest.raises(ValueError, match=re.escape(message)):
         Trace.from_json(data)
+
+
+def places(data, at=()):
+    """The way to every value of a JSON."""
+    yield at
+    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for name, value in inner:
+        yield from places(value, (*at, name))
+
+
+WHOLE = json.loads(forecast().dumps())
+ODD = [
+    None,
+    True,
+    -1,
+    0,
+    10**30,
+    1e308,
+    2.5,
+    "",
+    "nan",
+    "F",
+    "\ud800",
+    "$^",
+    "\x1b[2J",
+    [],
+    [[]],
+    {},
+    {"": 1},
+    {"method": "forecast"},
+]
+
+
+@settings(max_examples=400, deadline=None, database=None, derandomize=True)
+@given(st.sampled_from(list(places(WHOLE))[1:]), st.sampled_from(ODD), st.booleans())
+def test_whatever_a_file_says_is_refused_in_words_or_shown(place, value, removed):
+    data = json.loads(json.dumps(WHOLE))
+    *way, last = place
+    holder = data
+    for name in way:
+        holder = holder[name]
+    if removed:
+        del holder[last]
+    else:
+        holder[last] = value
+    try:
+        trace = Trace.from_json(data)
+    except ValueError:
+        return
+    trace.to_json()
+    with explain.console.capture() as said:
+        explain.show(explanation(trace))
+    assert "\x1b" not in said.get()
 
 
 def test_files_that_are_no_traces_are_refused_before_they_are_read(tmp_path, monkeypatch):

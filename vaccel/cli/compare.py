@@ -72,7 +72,7 @@ def compare(
         specs = method or (default_methods(loaded.folder) if pipeline == "demo" else None)
         if not specs:
             raise typer.BadParameter("give at least one method", param_hint="--method")
-        contenders = [contender(text, loaded, pipeline) for text in specs]
+        contenders = [contender(text, loaded, pipeline, steps) for text in specs]
         arguments = {"num_inference_steps": steps, **loaded.call}
         if loaded.checker is not None and not all(map(_in_grammar, chosen)):
             loaded.checker = None  # it understands captions of the demo's grammar only
@@ -90,7 +90,7 @@ def compare(
         where = f" on {failure.prompt!r}, seed {failure.seed}" if failure.prompt is not None else ""
         say(f"{failure.contender} failed{where}: {failure.error}", "red")
         if not names_a_command(str(failure.error)):
-            say(f"next: {after(failure.contender, pipeline)}")
+            say(f"next: {after(failure.contender, pipeline, steps)}")
     for note in (*result.notes, *filter(None, [result.other_rows])):
         say(note, "yellow")
     say(f"report: {page}")

@@ -43,12 +43,12 @@ def among(known: Sequence[str]) -> Callable[[str], list[str]]:
 methods = among((*METHODS, *CACHES, "steps"))
 
 
-def after(method: str, pipeline: str) -> str:
-    """What to type where a method, as it was written, could not be used with a pipeline."""
+def after(method: str, pipeline: str, steps: int) -> str:
+    """What to type where a method, as it was written, could not be used with a pipeline in so many steps."""
     name = re.split(r"\W", method.strip(), maxsplit=1)[0]
     pipeline = shlex.quote(pipeline)
     if name in CALIBRATED and "artifact" in method:
-        return f"vaccel calibrate {CALIBRATED[name]} {pipeline}"
+        return f"vaccel calibrate {CALIBRATED[name]} {pipeline} --steps {steps}"
     if name == "DualExpert":
         return f"vaccel distill {pipeline} --data DATA --stage semantic"
     return f'-m "{METHODS.get(name, METHODS["Auto"])}"'

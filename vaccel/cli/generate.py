@@ -57,7 +57,7 @@ def generate(
             check_trace(trace, out)
         loaded = Loaded(pipeline, small, call, dtype)
         text = method or automatic(loaded)
-        chosen = contender(text, loaded, pipeline)
+        chosen = contender(text, loaded, pipeline, steps)
         if trace is not None and chosen.kind != "vaccel":
             raise typer.BadParameter(f"{text} leaves no trace", param_hint="--trace")
         if chosen.needs_small and loaded.small is None:
@@ -69,7 +69,10 @@ def generate(
             arguments["num_inference_steps"] = chosen.num_steps
         start = time.perf_counter()
         say("sampling")
-        with followed_by(after(text, pipeline)), chosen.applied(loaded.pipe, loaded.small, compile=compile) as handle:
+        with (
+            followed_by(after(text, pipeline, steps)),
+            chosen.applied(loaded.pipe, loaded.small, compile=compile) as handle,
+        ):
             output = loaded.pipe(prompt, **arguments)
         seconds = time.perf_counter() - start
         written = write_somewhere(out, frames_of(output), fps)

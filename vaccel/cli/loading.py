@@ -67,11 +67,11 @@ class Loaded:
         self.call |= given
 
 
-def contender(text: str, loaded: Loaded, pipeline: str) -> Any:
+def contender(text: str, loaded: Loaded, pipeline: str, steps: int) -> Any:
     """What ``--method`` names, with its artifacts.  Raises as ``parse_contender`` does, with what to type."""
     from ..evaluate import parse_contender
 
-    with followed_by(after(text, pipeline)):
+    with followed_by(after(text, pipeline, steps)):
         return parse_contender(text, loaded.folder)
 
 

@@ -81,9 +81,11 @@ def _skipped(trace: Trace, watched: Sequence[Watched], name: str) -> Iterator[st
                 "round: `vaccel compare PIPELINE -m ...` shows both"
             )
             break
-    if "psnr_low" in trace.predicted:
+    low = trace.predicted.get("psnr_low")
+    if low is not None and 20 <= low < 100:
+        asked = f'`vaccel generate PROMPT -m "Auto(psnr={low - 8:.0f})"`'
         yield (
-            'fewer steps are computed where less is asked for: `vaccel generate PROMPT -m "Auto(psnr=40)"`; '
+            f"fewer steps are computed where less is asked for: {asked}; "
             "`vaccel compare PIPELINE -m ...` measures how far a clip is from the full model's"
         )
     if not trace.predicted:
