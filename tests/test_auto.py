@@ -205,13 +205,13 @@ def test_the_budget_is_the_one_nearest_in_measured_time(pipe, forecast_artifact,
     pilot._times = {"full": [full], "skipped": [skipped], "beside": [beside]}
     pilot._file = forecast_artifact.with_name("none.json")
     candidates = auto.candidates([str(forecast_artifact)], STEPS)
-    method, (note,) = pilot._chosen(candidates, STEPS)
+    picked, note = pilot._chosen(candidates, STEPS)
 
     def speedup(budget):
         run = beside + budget * full + (STEPS - budget) * skipped
         return (beside + STEPS * full) / run
 
-    chosen = len(method.full_steps)
+    chosen = len(picked.method.full_steps)
     assert speedup(chosen) == pytest.approx(Times(full, skipped, beside).speedup(chosen, STEPS))
     assert all(abs(speedup(chosen) - 2) <= abs(speedup(c.budget) - 2) + 1e-12 for c in candidates)
     assert f"{speedup(chosen):.2f}x expected" in note
@@ -239,8 +239,8 @@ def chosen(pipe, artifact, times, **asked):
     pilot = Pilot(auto, None)
     pilot._modules, pilot._file = [pipe.transformer], artifact.with_name("none.json")
     pilot._times = {name: [value] for name, value in zip(("full", "skipped", "beside"), times, strict=True)}
-    method, (note,) = pilot._chosen(auto.candidates([str(artifact)], STEPS), STEPS)
-    return len(method.full_steps), note
+    picked, note = pilot._chosen(auto.candidates([str(artifact)], STEPS), STEPS)
+    return len(picked.method.full_steps), note
 
 
 def test_a_speed_that_cannot_be_had_is_said_and_costs_no_fidelity_in_vain(pipe, forecast_artifact):

@@ -24,6 +24,7 @@ def test_help_helps():
         [],
         ["generate"],
         ["compare"],
+        ["explain"],
         ["calibrate", "teacache"],
         ["calibrate", "lemica"],
         ["calibrate", "mixcache"],

@@ -73,6 +73,7 @@ _MODULES = {"artifacts": "planning.artifacts", "graphs": "engine.graphs"} | {
         "cache",
         "calibrate",
         "engine",
+        "explain",
         "methods",
         "models",
         "ops",

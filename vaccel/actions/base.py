@@ -26,6 +26,8 @@ class Action:
     """
 
     letter: ClassVar[str] = "?"
+    #: What a step that took it was, in words.
+    about: ClassVar[str] = ""
     #: Whether every branch is computed by the large model, so that stores and signals are renewed.
     is_full: ClassVar[bool] = False
 

@@ -18,6 +18,7 @@ class Expert(Action):
     """
 
     letter: ClassVar[str] = "e"
+    about: ClassVar[str] = "computed by an expert's weights"
     expert: int = 0
 
     def run(self, call: Any) -> torch.Tensor:

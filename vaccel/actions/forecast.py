@@ -22,6 +22,7 @@ class Forecast(Action):
     """
 
     letter: ClassVar[str] = "p"
+    about: ClassVar[str] = "forecast from the velocities computed last"
     weights: Weights | None = None
     own: tuple[tuple[int, Weights], ...] = ()
 

@@ -21,6 +21,7 @@ class Full(Action):
     """
 
     letter: ClassVar[str] = "F"
+    about: ClassVar[str] = "computed in full by the large model"
     is_full: ClassVar[bool] = True
     correction: Weights | None = None
 

@@ -15,6 +15,7 @@ class Guidance(Action):
     """The conditional branch alone; the unconditional one is it plus the cached delta u - c."""
 
     letter: ClassVar[str] = "g"
+    about: ClassVar[str] = "one branch computed, the other by the cached difference"
 
     def missing(self, call: Any) -> str:
         return missing_delta(call)

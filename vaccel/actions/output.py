@@ -15,6 +15,7 @@ class Output(Action):
     """The last output again, of every branch."""
 
     letter: ClassVar[str] = "o"
+    about: ClassVar[str] = "the last output again"
 
     def missing(self, call: Any) -> str:
         slot = call.slots.get("large.last")

@@ -20,6 +20,7 @@ class Rescale(Action):
     """
 
     letter: ClassVar[str] = "m"
+    about: ClassVar[str] = "the last computed direction, at another length"
     magnitude: Literal["small", "cached", "projection"] = "small"
     cfg_reuse: bool = True
 

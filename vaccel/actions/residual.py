@@ -16,6 +16,7 @@ class Residual(Action):
     """x + cached residual: of the block stack (embeddings and head computed anew) or of the whole output."""
 
     letter: ClassVar[str] = "r"
+    about: ClassVar[str] = "the last computed step's residual, added again"
     reuse: ReuseLevel = "blocks"
     model: ModelName = "large"
 

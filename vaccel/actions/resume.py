@@ -20,6 +20,7 @@ class Resume(Action):
     """
 
     letter: ClassVar[str] = "b"
+    about: ClassVar[str] = "only the blocks behind a cached state computed"
     block: int = 0
     branches: Branches = "cond"
 

@@ -15,6 +15,7 @@ class Small(Action):
     """Every branch through the small model."""
 
     letter: ClassVar[str] = "s"
+    about: ClassVar[str] = "computed by the small model"
 
     def run(self, call: Any) -> torch.Tensor:
         return call.compute_small()

@@ -21,7 +21,7 @@ from ..api import accelerate
 from ..cache import Buffers, VelocityHistory
 from ..engine.call import Call
 from ..engine.run import Run
-from ..integrations.diffusers.auto import durations
+from ..integrations.diffusers.auto import Choice, durations
 from ..methods import Forecast, Method, Recording, Schedule
 from ..methods.recording import Recorded
 from ..models import find, fingerprints
@@ -166,8 +166,8 @@ class _Watch:
         self.spans = durations(marks)
         self.beside = max(seconds - sum(self.spans), 0.0)
 
-    def choose(self, pipe: Any, *args: Any) -> tuple[Method, list[str], None]:
-        return self.method, [], None
+    def choose(self, pipe: Any, *args: Any) -> Choice:
+        return Choice(self.method)
 
     def close(self) -> None:
         """Nothing is kept."""

@@ -1,4 +1,4 @@
-"""The command line: ``vaccel generate | compare | calibrate | distill | doctor``."""
+"""The command line: ``vaccel generate | compare | explain | calibrate | distill | doctor``."""
 
 from .app import app
 

@@ -1,4 +1,4 @@
-"""The command line: ``vaccel generate | compare | calibrate | distill | doctor``.  One file a command.
+"""The command line: ``vaccel generate | compare | explain | calibrate | distill | doctor``.  One file a command.
 
 Only ``typer`` and ``rich`` are imported here and at the top of the commands' files; a command imports what it runs when
 it runs, so that ``vaccel --help`` does not wait for torch.
@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from . import calibrate, compare, distill, doctor, generate
+from . import calibrate, compare, console, distill, doctor, explain, generate
+from .home import ABOUT, home
 
-app = typer.Typer(no_args_is_help=True, help="Diffusion video generation several times faster, faithful to the model.")
+app = typer.Typer(help=ABOUT, add_completion=True)
 
 
 def _version(asked: bool) -> None:
@@ -23,17 +24,21 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True, help=ABOUT)
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Diffusion video generation several times faster, faithful to the model."""
+    console.command = context.invoked_subcommand or ""
+    if context.invoked_subcommand is None:
+        home()
 
 
 app.command("generate")(generate.generate)
 app.command("compare")(compare.compare)
+app.command("explain")(explain.explain)
 app.add_typer(calibrate.app, name="calibrate")
 app.add_typer(distill.app, name="distill")
 app.command("doctor")(doctor.doctor)

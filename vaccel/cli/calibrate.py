@@ -124,7 +124,7 @@ def _lemica_from(forecast: Path, out: Path, reuse: str, max_gap: int) -> None:
     from ..planning import files
 
     one_of("--reuse", reuse, REUSES)
-    with clear_errors("nothing was written"):
+    with clear_errors("nothing was written", then="vaccel calibrate forecast PIPELINE --out FILE"):
         files.check(out)
         if out.exists() and out.resolve() == forecast.resolve():
             raise typer.BadParameter("is the artifact that is read", param_hint="--out")
@@ -191,7 +191,7 @@ def _further(names: str | None) -> dict[str, Any]:
 
     if names is None:
         return {}
-    with clear_errors("nothing was written"):
+    with clear_errors("nothing was written", then="vaccel doctor"):
         found = fidelity.chosen(names.split(","))
     return {
         metric.name: lambda full, made, measure=metric.measure: measure(full, made, FPS)
@@ -218,7 +218,7 @@ def merge(
     out: Annotated[Path, typer.Option(help="Artifact to write.")] = Path("merged.json"),
 ) -> None:
     """Merge Forecast calibrations of one model, by several solvers or numbers of steps: one that serves all of them."""
-    with clear_errors("nothing was written"):
+    with clear_errors("nothing was written", then="vaccel calibrate forecast PIPELINE --out FILE"):
         from ..planning import artifacts, files
         from ..planning.calibration import calibration
         from ..planning.merging import merged

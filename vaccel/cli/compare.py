@@ -10,14 +10,16 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from .console import Bar, clear_errors, console, interrupted, leave, say
-from .loading import Loaded
+from .completion import after, methods
+from .console import Bar, clear_errors, console, followed_by, interrupted, leave, names_a_command, say
+from .loading import Loaded, contender
 from .options import Call, Dtype, Pipeline, PromptFile, Prompts, Seeds, Small, Steps, prompts_of
 
 Method = Annotated[
     list[str] | None,
     typer.Option("--method", "-m", help="As it would be called: 'DirectionMagnitude(threshold=0.005)', "
-                 "'diffusers.SeaCache(threshold=0.25)', 'steps(25)'. Repeat for more."),
+                 "'diffusers.SeaCache(threshold=0.25)', 'steps(25)'. Repeat for more.",
+                 autocompletion=methods),
 ]  # fmt: skip
 
 Metrics = Annotated[
@@ -58,18 +60,19 @@ def compare(
 
     from ..demo.shapes import held_out_captions
     from ..evaluate import compare as run_comparison
-    from ..evaluate import parse_contender, write_report
+    from ..evaluate import write_report
     from ..evaluate.fidelity import chosen as measurable
 
     with clear_errors(kept):
         named = metrics.split(",") if metrics is not None else None
-        measurable(named)  # before anything is loaded
+        with followed_by("vaccel doctor"):  # which lists what can be measured here
+            measurable(named)  # before anything is loaded
         loaded = Loaded(pipeline, small, call, dtype)
         chosen = prompts_of(prompt, prompts, held_out_captions(count) if pipeline == "demo" else None)
         specs = method or (default_methods(loaded.folder) if pipeline == "demo" else None)
         if not specs:
             raise typer.BadParameter("give at least one method", param_hint="--method")
-        contenders = [parse_contender(text, loaded.folder) for text in specs]
+        contenders = [contender(text, loaded, pipeline, steps) for text in specs]
         arguments = {"num_inference_steps": steps, **loaded.call}
         if loaded.checker is not None and not all(map(_in_grammar, chosen)):
             loaded.checker = None  # it understands captions of the demo's grammar only
@@ -86,6 +89,8 @@ def compare(
     for failure in result.failures:
         where = f" on {failure.prompt!r}, seed {failure.seed}" if failure.prompt is not None else ""
         say(f"{failure.contender} failed{where}: {failure.error}", "red")
+        if not names_a_command(str(failure.error)):
+            say(f"next: {after(failure.contender, pipeline, steps)}")
     for note in (*result.notes, *filter(None, [result.other_rows])):
         say(note, "yellow")
     say(f"report: {page}")

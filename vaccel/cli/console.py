@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -21,6 +22,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 console = Console(markup=False, emoji=False)
 #: Seconds between two lines of progress where there is no terminal.
 PATIENCE = 30.0
+#: The command that runs, for what an error says to type.
+command = ""
+#: What an error's text names that can be typed.
+_TYPED = re.compile(
+    r"`vaccel |vaccel (calibrate|compare|distill|doctor|explain|generate)\b|pip install|python -m |--\w"
+)
 
 
 class Terminated(KeyboardInterrupt):
@@ -76,10 +83,33 @@ def leave(status: int) -> NoReturn:
     raise SystemExit(status)
 
 
-def refuse(error: Exception, status: int = 2) -> NoReturn:
-    """Prints the error as one line instead of a traceback and ends the command."""
-    say(f"error: {error or type(error).__name__}", "red")
+def refuse(error: Exception, status: int = 2, then: str = "") -> NoReturn:
+    """Prints the error as one line instead of a traceback, and what to type next, and ends the command.
+
+    That is what ``followed_by`` says of the error, what its text names itself, ``then``, or the command's help.
+    """
+    text = str(error) or type(error).__name__
+    say(f"error: {text}", "red")
+    given = getattr(error, "then", "")
+    if given or not names_a_command(text):
+        say(f"next: {given or then or ' '.join(filter(None, ('vaccel', command, '--help')))}")
     leave(status)
+
+
+def names_a_command(text: str) -> bool:
+    """Whether an error's text already says what to type."""
+    return _TYPED.search(text) is not None
+
+
+@contextlib.contextmanager
+def followed_by(then: str) -> Iterator[None]:
+    """Within the context an error of the user's input is to be followed by this command."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if not hasattr(error, "then") and not names_a_command(str(error)):
+            error.then = then
+        raise
 
 
 def interrupted(error: KeyboardInterrupt, what: str) -> NoReturn:
@@ -89,16 +119,16 @@ def interrupted(error: KeyboardInterrupt, what: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def clear_errors(kept: str) -> Iterator[None]:
+def clear_errors(kept: str, then: str = "") -> Iterator[None]:
     """Errors of the user's input end in one line (status 2), others that are no fault of ours too (status 1), such as a
-    GPU's memory; Ctrl-C and SIGTERM in ``kept``, what is kept (status 130, 143)."""
+    GPU's memory; Ctrl-C and SIGTERM in ``kept``, what is kept (status 130, 143).  ``then``: as in ``refuse``."""
     with terminable():
         try:
             yield
         except KeyboardInterrupt as error:
             interrupted(error, kept)
         except (ValueError, OSError, FloatingPointError) as error:
-            refuse(error)
+            refuse(error, then=then)
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "out of memory" not in str(error):
                 raise

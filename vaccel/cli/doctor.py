@@ -67,7 +67,7 @@ def doctor(
     try:
         found = find(leftovers or [])
     except ValueError as error:
-        refuse(error)
+        refuse(error, then="vaccel doctor --leftovers FOLDER")
     removed = [one for one in found if _removable(one, unfinished) and one.remove()] if remove else []
     if leftovers or remove:
         told = [_told(one, one in removed) for one in found]
@@ -82,7 +82,7 @@ def _pipeline(source: str, as_json: bool) -> None:
     try:
         found = inspected(source)
     except ValueError as error:
-        refuse(error)
+        refuse(error, then="vaccel doctor --pipeline WanPipeline (or the folder with model_index.json)")
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -111,12 +111,15 @@ def _certify(as_json: bool, shapes: list[str], compiled: bool) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if certified.off():
-        refuse(ValueError("VACCEL_KERNELS=torch turns the kernels off: unset it to certify them"))
+        refuse(
+            ValueError("VACCEL_KERNELS=torch turns the kernels off"),
+            then="unset VACCEL_KERNELS; vaccel doctor --certify",
+        )
     with Bar(every=5.0) as bar:
         try:
             found = certify(device, shapes=shapes, compiled=compiled, progress=bar.update)
         except ValueError as error:
-            refuse(error)
+            refuse(error, then="vaccel doctor --certify --shape 1x16x21x60x104")
         except OSError as error:
             found = error.table
             say(f"the table is not kept, so torch is used: {error}")

@@ -67,7 +67,7 @@ def _gpus() -> list[dict[str, Any]] | str:
     try:
         import pynvml
     except ImportError:
-        return "nvidia-ml-py is not installed: pip install 'vaccel[gpu]'"
+        return "nvidia-ml-py is not installed: pip install nvidia-ml-py"
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:

@@ -1,7 +1,8 @@
-"""``vaccel generate``: one clip, and the timeline of what was computed for it."""
+"""``vaccel generate``: one clip, and the trace of what was computed for it."""
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 import time
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import clear_errors, leave, refuse, say
-from .loading import Loaded
+from .completion import after, methods
+from .console import clear_errors, followed_by, leave, refuse, say
+from .loading import Loaded, contender
 from .options import Call, Dtype, Small, Steps
 
 FORMATS = (".mp4", ".gif", ".png", ".webp")
@@ -19,7 +21,16 @@ FORMATS = (".mp4", ".gif", ".png", ".webp")
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the clip shows.")],
     pipeline: Annotated[str, typer.Option(help="Pipeline folder or hub name; 'demo' is the shipped family.")] = "demo",
-    method: Annotated[str | None, typer.Option("--method", "-m", help="As it would be called.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            "-m",
+            autocompletion=methods,
+            help="As it would be called, such as 'TeaCache(artifact='teacache.json', threshold=0.1)'; 'steps(50)' is "
+            "the full model. Without: Auto, as fast as a difference to the full model cannot be seen.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="File to write: .mp4, .gif or .png (animated).")] = Path("clip.mp4"),
     small: Small = None,
     steps: Steps = 50,
@@ -28,34 +39,86 @@ def generate(
     fps: Annotated[int, typer.Option(min=1, help="Frames a second.")] = 12,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the transformers.")] = False,
     dtype: Dtype = "float32",
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON of what was computed, for `vaccel explain`.", show_default="OUT's name with .trace.json"
+        ),
+    ] = None,
 ) -> None:
-    """Write one clip and print the timeline of what was computed (without --method, by the full model)."""
+    """Write one clip, and the trace of what was computed for it (`vaccel explain` draws it)."""
     import torch
 
-    from ..evaluate import parse_contender
     from ..evaluate.clips import frames_of
 
     check_place(out)
     with clear_errors("nothing was written"):
+        if trace is not None:
+            check_trace(trace, out)
         loaded = Loaded(pipeline, small, call, dtype)
-        contender = parse_contender(method, loaded.folder) if method else None
+        text = method or automatic(loaded)
+        chosen = contender(text, loaded, pipeline, steps)
+        if trace is not None and chosen.kind != "vaccel":
+            raise typer.BadParameter(f"{text} leaves no trace", param_hint="--trace")
+        if chosen.needs_small and loaded.small is None:
+            raise typer.BadParameter(f"{text} needs a small model too: pass --small FOLDER", param_hint="--method")
+        if not method:
+            say(f"{text}, as no --method is given: as fast as a difference to the full model cannot be seen")
         arguments = {"num_inference_steps": steps, **loaded.call, "generator": torch.Generator().manual_seed(seed)}
-        if contender is not None and contender.num_steps:
-            arguments["num_inference_steps"] = contender.num_steps
+        if chosen.num_steps:
+            arguments["num_inference_steps"] = chosen.num_steps
         start = time.perf_counter()
         say("sampling")
-        if contender is None:
-            output, handle = loaded.pipe(prompt, **arguments), None
-        else:
-            with contender.applied(loaded.pipe, loaded.small, compile=compile) as handle:
-                output = loaded.pipe(prompt, **arguments)
+        with (
+            followed_by(after(text, pipeline, steps)),
+            chosen.applied(loaded.pipe, loaded.small, compile=compile) as handle,
+        ):
+            output = loaded.pipe(prompt, **arguments)
         seconds = time.perf_counter() - start
         written = write_somewhere(out, frames_of(output), fps)
     say(f"{written}  {seconds:.2f} s")
-    if handle is not None:
-        say(str(handle.trace))
+    if handle is None:
+        say("no trace: nothing of vaccel ran", "dim")
+    else:
+        told(handle, trace or written.with_suffix(".trace.json"))
     if written != out:
         leave(1)
+
+
+def automatic(loaded: Loaded) -> str:
+    """The method where none is named, as it is written: ``accelerate``'s own, with the calibration of the demo's."""
+    from ..methods.auto import VISIBLE
+
+    calibrated = loaded.checker is not None and (loaded.folder / "forecast.json").is_file()
+    known = "artifact='forecast.json', " if calibrated else ""
+    return f"Auto({known}psnr={VISIBLE:g})"
+
+
+def told(handle: Any, place: Path) -> None:
+    """Prints what was computed and what Auto said of it, and writes the trace; a clip is made all the same where that
+    cannot be written."""
+    traces = handle.traces
+    say(str(traces[-1]))
+    for note in traces[-1].notes:
+        if note.startswith("Auto:"):
+            say(note)
+    if len(traces) > 1:
+        say(f"the pipeline ran {len(traces)} loops; this is the last one's")
+    try:
+        traces[-1].save(place)
+    except OSError as error:
+        say(f"the trace was not written: {error}", "yellow")
+        return
+    say(f"trace: vaccel explain {shlex.quote(str(place))}")
+
+
+def check_trace(place: Path, out: Path) -> None:
+    """Raises ``ValueError`` or ``OSError`` where a trace could not be written, before a clip is made."""
+    from ..planning import files
+
+    if place.resolve() == out.resolve():
+        raise typer.BadParameter("it is the clip's own file", param_hint="--trace")
+    files.check(place)
 
 
 def check_place(out: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .completion import after
+from .console import followed_by
 from .options import DTYPES, assignment, check_call, one_of
 
 
@@ -46,7 +49,8 @@ class Loaded:
         else:
             from diffusers import DiffusionPipeline
 
-            self.pipe = DiffusionPipeline.from_pretrained(name, dtype=kind)
+            with followed_by(f"vaccel doctor --pipeline {shlex.quote(name)}"):
+                self.pipe = DiffusionPipeline.from_pretrained(name, dtype=kind)
             self.pipe.set_progress_bar_config(disable=True)
             self.small, self.call, self.folder = None, {}, Path.cwd()
         if small is not None:
@@ -61,6 +65,14 @@ class Loaded:
         given = dict(assignment(text) for text in call or ())
         check_call(self.pipe, given)
         self.call |= given
+
+
+def contender(text: str, loaded: Loaded, pipeline: str, steps: int) -> Any:
+    """What ``--method`` names, with its artifacts.  Raises as ``parse_contender`` does, with what to type."""
+    from ..evaluate import parse_contender
+
+    with followed_by(after(text, pipeline, steps)):
+        return parse_contender(text, loaded.folder)
 
 
 def _caption_score(clip: Any, prompt: str) -> dict[str, float]:

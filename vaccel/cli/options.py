@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .completion import among
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 Pipeline = Annotated[
@@ -22,7 +24,7 @@ Call = Annotated[
     list[str] | None,
     typer.Option("--call", help="Argument of the pipeline's call as name=value, such as height=480. Repeat for more."),
 ]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.", autocompletion=among(DTYPES))]
 
 
 def one_of(option: str, value: str, known: tuple[str, ...]) -> None:

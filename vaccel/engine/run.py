@@ -104,7 +104,7 @@ class Run:
         self.flow = flow or Flow.even(num_steps)
         self.trace = Trace(method.to_json(), num_steps)
         buffers.begin()
-        info = RunInfo(num_steps, buffers, depth, flow, self.trace.notes.append, self.trace.deliver)
+        info = RunInfo(num_steps, buffers, depth, flow, self.trace.notes.append, self.trace.deliver, self.trace.predict)
         self.policy = method.start(info)
         self.stores = method.stores
         self.embedding = TimestepEmbedding(buffers, timesteps)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import io
 import json
@@ -18,6 +19,8 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+
+import vaccel
 
 from .. import methods
 from ..api import Handle, accelerate
@@ -95,6 +98,8 @@ def parse_contender(text: str, folder: str | Path = ".") -> Contender:
         node = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         raise ValueError(f"{text!r} is not written like a call: {error.msg}") from None
+    if isinstance(node, ast.Name):
+        node = ast.Call(node, [], [])  # a name alone is called without arguments
     if not isinstance(node, ast.Call):
         raise ValueError(f"{text!r} is not written like a call, such as TeaCache(threshold=0.1)")
     name = ast.unparse(node.func)
@@ -120,6 +125,12 @@ def parse_contender(text: str, folder: str | Path = ".") -> Contender:
     return Contender(text, "vaccel", group, method=method, num_steps=steps, artifact=artifact)
 
 
+def offered() -> dict[str, type[Method]]:
+    """The methods that may be named: the public ones and a user's own, without those that calibrations use inside."""
+    known = {kind.__name__: kind for kind in methods.base._METHODS.values()}
+    return {n: k for n, k in known.items() if n in vaccel.__all__ or k.__module__.partition(".")[0] != "vaccel"}
+
+
 def _arguments(node: ast.Call, folder: Path, text: str) -> dict[str, Any]:
     """Keyword arguments of a call, the first positional one under ""; only literals and methods."""
 
@@ -139,9 +150,11 @@ def _arguments(node: ast.Call, folder: Path, text: str) -> dict[str, Any]:
 
 def _method(node: ast.Call, folder: Path, text: str) -> Method:
     name = ast.unparse(node.func)
-    known = {m.__name__: m for m in methods.base._METHODS.values()}
+    known = offered()
     if name not in known:
-        raise ValueError(f"unknown method {name!r}; known: {', '.join(sorted(known))}")
+        near = difflib.get_close_matches(name.lower(), {n.lower(): n for n in known}, 1)
+        meant = next((f" (did you mean {n}?)" for n in known if n.lower() in near), "")
+        raise ValueError(f"unknown method {name!r}{meant}; known: {', '.join(sorted(known))}")
     kwargs = _arguments(node, folder, text)
     args = [kwargs.pop("")] if "" in kwargs else []
     try:

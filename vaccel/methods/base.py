@@ -45,7 +45,8 @@ class ExpertWeights:
 class RunInfo:
     """What a policy may know when a run starts: the number of steps, storage for what it wants to keep, how many
     blocks the large model has (0 if unknown), the run's noise levels (None if unknown), and where to
-    write what the trace shall say of the run (``note``) and carry (``deliver``, anything)."""
+    write what the trace shall say of the run (``note``), expect of it (``predict``, numbers by name) and carry
+    (``deliver``, anything)."""
 
     num_steps: int
     buffers: Buffers
@@ -53,6 +54,7 @@ class RunInfo:
     flow: Flow | None = None
     note: Callable[[str], None] = lambda text: None
     deliver: Callable[[Any], None] = lambda delivered: None
+    predict: Callable[..., None] = lambda **values: None
 
 
 class Step(Protocol):
@@ -148,6 +150,9 @@ class Method:
     id: ClassVar[str] = ""
     #: Presets by model name; see ``preset``.
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    #: Values that its steps record -> (what they are in words, the field that holds their bound, "" for none); by their
+    #: first word where the name has several, as one for every level, and not under its own.
+    records: ClassVar[Mapping[str, tuple[str, str]]] = MappingProxyType({})
     #: The model and scheduler it was calibrated with; empty for a method that fits every pipeline.
     fitted: ClassVar[artifacts.Fitted] = ()
     #: Whether it watches the embedding of the timestep inside the model.

@@ -38,6 +38,7 @@ class DirectionMagnitude(Method):
     """
 
     id: ClassVar[str] = "direction_magnitude"
+    records: ClassVar = {"error": ("accumulated 1 - cosine of the small model's output", "threshold")}
     presets: ClassVar = {"wan2.1-t2v-14b": {"threshold": 0.005}, "easyanimate-v5.1-12b": {"threshold": 0.005}}
 
     threshold: float = 0.005

@@ -36,6 +36,7 @@ class EasyCache(Method):
     """
 
     id: ClassVar[str] = "easycache"
+    records: ClassVar = {"error": ("accumulated change foreseen of the output", "threshold")}
     presets: ClassVar = {
         "wan2.1-t2v-14b": {"threshold": 0.05, "warmup": 10},
         "wan2.1-t2v-1.3b": {"threshold": 0.05, "warmup": 10},

@@ -66,6 +66,10 @@ class Forecast(Method):
     id: ClassVar[str] = "forecast"
     presets: ClassVar = LeMiCa.presets
     any_solver: ClassVar = True
+    records: ClassVar = {
+        "forecast_error": ("error of forecasts, as a multiple of the calibrated one", "guard"),
+        "straight": ("share of straight lines in the weights", ""),
+    }
 
     full_steps: tuple[int, ...]
     num_steps: int
@@ -264,6 +268,8 @@ class _Policy(Policy):
         self.products: Any = None  # of their velocities
         self.straightness = Straightness(weights.known, method.order) if method.adapt and method.artifact else None
         self.actions: list[Action] = []
+        if method.predicted:
+            run.predict(error=method.predicted)
         self._plan()
 
     def _plan(self, begin: int = 0) -> None:
@@ -349,7 +355,7 @@ class _Policy(Policy):
         self.reading = None
         self.squares = [*self.squares[-2:], (error / max(self.expected[1], 1e-12)) ** 2]
         ratio = math.sqrt(sum(self.squares) / len(self.squares))
-        step.record(forecast_error=ratio)
+        step.record(forecast_error=ratio, measured=error, calibrated=self.expected[1], judged=self.computed[0])
         planned = min((f for f in self.path if f >= step.index), default=self.run.num_steps)
         if ratio <= self.method.guard or planned == step.index:
             return

@@ -49,6 +49,12 @@ class MixCache(Method):
     """
 
     id: ClassVar[str] = "mixcache"
+    records: ClassVar = {
+        "D full": ("change of the output between computed steps; the warm-up ends below theta", "theta"),
+        "D": ("change of what the level reuses, when it was last computed", ""),
+        "P": ("how much the level would harm: the one with the least is taken", ""),
+        "interval": ("steps from one computed step to the next", ""),
+    }
     presets: ClassVar = {
         "wan2.1-t2v-14b": {"candidates": (10, 20, 30)},
         "hunyuanvideo": {},

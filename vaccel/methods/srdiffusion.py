@@ -42,6 +42,7 @@ class SRDiffusion(Method):
     """
 
     id: ClassVar[str] = "srdiffusion"
+    records: ClassVar = {"change": ("change of the signal from the step before", "")}
     presets: ClassVar = {"wan2.1-t2v-14b": {"threshold": 0.01}, "cogvideox-5b": {"threshold": 0.01}}
 
     threshold: float = 0.01

@@ -34,6 +34,7 @@ class TeaCache(Method):
     """
 
     id: ClassVar[str] = "teacache"
+    records: ClassVar = {"accumulated": ("accumulated change foreseen of the output", "threshold")}
     embeds: ClassVar[bool] = True
     presets: ClassVar = {
         "wan2.1-t2v-1.3b": {"coefficients": _WAN_1_3B, "threshold": 0.08},

@@ -18,8 +18,8 @@ class FileState(NamedTuple):
     modified: int
 
 
-def state(path: str | Path) -> FileState:
-    """The state of a regular file, links followed.
+def state(path: str | Path, what: str = "a calibration artifact") -> FileState:
+    """The state of a regular file, links followed; ``what`` is what it should be.
 
     Raises ``ValueError`` for a folder, a pipe, a device, links that lead in a circle and names that no file can have;
     ``FileNotFoundError`` where there is nothing, and other errors of the system as they come.
@@ -34,5 +34,5 @@ def state(path: str | Path) -> FileState:
         raise ValueError(f"{str(path)!r} is no name of a file: {error}") from None
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
-        raise ValueError(f"{path} is not a calibration artifact but {kind}")
+        raise ValueError(f"{path} is not {what} but {kind}")
     return FileState(str(Path(path).absolute()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -62,6 +62,24 @@ def durations(marks: list[Any]) -> list[float]:
     return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks)]
 
 
+class Choice(NamedTuple):
+    """A run's method, what its trace is to say of it ("" for nothing), the file of what is learnt of such runs, and the
+    candidate that was chosen; None where nothing was predicted."""
+
+    method: Method
+    note: str = ""
+    file: Path | None = None
+    candidate: Candidate | None = None
+
+    @property
+    def predicted(self) -> dict[str, float]:
+        """What the trace is to expect: the latents' error (rms), PSNR in dB and what 19 runs in 20 reach of it."""
+        if self.candidate is None:
+            return {}
+        psnr = dict(zip(("psnr", "psnr_low"), self.candidate.psnr or (), strict=False))
+        return {"error": self.candidate.error, **psnr}
+
+
 class Pilot:
     """Chooses a method for every run of a pipeline that is accelerated with ``Auto``, and learns."""
 
@@ -77,8 +95,8 @@ class Pilot:
     def choose(
         self, pipe: Any, modules: list[torch.nn.Module], num_steps: int, flow: Flow | None, scales: list[float],
         bound: list[Any],
-    ) -> tuple[Method, list[str], Path]:  # fmt: skip
-        """The method of the run that begins, what its trace is to say, and the file of what is learnt of such runs.
+    ) -> Choice:  # fmt: skip
+        """The method of the run that begins.
 
         Args:
             modules: the pipeline's transformers.
@@ -95,20 +113,21 @@ class Pilot:
             recorded = len(learnt["samples"]) if learnt else 0
             if recorded < self.auto.learn:
                 said = f"Auto: learning from this run, computed in full ({recorded + 1} of {self.auto.learn})"
-                return Recording(), [said], file
+                return Choice(Recording(), said, file)
             candidates = self._candidates_of(pipe, known, num_steps, flow)
             if candidates and not known and num_steps <= FEW:
                 said = f"Auto: of {num_steps} steps nothing is known that is safe to skip: all are computed"
-                return candidates[-1].method, [said], file
+                return Choice(candidates[-1].method, said, file)
             if not candidates and not known:
                 said = "Auto: nothing is known that is safe to skip of runs at these noise levels: all are computed"
-                return Forecast(tuple(range(num_steps)), num_steps), [said], file
+                return Choice(Forecast(tuple(range(num_steps)), num_steps), said, file)
             if not candidates:
                 raise ValueError(
                     f"Auto knows nothing of this {type(modules[0]).__name__} at {num_steps} steps: pass learn=1 to "
                     "learn from the first run, or artifacts=(...) that `vaccel calibrate forecast` makes"
                 )
-            return *self._chosen(candidates, num_steps), file
+            chosen, said = self._chosen(candidates, num_steps)
+            return Choice(chosen.method, said, file, chosen)
 
     def _candidates_of(self, pipe: Any, paths: list[str], num_steps: int, flow: Flow | None) -> list[Candidate]:
         """Those that fit this pipeline; worked out once for every state of the files."""
@@ -124,7 +143,7 @@ class Pilot:
             self._candidates = kept = pipe.scheduler, files, fitting
         return kept[2]
 
-    def _chosen(self, candidates: list[Candidate], steps: int) -> tuple[Method, list[str]]:
+    def _chosen(self, candidates: list[Candidate], steps: int) -> tuple[Candidate, str]:
         auto, times, refused = self.auto, self._known_times(candidates[0].method), ""
         good = auto.reaching(candidates) or candidates[-1]
         if auto.psnr is not None and (good.psnr is None or good.psnr[1] < auto.psnr):
@@ -149,7 +168,7 @@ class Pilot:
             f"Auto: {' and '.join(wanted)} asked for: {name}, {chosen.budget} of {steps} steps, {speed:.2f}x expected; "
             f"{said}{'; ' if refused else ''}{refused}"
         )
-        return chosen.method, [note]
+        return chosen, note
 
     def _fast(self, candidates: list[Candidate], times: Times, steps: int) -> tuple[Candidate, str]:
         """The candidate nearest to the speed asked for, and what is to be said where none comes near it.

@@ -23,7 +23,7 @@ def new_run(scope: Any, place: Place, stage: Any) -> Run:
     steps = place.total - begin
     if scope.num_steps is not None and steps != scope.num_steps:
         raise ValueError(f"the run was opened for {scope.num_steps} steps, the scheduler has {steps}")
-    method = session.method
+    method, predicted = session.method, {}
     notes = [*session.notes, *mismatches(method, pipe), *check_experts(scope)]
     if session.attention is not None:
         notes += session.attention.notes
@@ -33,8 +33,9 @@ def new_run(scope: Any, place: Place, stage: Any) -> Run:
         # What is learnt of a cascade's first loop is nothing to its second one.
         bound = [*guidance.bound(scope.arguments), *([stage.index] if stage.index else [])]
         modules = [each.large.model for each in scope.stages.values()]
-        method, chosen, scope.learning = session.pilot.choose(pipe, modules, steps, levels, scales, bound)
-        notes += chosen
+        chosen = session.pilot.choose(pipe, modules, steps, levels, scales, bound)
+        method, scope.learning, predicted = chosen.method, chosen.file, chosen.predicted
+        notes += [chosen.note] if chosen.note else []
 
     def x_0(prediction: torch.Tensor, x: torch.Tensor, index: int) -> torch.Tensor:
         if place.scheduler is None:
@@ -54,6 +55,7 @@ def new_run(scope: Any, place: Place, stage: Any) -> Run:
         flow=levels,
     )
     run.trace.notes.extend(notes)
+    run.trace.predict(**predicted)
     if execute is not None:
         execute.tell(run.trace.notes)
     elif without:
