@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test fast lint bench compile-check emulate installs wheels conformance doctor clean
+.PHONY: demo test fast lint bench compile-check emulate installs wheels conformance docs doctor clean
 
 demo: $(STAMP)
 	$(BIN)/vaccel compare --out out/demo
@@ -48,6 +48,12 @@ wheels: $(STAMP)
 # Every pipeline of diffusers that can be built offline, and docs/pipelines.md; an interrupted run goes on.
 conformance: $(STAMP)
 	$(BIN)/python tests/conformance.py
+
+# The documentation's site, in out/site; a link that leads nowhere fails it.
+docs: $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "mkdocs-material>=9.6,<10" "mkdocstrings[python]>=0.29"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open out/site/index.html"
 
 doctor: $(STAMP)
 	$(BIN)/vaccel doctor

@@ -105,7 +105,7 @@ def drawn(data: dict[str, Any], theme: str) -> Path:
     for name in SHOWN:
         points = sorted((data["steps"] / r["steps"], r["psnr"]) for r in data["rows"] if r["rival"] == name)
         mine = name.startswith("Forecast")
-        label = {"Forecast": "vaccel Forecast, calibrated", "Forecast.prior": "vaccel Forecast, not calibrated"}.get(
+        label = {"Forecast": "vaccel Forecast, calibrated", "Forecast.prior": "vaccel Forecast, shipped prior"}.get(
             name, name
         )
         axes.plot(

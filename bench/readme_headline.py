@@ -16,11 +16,12 @@ def headline() -> str:
         best, name = max(others)
         lines.append(
             f"{data['steps'] / budget:.1f} times fewer forwards: **{of['Forecast', budget]:.1f} dB** to the full run "
-            f"calibrated, {of['Forecast.prior', budget]:.1f} with nothing calibrated; the best of {len(others)} "
+            f"calibrated, {of['Forecast.prior', budget]:.1f} by the shipped prior; the best of {len(others)} "
             f"rivals, {name}, {best:.1f}; fewer steps {of['fewer steps', budget]:.1f}."
         )
     note = (
-        f"{len(data['prompts'])} prompts that nothing was chosen on, on a trained U-Net; worst prompts, other budgets "
-        "and where a rival is ahead: [here](docs/forecast-results.md)."
+        f"PSNR of {len(data['prompts'])} prompts that nothing was chosen on, on a trained U-Net that the prior knows; "
+        "one that it does not know costs up to a few dB ([levels](docs/methods/forecast.md)). Worst prompts, other "
+        "budgets and where a rival is ahead: [here](docs/forecast-results.md)."
     )
     return "\n".join(f"- {line}" for line in lines) + "\n\n" + note
