@@ -32,9 +32,8 @@ def compiled_kernels() -> str:
     data = _read("nvcc/kernels")
     wide: dict[str, dict[str, list[dict]]] = {}
     for row in data["rows"]:
-        source, _, architecture = row["source"].partition(" ")
-        op = source.split("/")[-1].removesuffix(".cu")
-        wide.setdefault(op, {}).setdefault(architecture, []).append(row)
+        op = row["source"].split("/")[-1].removesuffix(".cu")
+        wide.setdefault(op, {}).setdefault(row["architecture"], []).append(row)
     rows = []
     for op, by_architecture in sorted(wide.items()):
         cells = []

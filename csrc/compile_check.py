@@ -45,10 +45,11 @@ def commands() -> list[tuple[str, list[str]]]:
         seen = python if source.parent.name == "solver" else includes
         found.append((str(source.relative_to(HERE.parent)), ["g++", *FLAGS, *WARNINGS, *seen, "-c", str(source)]))
     if nvcc := shutil.which("nvcc"):
+        # All generations at once: torch's headers are then read once for the host.
+        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
         for source in sorted(HERE.rglob("*.cu")):
-            for arch in ARCHITECTURES:
-                target = [*CUDA_FLAGS, *CUDA_WARNINGS, f"-arch=sm_{arch}", *includes, "-c", str(source)]
-                found.append((f"{source.relative_to(HERE.parent)} sm_{arch}", [nvcc, *target]))
+            target = [*CUDA_FLAGS, *CUDA_WARNINGS, *codes, *includes, "-c", str(source)]
+            found.append((str(source.relative_to(HERE.parent)), [nvcc, *target]))
     else:
         print("nvcc not found: the CUDA sources are not checked")
     return found
@@ -59,10 +60,14 @@ def compiles(what: str, command: list[str]) -> tuple[bool, list[dict[str, Any]]]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out.o")
         result = subprocess.run([*command, "-o", str(out)], capture_output=True, text=True, check=False)
-        dissected = what.partition(".cu sm_")[1] and result.returncode == 0 and sass.cuobjdump()
-        kernels = list(sass.kernels(out)) if dissected else []
+        dissected = what.endswith(".cu") and result.returncode == 0 and sass.cuobjdump()
+        kernels = [kernel for arch in ARCHITECTURES * bool(dissected) for kernel in sass.kernels(out, f"sm_{arch}")]
     faults = [f"{spilled} bytes spilled" for spilled in SPILLS.findall(result.stderr)]
-    faults += [f"{k['kernel']} {k['formula']} {k['dtype']}: {said}" for k in kernels for said in sass.wrong(k)]
+    faults += [
+        f"{k['architecture']} {k['kernel']} {k['formula']} {k['dtype']}: {said}"
+        for k in kernels
+        for said in sass.wrong(k)
+    ]
     good = result.returncode == 0 and not faults
     most = f": {len(kernels)} kernels, {max(k['registers'] for k in kernels)} registers at most" if kernels else ""
     print(f"{'ok' if good else 'FAILED':7} {what}{most}{''.join(f'; {fault}' for fault in faults)}", flush=True)

@@ -36,21 +36,24 @@ def cuobjdump() -> str | None:
     return str(bundled) if bundled.exists() else None
 
 
-def kernels(compiled: Path) -> Iterator[dict[str, Any]]:
-    """{"kernel", "formula", "dtype", "width", "registers", "stack", "loads", "stores"} of an object file's kernels.
+def kernels(compiled: Path, architecture: str) -> Iterator[dict[str, Any]]:
+    """Every kernel that an object file has for a GPU generation such as "sm_90".
 
-    ``width`` is how many elements a pack has; ``loads`` and ``stores`` count instructions by their bits.
+    {"architecture", "kernel", "formula", "dtype", "width", "registers", "stack", "loads", "stores"}: ``width`` is how
+    many elements a pack has; ``loads`` and ``stores`` count instructions by their bits.
     """
     program = cuobjdump()
-    usage = _by_function(_run([program, "-res-usage", str(compiled)]))
-    for name, code in _by_function(_run([program, "-sass", str(compiled)])).items():
+    of = ["--gpu-architecture", architecture, str(compiled)]
+    usage = _by_function(_run([program, "-res-usage", *of]))
+    for name, code in _by_function(_run([program, "-sass", *of])).items():
         found = re.search(r"REG:(\d+) STACK:(\d+)", usage[name])
         widths: dict[str, Counter[int]] = {"LDG": Counter(), "STG": Counter()}
         for kind, more in ACCESS.findall(code):
             widths[kind][_bits(more)] += 1
+        named = _named(_run(["c++filt", name]).strip())
+        counts = {"loads": dict(widths["LDG"]), "stores": dict(widths["STG"])}
         yield {
-            **_named(_run(["c++filt", name]).strip()), "registers": int(found[1]), "stack": int(found[2]),
-            "loads": dict(widths["LDG"]), "stores": dict(widths["STG"]),
+            "architecture": architecture, **named, "registers": int(found[1]), "stack": int(found[2]), **counts,
         }  # fmt: skip
 
 
