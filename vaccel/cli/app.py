@@ -1,4 +1,4 @@
-"""The command line: ``vaccel generate | compare | calibrate | distill | doctor``.  One file a command.
+"""The command line: ``vaccel demo | generate | compare | calibrate | distill | doctor``.  One file a command.
 
 Only ``typer`` and ``rich`` are imported here and at the top of the commands' files; a command imports what it runs when
 it runs, so that ``vaccel --help`` does not wait for torch.
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import calibrate, compare, distill, doctor, generate
+from . import calibrate, compare, demo, distill, doctor, generate
 
 app = typer.Typer(no_args_is_help=True, help="Diffusion video generation several times faster, faithful to the model.")
 
@@ -32,6 +32,7 @@ def _main(
     """Diffusion video generation several times faster, faithful to the model."""
 
 
+app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("compare")(compare.compare)
 app.add_typer(calibrate.app, name="calibrate")
