@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .compare import end, facts
-from .console import Bar, clear_errors
+from .console import Bar, clear_errors, say
 from .options import Steps
 
 #: Seconds between two lines of progress where there is no terminal.
@@ -26,11 +26,14 @@ def demo(
     The same command goes on where one was stopped. Exit status: 1 where something failed or the end was not reached,
     2 for input that cannot be used.
     """
+    from ..built import left_out
     from ..planning import files
 
     kept = f"{out} keeps what was made, the same command goes on"
-    with clear_errors(kept), Bar(every=EVERY) as bar:
+    with clear_errors(kept), Bar(every=EVERY, patience=EVERY) as bar:
         files.check(out / "report.html")  # before what takes long to import
+        if why := left_out("vaccel._native"):
+            say(f"plain torch instead of the native kernels, {why}", "yellow")
         bar.update(0, 0, "loading")
 
         from ..demo import family

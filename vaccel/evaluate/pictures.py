@@ -42,7 +42,7 @@ def write_pictures(comparison: Comparison, folder: Path, *, title: str, facts: d
         amplified=AMPLIFIED,
         most=len(comparison.contenders) + 1,
         promise=_promise(comparison),
-        plot=pages.drawn(plots.cost_fidelity, data["summary"], comparison.small) if data["summary"] else "",
+        plot=pages.drawn(plots.cost_fidelity, data["summary"], None, (6.4, 4)) if data["summary"] else "",
     )
     path = folder / "report.html"
     files.write_text(path, page)
