@@ -70,6 +70,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
 	touch $@ $(DEMO_STAMP)
 
 # Of torch the build without CUDA, where there is no GPU and its index answers: PyPI's for Linux is ten times as large.
+# Nothing is compiled to bytecode ahead of time: most of it is never imported.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 CPU_INDEX = $(shell test "$$(uname)" = Linux && ! command -v nvidia-smi >/dev/null && $(PYTHON) -c \
 	"import urllib.request as web; web.urlopen('$(CPU_TORCH)/torch/', timeout=3)" 2>/dev/null && \
@@ -77,11 +78,11 @@ CPU_INDEX = $(shell test "$$(uname)" = Linux && ! command -v nvidia-smi >/dev/nu
 $(DEMO_STAMP): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "set-up 1 of 3: torch"
-	$(PIP) $(CPU_INDEX) torch
+	$(PIP) --no-compile $(CPU_INDEX) torch
 	@echo "set-up 2 of 3: what builds the native parts"
-	$(PIP) "setuptools>=77" wheel ninja "pybind11>=2.12"
+	$(PIP) --no-compile "setuptools>=77" wheel ninja "pybind11>=2.12"
 	@echo "set-up 3 of 3: diffusers, what draws the page, and the native parts (VACCEL_NATIVE=0 leaves them out)"
-	$(PIP) --no-build-isolation -e ".[cli,report]"
+	$(PIP) --no-compile --no-build-isolation -e ".[cli,report]"
 	touch $@
 
 clean:

@@ -66,7 +66,8 @@ def cost_fidelity(
     axes.set_xlabel("speedup in wall time (full model = 1)")
     axes.set_ylabel("SNR to the full model's sound, dB" if sound else "PSNR to the full model's clip, dB")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="best" if few else "upper right")
+    if axes.get_legend_handles_labels()[0]:  # clips that are all equal to the full model's have no point
+        axes.legend(fontsize=8, loc="best" if few else "upper right")
     return _svg(figure)
 
 
