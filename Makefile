@@ -3,12 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-for-demo
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+NATIVE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test fast lint bench compile-check emulate installs wheels conformance docs doctor clean
+.PHONY: demo compare test fast lint bench compile-check emulate installs wheels conformance docs doctor clean
 
-demo: $(STAMP)
-	$(BIN)/vaccel compare --out out/demo
+# Three clips in full and fast, side by side; its set-up brings no more than it needs.
+demo: $(DEMO_STAMP)
+	$(BIN)/vaccel demo --out out/demo
 	@echo "open out/demo/report.html"
+
+# Every method beside the full model, diffusers' caches and fewer steps.
+compare: $(STAMP)
+	$(BIN)/vaccel compare --out out/compare
+	@echo "open out/compare/report.html"
 
 # A worker a core.  In one process: .venv/bin/python -m pytest.
 test: $(STAMP)
@@ -60,12 +69,28 @@ doctor: $(STAMP)
 
 # torch first and pinned; the build then sees it, and --no-build-isolation keeps pip from fetching another.
 # k-diffusion without what it asks for: the tests of ComfyUI's nodes load its samplers alone.
-$(STAMP): pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu')
+$(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "setuptools>=77" wheel ninja "pybind11>=2.12"
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[all,test,lint]"
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps "k-diffusion==0.1.1.post1"
+	$(PIP) torch
+	$(PIP) "setuptools>=77" wheel ninja "pybind11>=2.12"
+	$(PIP) --no-build-isolation -e ".[all,test,lint]"
+	$(PIP) --no-deps "k-diffusion==0.1.1.post1"
+	touch $@ $(DEMO_STAMP)
+
+# Of torch the build without CUDA, where there is no GPU and its index answers: PyPI's for Linux is ten times as large.
+# Nothing is compiled to bytecode ahead of time: most of it is never imported.
+CPU_TORCH := https://download.pytorch.org/whl/cpu
+CPU_INDEX = $(shell test "$$(uname)" = Linux && ! command -v nvidia-smi >/dev/null && $(PYTHON) -c \
+	"import urllib.request as web; web.urlopen('$(CPU_TORCH)/torch/', timeout=3)" 2>/dev/null && \
+	echo --extra-index-url $(CPU_TORCH))
+$(DEMO_STAMP): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "set-up 1 of 3: torch"
+	$(PIP) --no-compile $(CPU_INDEX) torch
+	@echo "set-up 2 of 3: what builds the native parts"
+	$(PIP) --no-compile "setuptools>=77" wheel ninja "pybind11>=2.12"
+	@echo "set-up 3 of 3: diffusers, what draws the page, and the native parts (VACCEL_NATIVE=0 leaves them out)"
+	$(PIP) --no-compile --no-build-isolation -e ".[cli,report]"
 	touch $@
 
 clean:

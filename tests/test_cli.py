@@ -22,6 +22,7 @@ def run(*arguments: str):
 def test_help_helps():
     for arguments in (
         [],
+        ["demo"],
         ["generate"],
         ["compare"],
         ["explain"],

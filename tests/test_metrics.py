@@ -20,7 +20,7 @@ from skimage import data
 from typer.testing import CliRunner
 
 from vaccel.cli import app
-from vaccel.cli.compare import _summary_table
+from vaccel.cli.compare import summary_table
 from vaccel.evaluate import clips, compare, fidelity, metrics, parse_contender, perceptual, vmaf, write_report
 from vaccel.evaluate.comparison import finite, row_of
 
@@ -210,7 +210,7 @@ class TestComparison:
         for row in result.rows:  # as if all were installed
             row.lpips, row.vmaf, row.cvvdp = 0.125, 98.76, 9.87
         console = Console(width=80, file=io.StringIO())
-        console.print(_summary_table(result))
+        console.print(summary_table(result))
         shown = console.file.getvalue()
         assert shown.split()[:3] == ["method", "speedup", "forwards"]
         for text in ("PSNR", "SSIM", "LPIPS", "VMAF", "flicker", "JOD", "caption", "98.8", "(98.8)", "0.125", "100%"):

@@ -1,4 +1,4 @@
-"""The command line: ``vaccel generate | compare | explain | calibrate | distill | doctor``.  One file a command.
+"""The command line: ``vaccel demo | generate | compare | explain | calibrate | distill | doctor``.  One file a command.
 
 Only ``typer`` and ``rich`` are imported here and at the top of the commands' files; a command imports what it runs when
 it runs, so that ``vaccel --help`` does not wait for torch.
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import calibrate, compare, console, distill, doctor, explain, generate
+from . import calibrate, compare, console, demo, distill, doctor, explain, generate
 from .home import ABOUT, home
 
 app = typer.Typer(help=ABOUT, add_completion=True)
@@ -36,6 +36,7 @@ def _main(
         home()
 
 
+app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("compare")(compare.compare)
 app.command("explain")(explain.explain)

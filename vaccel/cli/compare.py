@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,23 +85,8 @@ def compare(
             )  # fmt: skip
             observing = observe and loaded.small is not None and result.complete
             seen = _observed(loaded, chosen[:4], arguments, result, bar) if observing else None
-        page = write_report(result, out, title=f"vaccel compare: {pipeline}", facts=_facts(), seen=seen)
-    console.print(_summary_table(result))
-    for failure in result.failures:
-        where = f" on {failure.prompt!r}, seed {failure.seed}" if failure.prompt is not None else ""
-        say(f"{failure.contender} failed{where}: {failure.error}", "red")
-        if not names_a_command(str(failure.error)):
-            say(f"next: {after(failure.contender, pipeline, steps)}")
-    for note in (*result.notes, *filter(None, [result.other_rows])):
-        say(note, "yellow")
-    say(f"report: {page}")
-    if result.interrupted is not None:
-        interrupted(result.interrupted, kept)
-    if result.failures and not result.rows:
-        leave(2)
-    if not result.complete or result.notes:
-        say("the comparison is not complete; the report holds what was done", "yellow")
-        leave(1)
+        page = write_report(result, out, title=f"vaccel compare: {pipeline}", facts=facts(), seen=seen)
+    end(result, page, kept, lambda contender: after(contender, pipeline, steps))
 
 
 def _observed(loaded: Loaded, prompts: list[str], call: dict[str, Any], result: Any, bar: Bar) -> Any:
@@ -136,7 +122,7 @@ def _in_grammar(prompt: str) -> bool:
     return True
 
 
-def _facts() -> dict[str, Any]:
+def facts() -> dict[str, Any]:
     """Date, device, versions and command, for the report."""
     import datetime
     import platform
@@ -158,7 +144,34 @@ def _facts() -> dict[str, Any]:
     }
 
 
-def _summary_table(result: Any) -> Table:
+def end(result: Any, page: Path, kept: str, following: Callable[[str], str] | None = None) -> None:
+    """Says what a comparison found and what went wrong, and ends the command where it is not complete.
+
+    Args:
+        result: a ``vaccel.evaluate.Comparison``, reported at ``page``.
+        kept: what stays where it was stopped.
+        following: what to type after a contender that failed.
+    """
+    console.print(summary_table(result))
+    for failure in result.failures:
+        where = f" on {failure.prompt!r}, seed {failure.seed}" if failure.prompt is not None else ""
+        say(f"{failure.contender} failed{where}: {failure.error}", "red")
+        if following is not None and not names_a_command(str(failure.error)):
+            say(f"next: {following(failure.contender)}")
+    for note in (*result.notes, *filter(None, [result.other_rows])):
+        say(note, "yellow")
+    say(f"report: {page}")
+    if result.interrupted is not None:
+        interrupted(result.interrupted, kept)
+    if result.failures and not result.rows:
+        leave(2)
+    if not result.complete or result.notes:
+        say("the comparison is not complete; the report holds what was done", "yellow")
+        leave(1)
+
+
+def summary_table(result: Any) -> Table:
+    """A line a contender."""
     checks, columns = list(result.full_checks), result.columns()
     heads = [column.head.removesuffix(" dB") for column in columns]
     table = Table(

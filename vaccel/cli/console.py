@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(markup=False, emoji=False)
-#: Seconds between two lines of progress where there is no terminal.
+#: Seconds between two lines of progress that say the same where there is no terminal.
 PATIENCE = 30.0
 #: The command that runs, for what an error says to type.
 command = ""
@@ -39,11 +39,12 @@ class Bar:
 
     Args:
         every: seconds between two plain lines at least, for work that says something else at every unit.
+        patience: seconds after which the same is said again, with how much is done.
         visible: False for processes that are not to show any.
     """
 
-    def __init__(self, *, every: float = 0.0, visible: bool = True) -> None:
-        self.every, self.visible = every, visible
+    def __init__(self, *, every: float = 0.0, patience: float = PATIENCE, visible: bool = True) -> None:
+        self.every, self.patience, self.visible = every, patience, visible
         self._bar: Progress | None = None
         self._said, self._last = "", -math.inf
 
@@ -66,7 +67,7 @@ class Bar:
             self._bar.update(self._task, completed=done, total=total or None, description=what)
             return
         waited = time.monotonic() - self._last
-        due = waited > PATIENCE or (what != self._said and (waited >= self.every or done == total))
+        due = waited > self.patience or (what != self._said and (waited >= self.every or done == total))
         if self.visible and due:
             self._said, self._last = what, time.monotonic()
             console.print(f"{done}/{total or '?'} {what}", highlight=False, soft_wrap=True)

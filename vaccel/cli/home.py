@@ -7,7 +7,7 @@ from .console import say
 ABOUT = "Diffusion video generation several times faster, faithful to the model."
 #: (what for, what to type), for someone new.
 NEXT = (
-    ("See the methods side by side, on the family that ships with it", "vaccel compare --out out/demo"),
+    ("See full and fast side by side, on the family that ships with it", "vaccel demo --out out/demo"),
     ("Make a clip", 'vaccel generate "a red circle moves left slowly on a gray background" --out clip.gif'),
     ("See what was computed for it", "vaccel explain clip.trace.json"),
     ("See what it knows of a pipeline (a folder, or a class of diffusers)", "vaccel doctor --pipeline WanPipeline"),

@@ -87,6 +87,12 @@ def frames_of(output: Any) -> np.ndarray:
     return clip.astype(np.float32) / 255 if clip.dtype == np.uint8 else np.asarray(clip, dtype=np.float32)
 
 
+def png_uri(picture: np.ndarray) -> str:
+    """A picture [H, W, 3] in 0..255 as a ``data:`` URI, lossless."""
+    data = iio.imwrite("<bytes>", picture, extension=".png", plugin="pillow", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
 def data_uri(clip: np.ndarray, fps: int = 12) -> tuple[str, bool]:
     """A clip as a ``data:`` URI and whether it is a video: lossless animated PNG when small, H.264 when not."""
     frames = as_uint8(clip)

@@ -18,7 +18,7 @@ from ..models.denoisers import denoisers_of, main_denoiser
 from ..models.fingerprints import header, identity
 from .clips import first_of, is_sound, rate_of
 from .comparison import Comparison, Failure, Row, finite, mean, row_of
-from .contenders import Contender, calibrated
+from .contenders import FULL, Contender, calibrated
 from .fidelity import EQUAL, YARDSTICKS, chosen, decibels
 from .log import Key, Log, is_reference
 
@@ -102,6 +102,7 @@ def compare(
     restart: bool = False,
     metrics: Sequence[str] | None = None,
     fps: float = 12,
+    brief: bool = False,
 ) -> Comparison:
     """Runs every contender on every prompt and seed.
 
@@ -118,6 +119,8 @@ def compare(
         metrics: names of what is measured beside PSNR (of sounds SNR), by default all that can be measured here
             (``vaccel.evaluate.fidelity.METRICS``); between the timed runs, never in them.
         fps: frames a second that clips are seen with.
+        brief: the full model runs once a prompt and seed, and all contenders are timed beside that run: quicker, and
+            the times say less.  Progress is then told in steps.
 
     Pipelines of sound (Stable Audio, ACE-Step, ...) are compared by SNR.
 
@@ -130,7 +133,7 @@ def compare(
     jobs = list(dict.fromkeys((p, s) for p in prompts for s in seeds))
     contenders = list({c.label: c for c in contenders}.values())
     comparison = Comparison(contenders, [], {}, {}, None, call, metrics=chosen(metrics), fps=fps, rate=rate_of(pipe))
-    work = _Work(pipe, small, comparison, jobs, checker, progress, log, restart)
+    work = _Work(pipe, small, comparison, jobs, checker, progress, log, restart, brief)
     try:
         work.run()
     except KeyboardInterrupt as error:
@@ -144,35 +147,36 @@ class _Work:
     def __init__(
         self, pipe: Any, small: nn.Module | None, comparison: Comparison, jobs: list[tuple[str, int]],
         checker: Checker | None, progress: Callable[[int, int, str], None], log: Path | None, restart: bool,
+        brief: bool,
     ):  # fmt: skip
         self.pipe, self.small, self.comparison, self.jobs = pipe, small, comparison, jobs
-        self.checker, self.progress = checker, progress
+        self.checker, self.progress, self.brief = checker, progress, brief
         self.total, self.done = len(jobs) * (len(comparison.contenders) + 1), 0
+        self.stepwise = brief and "callback_on_step_end" in inspect.signature(pipe.__call__).parameters
         self.log = Log(log, _header(pipe, small, comparison.call), restart=restart) if log is not None else None
         held = self.log.rows if self.log is not None else {}
         self.rows = {key: row for key, row in held.items() if row_of(row) is not None or is_reference(key)}
-        self.full: dict[tuple[str, int], dict[str, Any]] = {}  # of the full model: its checks, by prompt and seed
 
     def run(self) -> None:
         comparison, (prompt, seed) = self.comparison, self.jobs[0]
         missing = [c for c in comparison.contenders if any(self._key(c, p, s) not in self.rows for p, s in self.jobs)]
         if missing:
-            self.progress(0, self.total, "trying every contender for two steps")
+            self._say("trying every contender for two steps")
             if not self._try(missing):
                 comparison.complete = False
                 return
-            self.progress(0, self.total, "warm-up")
+            self._say("warm-up")
             _frames(self.pipe, prompt, seed, {**comparison.call, "num_inference_steps": 2})
             fitted = {c.label: c for c in calibrated(comparison.contenders, self.pipe, prompt, comparison.call)}
             comparison.contenders = list(fitted.values())
         for prompt, seed in self.jobs:
             self._job(prompt, seed)
         if self.small is not None:
-            self.progress(self.done, self.total, "the small model alone")
+            self._say("the small model alone")
             self._small()
 
     def finished(self) -> Comparison:
-        self.comparison.full_checks = mean([row["checks"] for row in self.full.values()])
+        self.comparison.full_checks = mean([row["checks"] for row in self.comparison.full.values()])
         if self.log is not None:
             self.comparison.notes += self.log.notes
             self.comparison.other_rows = self.log.others
@@ -203,6 +207,23 @@ class _Work:
                 self.log.append(tried, {})
         return not self.comparison.failures
 
+    def _say(self, what: str, steps: int = 0) -> None:
+        """Progress: runs, or in a brief comparison their steps, of which the run in progress has made so many."""
+        each = self.comparison.call["num_inference_steps"] if self.brief else 1
+        self.progress(min(self.done * each + steps, self.total * each), self.total * each, what)
+
+    def _watched(self, what: str) -> dict[str, Any]:
+        """The call of a run, whose steps are told in a brief comparison."""
+        call = self.comparison.call
+        if not self.stepwise:
+            return call
+
+        def told(pipe: Any, step: int, *args: Any) -> dict[str, Any]:
+            self._say(what, min(step + 1, call["num_inference_steps"]))
+            return {}
+
+        return {**call, "callback_on_step_end": told}
+
     # -- runs --------------------------------------------------------------------------------------------------------
 
     def _key(self, contender: Contender, prompt: str, seed: int) -> Key:
@@ -214,7 +235,7 @@ class _Work:
         missing = [c for c in comparison.contenders if self._key(c, prompt, seed) not in self.rows]
         reference = self._reference(prompt, seed, exact=bool(missing))
         for contender in comparison.contenders:
-            self.progress(self.done, self.total, f"{contender.label}: {prompt}")
+            self._say(f"{contender.label}: {prompt}")
             if contender not in missing:
                 self._again(contender, prompt, seed)
             elif reference is not None:
@@ -225,27 +246,40 @@ class _Work:
 
     def _reference(self, prompt: str, seed: int, exact: bool) -> np.ndarray | None:
         """The full model's clip; the one that was kept, where nothing more is to be compared with it."""
-        self.progress(self.done, self.total, f"full model: {prompt}")
-        self.done += 1
+        self._say(f"full model: {prompt}")
         key = ("full", prompt, seed)
         kept = self.log.clip("full", prompt, seed, exact=exact) if self.log is not None else None
-        if kept is None or key not in self.rows:
+        timed = exact and self.brief  # now, whenever its clip was made: what is measured next is timed beside it
+        if kept is None or key not in self.rows or timed:
             try:
-                kept, _ = _frames(self.pipe, prompt, seed, self.comparison.call)
+                kept, cost = self._full(prompt, seed)
             except Exception as error:
                 self._failed("full model", prompt, seed, error)
+                self.done += 1
                 return None
-            self._keep("full", prompt, seed, kept, {"checks": self.checker(kept, prompt) if self.checker else {}})
+            scores = self.checker(kept, prompt) if self.checker else {}
+            self._keep("full", prompt, seed, kept, {"checks": scores, **cost})
             if self.log is not None and exact:
                 self.log.keep("full", prompt, seed, kept, exact=True)
-        self.full[prompt, seed] = self.rows[key]
+        self.done += 1
+        self.comparison.full[prompt, seed] = self.rows[key]
         self.comparison.clips["full", prompt, seed] = kept
         return kept
 
+    def _full(self, prompt: str, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+        """A run of the full model, and in a brief comparison its cost."""
+        if not self.brief:
+            return _frames(self.pipe, prompt, seed, self.comparison.call)[0], {}
+        clip, cost = _run(self.pipe, None, FULL, prompt, seed, self._watched(f"full model: {prompt}"))
+        return clip, {name: cost[name] for name in ("seconds", "forwards")}
+
     def _measure(self, contender: Contender, prompt: str, seed: int, reference: np.ndarray) -> None:
-        call = self.comparison.call
+        call = self._watched(f"{contender.label}: {prompt}")
         try:
-            _, full_seconds = _frames(self.pipe, prompt, seed, call)
+            if self.brief:
+                full_seconds = self.comparison.full[prompt, seed]["seconds"]
+            else:
+                _, full_seconds = _frames(self.pipe, prompt, seed, call)
             clip, cost = _run(self.pipe, self.small, contender, prompt, seed, call)
             if clip.shape != reference.shape:
                 raise ValueError(f"it made {list(clip.shape)}, the full model {list(reference.shape)}")

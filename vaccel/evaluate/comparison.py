@@ -64,7 +64,8 @@ class Comparison:
     """All rows, and the clips [F, H, W, 3] in [0, 1] by (contender, prompt, seed); "full" is the full model.
 
     Of pipelines of sound the "clips" are waveforms [channels, samples], ``rate`` samples a second.  ``metrics`` are
-    those to be measured, ``fps`` the frames a second that clips are seen with.
+    those to be measured, ``fps`` the frames a second that clips are seen with.  ``full`` has what is known of the full
+    model's own runs by (prompt, seed): checks, and in a brief comparison seconds and forwards.
 
     ``complete`` is False where it ended early; ``failures`` and ``notes`` say what went wrong.
     """
@@ -83,6 +84,7 @@ class Comparison:
     metrics: list[fidelity.Metric] = dataclasses.field(default_factory=fidelity.chosen)
     fps: float = 12
     rate: int = 44100
+    full: dict[tuple[str, int], dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def sound(self) -> bool:

@@ -86,6 +86,10 @@ class Contender:
             yield None
 
 
+#: The pipeline as it is.
+FULL = Contender("full", "steps", "full")
+
+
 def parse_contender(text: str, folder: str | Path = ".") -> Contender:
     """Parses a contender; relative paths of artifacts are relative to ``folder``.
 

@@ -21,7 +21,7 @@ from .observations import Observations
 
 def _svg(figure: Any) -> str:
     out = io.StringIO()
-    figure.savefig(out, format="svg", bbox_inches="tight")
+    figure.savefig(out, format="svg", bbox_inches="tight", transparent=True)  # on light and on dark pages
     plt.close(figure)
     return out.getvalue()[out.getvalue().index("<svg") :]
 
@@ -31,9 +31,11 @@ def _label(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def cost_fidelity(summary: list[dict[str, Any]], small: dict[str, Any] | None) -> str:
-    """Speedup against PSNR (of sounds SNR), one line a method (its points sorted by speedup)."""
-    figure, axes = plt.subplots(figsize=(9, 5))
+def cost_fidelity(
+    summary: list[dict[str, Any]], small: dict[str, Any] | None, size: tuple[float, float] = (9, 5)
+) -> str:
+    """Speedup against PSNR (of sounds SNR), one line a method (its points sorted by speedup); ``size`` in inches."""
+    figure, axes = plt.subplots(figsize=size)
     sound = all(entry["psnr"] is None for entry in summary)
     styles = {"vaccel": ("o", "-", 2.0), "diffusers": ("s", "--", 1.2), "steps": ("x", ":", 1.5)}
     for number, group in enumerate(dict.fromkeys(entry["group"] for entry in summary)):
@@ -55,13 +57,17 @@ def cost_fidelity(summary: list[dict[str, Any]], small: dict[str, Any] | None) -
         alone = small["snr" if sound else "psnr"]
         axes.plot([small["speedup"]], [alone], "k*", markersize=12, linestyle="", label="small model alone")
     axes.set_xscale("log")  # twice as fast is as far everywhere
-    axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32]))
+    ticks = [0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+    low, high = axes.get_xlim()
+    few = sum(low <= tick <= high for tick in ticks) < 4  # a few contenders of about the same speed
+    axes.xaxis.set_major_locator(FixedLocator([round(0.1 * n, 1) for n in range(5, 100)] if few else ticks))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("speedup in wall time (full model = 1)")
     axes.set_ylabel("SNR to the full model's sound, dB" if sound else "PSNR to the full model's clip, dB")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper right")
+    if axes.get_legend_handles_labels()[0]:  # clips that are all equal to the full model's have no point
+        axes.legend(fontsize=8, loc="best" if few else "upper right")
     return _svg(figure)
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
-import jinja2
 
 from ..methods import DualExpert, LeMiCa
 from ..planning import artifacts, files, noise_levels
-from . import clips, fidelity, plots
+from . import clips, fidelity, pages, plots
 from .comparison import Comparison
 from .observations import Observations
 
@@ -36,28 +33,26 @@ def write_report(
         data["observations"] |= {"small_cond": seen.small_cond, "small_uncond": seen.small_uncond}
     if levels := _noise_levels(comparison):
         data["noise_levels"] = levels
-    files.write_text(folder / "report.json", json.dumps(_no_nan(data), indent=1))
+    pages.write_json(folder / "report.json", data)
     jobs = list(dict.fromkeys((prompt, seed) for _, prompt, seed in comparison.clips))
     shows = [_show(comparison, prompt, seed) for prompt, seed in jobs]
     for number, (prompt, seed) in enumerate([] if comparison.sound else jobs):
         sheet = clips.contact_sheet([c for (_, p, s), c in comparison.clips.items() if (p, s) == (prompt, seed)])
         with files.replacing(folder / f"contact_sheet_{number}.png", ".png") as partial:
             iio.imwrite(partial, sheet)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("report.html").render(
+    page = pages.rendered(
+        "report.html",
         title=title,
         facts=facts,
         data=data,
         columns=comparison.columns(),
         sound=comparison.sound,
         left_out=[(fidelity.METRICS[name].head, why) for name, why in data["left_out"].items()],
-        plot=_drawn(plots.cost_fidelity, data["summary"], comparison.small) if data["summary"] else "",
+        plot=pages.drawn(plots.cost_fidelity, data["summary"], comparison.small) if data["summary"] else "",
         distilled=any(isinstance(c.method, DualExpert) for c in comparison.contenders),
         graphs=_error_graphs(comparison),
-        levels=[drawn for curves in levels if (drawn := _drawn(plots.noise_levels, curves))],
-        observed=_drawn(plots.observations, seen) if seen is not None else "",
+        levels=[drawn for curves in levels if (drawn := pages.drawn(plots.noise_levels, curves))],
+        observed=pages.drawn(plots.observations, seen) if seen is not None else "",
         middle=seen.middle() if seen is not None else {},
         shows=shows,
         worst=_worst(comparison),
@@ -65,15 +60,6 @@ def write_report(
     path = folder / "report.html"
     files.write_text(path, page)
     return path
-
-
-def _drawn(draw: Callable[..., str], *what: Any) -> str:
-    """A plot; none where it cannot be drawn, which is no reason to lose the report."""
-    try:
-        return draw(*what)
-    except Exception as error:
-        warnings.warn(f"a plot is left out of the report ({draw.__name__}): {error!r}", stacklevel=2)
-        return ""
 
 
 def _error_graphs(comparison: Comparison) -> list[str]:
@@ -87,7 +73,7 @@ def _error_graphs(comparison: Comparison) -> list[str]:
     def graph(path: Path, paths: dict[str, tuple[int, ...]]) -> str:
         return plots.error_graph(artifacts.read(path, LeMiCa.id), paths)
 
-    return [drawn for path, paths in found.items() if (drawn := _drawn(graph, path, paths))]
+    return [drawn for path, paths in found.items() if (drawn := pages.drawn(graph, path, paths))]
 
 
 def _noise_levels(comparison: Comparison) -> list[dict[str, Any]]:
@@ -144,11 +130,3 @@ def _worst(comparison: Comparison) -> list[dict[str, Any]]:
          "measured": [(m.head, m.text(v)) for m in columns if (v := getattr(row, m.name)) is not None]}
         for row, pair in worst.values()
     ]  # fmt: skip
-
-
-def _no_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _no_nan(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_no_nan(v) for v in value]
-    return None if isinstance(value, float) and value != value else value
