@@ -72,7 +72,8 @@ def test_json_and_lines_of_progress(made):
     assert data["complete"] is True
     assert [entry["contender"] for entry in data["summary"]] == list(family.SHOWN)
     assert [entry["runs"] for entry in data["summary"]] == [2] * len(family.SHOWN)
-    assert re.search(rf"^\d+/{2 * (1 + len(family.SHOWN)) * STEPS} full model: ", said, re.M)
+    # Which run a line comes in is a matter of time; that lines come, and of how many steps, is not.
+    assert re.search(rf"^\d+/{2 * (1 + len(family.SHOWN)) * STEPS} [a-zA-Z]", said, re.M)
     assert f"report: {out / 'report.html'}" in said
 
 

@@ -67,7 +67,7 @@ def test_the_demo_compares_what_is_there(tmp_path):
     [
         ("DualExpert()", "folder"),
         ("DualExpert('x', steps=1)", "at least 2"),
-        ("TeaCache", "not written like a call"),
+        ("TeaCache", "needs coefficients"),
         ("TeaCache(", "not written like a call"),
         ("Magic(1)", "unknown method 'Magic'"),
         ("diffusers.Magic(a=1)", "unknown cache"),

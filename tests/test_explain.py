@@ -18,6 +18,7 @@ import vaccel
 from vaccel import actions
 from vaccel.actions import ACTIONS
 from vaccel.cli import app, explain
+from vaccel.cli.console import console
 from vaccel.engine import trace as traces
 from vaccel.engine.trace import StepRecord, Trace
 from vaccel.explain import explanation
@@ -46,7 +47,12 @@ def forecast() -> Trace:
 
 def shown(trace: Trace, tmp_path, *options: str, width: int = 80) -> str:
     trace.save(tmp_path / "run.json")
-    result = CliRunner(env={"COLUMNS": str(width)}).invoke(app, ["explain", str(tmp_path / "run.json"), *options])
+    before = console._width  # fixed where the environment had COLUMNS when it was made
+    console.width = width
+    try:
+        result = CliRunner().invoke(app, ["explain", str(tmp_path / "run.json"), *options])
+    finally:
+        console._width = before
     assert result.exit_code == 0, result.output
     return result.output
 
