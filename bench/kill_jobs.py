@@ -127,7 +127,7 @@ def jobs(shared: Path) -> list[Job]:
         Job("distill prepare", data, units=3, counted=vae),
         Job("distill semantic", functools.partial(train, shared, "semantic"), units=12, varying=seconds),
         Job("distill detail", functools.partial(train, shared, "detail"), units=12, varying=seconds),
-        Job("generate", functools.partial(generate, shared)),
+        Job("generate", functools.partial(generate, shared), varying=("seconds", "notes")),
     ]
 
 
