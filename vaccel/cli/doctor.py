@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from .console import console, refuse
@@ -126,14 +126,15 @@ def _certify(as_json: bool, shapes: list[str], compiled: bool) -> None:
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
         return
-    table = Table("op", "dtype", "used", "at elements", "kernel us", "torch us", box=None, pad_edge=False)
+    op = Column("op", no_wrap=True)
+    table = Table(op, "dtype", "used, by elements", "largest", "kernel us", "torch us", box=None, pad_edge=False)
     if compiled:
         table.add_column("compiled us")
     for name in NAMES:
         for dtype in ("float32", "bfloat16", "float16"):
             if limits := found.limits(name, dtype):
-                told = [f"{impl} up to {end:.2g} elements" if end < float("inf") else impl for end, impl in limits]
-                table.add_row(name, dtype, ", then ".join(told), *_times(found, name, dtype, compiled))
+                told = [f"{impl} < {end:.1g}" if end < float("inf") else impl for end, impl in limits]
+                table.add_row(name, dtype, ", ".join(told), *_times(found, name, dtype, compiled))
     console.print(table)
     for note in [*found.notes(), *_of_graphs(found.graphs)]:
         console.print(Text(note), soft_wrap=True, highlight=False)
