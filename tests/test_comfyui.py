@@ -87,6 +87,19 @@ def test_the_random_stream_is_the_users():
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_no_gpus_random_stream_is_touched(monkeypatch):
+    """``torch.manual_seed`` seeds those of all GPUs, and ancestral samplers draw their noise there."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    plain = model(levels.EpsSampling())
+    fast = patched(plain, Choice("Forecast", "speed", 2.0))
+    run(plain, "euler_ancestral")
+    own = list(seeded)  # the host seeds them before it samples
+    run(fast, "euler_ancestral")
+    assert "cannot be tried" not in journal_of(fast).last.report()
+    assert seeded == [*own, *own]
+
+
 def test_a_sampler_that_chooses_its_own_steps_is_computed_in_full():
     plain = model(levels.EpsSampling())
 

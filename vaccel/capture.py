@@ -160,11 +160,12 @@ def on(device: torch.device | None) -> Any:
 
 
 @contextlib.contextmanager
-def random_as_it_was(device: torch.device | None) -> Iterator[None]:
-    """Gives back what random numbers are drawn in the context: torch's streams of the CPU and of ``device``."""
+def random_as_it_was(*devices: torch.device | None) -> Iterator[None]:
+    """Gives back what random numbers are drawn in the context: torch's streams of the CPU and of ``devices``."""
     places = [(torch.get_rng_state, torch.set_rng_state, ())]
-    if device is not None and device.type == "cuda":
-        places.append((torch.cuda.get_rng_state, torch.cuda.set_rng_state, (device,)))
+    for device in devices:
+        if device is not None and device.type == "cuda":
+            places.append((torch.cuda.get_rng_state, torch.cuda.set_rng_state, (device,)))
     before = [get(*where) for get, _, where in places]
     try:
         yield

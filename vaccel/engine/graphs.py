@@ -144,14 +144,13 @@ class Captures:
         at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         signature = (key, structure, tuple(_signature(leaf) for leaf in leaves))
         captured = self._captured.get(signature)
-        name = str(key[0] if isinstance(key, tuple) else key)
-        asked = Asked(signature, name, function, inputs, leaves, structure, at, overwritten)
         if captured is None:
-            return self._unknown(asked)
+            name = str(key[0] if isinstance(key, tuple) else key)
+            return self._unknown(Asked(signature, name, function, inputs, leaves, structure, at, overwritten))
         self._captured.move_to_end(signature)
         self._report.replayed()
         try:
-            return captured.again(asked.tensors)
+            return captured.again([leaves[i] for i in at])
         except Exception as error:  # a graph that cannot be launched has done nothing
             self._fail(f"a captured step could not be replayed: {_said(error)}")
             return function(inputs)

@@ -141,7 +141,8 @@ def _promised(choice: Choice, flow: Flow, known: Calibration, outside: Collectio
     calls = flow.num_steps
     if stochastic:
         return _all(calls, "no PSNR is known of a sampler that adds noise between steps: all calls are computed")
-    good = Auto(psnr=choice.amount).reaching(Auto(psnr=choice.amount).uncalibrated(calls, flow))
+    auto = Auto(psnr=choice.amount)
+    good = auto.reaching(auto.uncalibrated(calls, flow))
     if good is None or good.budget >= calls:
         return _all(calls, f"{choice.amount:g} dB cannot be expected of fewer calls: all are computed")
     path = known.plan(good.budget, per="tensor").full_steps

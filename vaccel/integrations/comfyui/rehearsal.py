@@ -7,7 +7,6 @@ random stream that is put back afterwards.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ...capture import random_as_it_was
 from .levels import normaliser
 
 #: Of longer runs the response is not asked for: it is [T + 1][T].
@@ -109,9 +109,8 @@ def _run(
     model, at = _Model(guider, velocity), sigmas.detach().cpu()
     options = copy.deepcopy(getattr(sampler, "extra_options", {}))
     given = {"model_options": {"transformer_options": {"sample_sigmas": at}}, "seed": seed, "denoise_mask": None}
-    with torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        torch.manual_seed(0)
+    with random_as_it_was(), torch.no_grad():
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every GPU's stream too
         start = torch.zeros(rows, 1, 1, 1, dtype=torch.float64)
         model.latent_image, model.noise = start.clone(), start.clone()
         x = sampler.sampler_function(model, start, at, extra_args=given, callback=None, disable=True, **options)

@@ -9,18 +9,18 @@ refused leaves the model as it was: every output is bit for bit the exact one's.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ...capture import random_as_it_was
 from ...models.generic import Generic
 from ...models.structures import tensors_of
 from ...models.weights_digest import digest
@@ -121,7 +121,9 @@ class Trials:
     def _decide(self, model: Generic, label: str, weights: str, inputs: Any) -> Any:
         """Tries the backend on a model; the answer to ``inputs`` by the attention that it has from now on."""
         mine, looked, other, error, refused = self._processors(model.model), model.looked, None, None, ""
-        with torch.no_grad(), _same_random_numbers(inputs):
+        values = inputs.values() if isinstance(inputs, dict) else inputs
+        devices = {v.device for v in values if isinstance(v, torch.Tensor)}
+        with torch.no_grad(), random_as_it_was(*devices):
             exact = looked[1] if looked is not None and looked[0] is inputs else model.outright(inputs)
             try:
                 self._use(mine, quantised=True)
@@ -180,12 +182,3 @@ def relative_error(answer: Any, exact: Any) -> float:
 def _unwrap(model: Generic) -> None:
     for name in FORWARDS:
         model.__dict__.pop(name, None)
-
-
-@contextlib.contextmanager
-def _same_random_numbers(inputs: Any) -> Iterator[None]:
-    """Torch's random streams are afterwards where they were."""
-    values = inputs.values() if isinstance(inputs, dict) else inputs
-    devices = {v.device for v in values if isinstance(v, torch.Tensor) and v.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(d.index for d in devices)):
-        yield
