@@ -89,13 +89,10 @@ class Const(Eps):
         return latent / (1.0 - _wide(sigma, latent.ndim))
 
 
-class Discrete(nn.Module):
-    """The thousand levels of Stable Diffusion's training."""
+class Levels(nn.Module):
+    """A table of noise levels, ascending."""
 
-    def __init__(self, start: float = 0.00085, end: float = 0.012):
-        super().__init__()
-        alphas = (1 - torch.linspace(start**0.5, end**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
-        self.register_buffer("sigmas", ((1 - alphas) / alphas).sqrt().float())
+    sigmas: torch.Tensor
 
     @property
     def sigma_max(self) -> torch.Tensor:
@@ -104,6 +101,15 @@ class Discrete(nn.Module):
     @property
     def sigma_min(self) -> torch.Tensor:
         return self.sigmas[0]
+
+
+class Discrete(Levels):
+    """The thousand levels of Stable Diffusion's training."""
+
+    def __init__(self, start: float = 0.00085, end: float = 0.012):
+        super().__init__()
+        alphas = (1 - torch.linspace(start**0.5, end**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+        self.register_buffer("sigmas", ((1 - alphas) / alphas).sqrt().float())
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
         distance = sigma.log() - self.sigmas.log()[:, None]
@@ -121,7 +127,7 @@ class Discrete(nn.Module):
         return 0.0 if percent >= 1 else float(self.sigma(torch.tensor((1 - percent) * 999.0)))
 
 
-class DiscreteFlow(nn.Module):
+class DiscreteFlow(Levels):
     """The levels of a flow with a shift."""
 
     def __init__(self, shift: float = 3.0, multiplier: float = 1000.0):
@@ -131,14 +137,6 @@ class DiscreteFlow(nn.Module):
 
     def _shifted(self, t: Any) -> Any:
         return self.shift * t / (1 + (self.shift - 1) * t)
-
-    @property
-    def sigma_max(self) -> torch.Tensor:
-        return self.sigmas[-1]
-
-    @property
-    def sigma_min(self) -> torch.Tensor:
-        return self.sigmas[0]
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
         return sigma * self.multiplier

@@ -19,16 +19,17 @@ from .fidelity import EQUAL
 from .observations import Observations
 
 
-def _svg(figure: Any) -> str:
+def svg_text(figure: Any) -> str:
+    """A figure as SVG, without what stands before ``<svg``; closes it."""
     out = io.StringIO()
     figure.savefig(out, format="svg", bbox_inches="tight", transparent=True)  # on light and on dark pages
     plt.close(figure)
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 
-def _label(text: str) -> str:
-    """A user's own text as Matplotlib takes it: a "$" is one, and begins no formula."""
-    return text.replace("$", r"\$")
+def label(text: str) -> str:
+    """Somebody's own text as Matplotlib takes it: a "$" begins no formula, what cannot be printed is spelled out."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text).replace("$", r"\$")
 
 
 def cost_fidelity(
@@ -51,7 +52,7 @@ def cost_fidelity(
             linestyle=line,
             linewidth=width,
             color=plt.get_cmap("tab10")(number % 10),
-            label=_label(group),
+            label=label(group),
         )
     if small is not None:
         alone = small["snr" if sound else "psnr"]
@@ -68,7 +69,7 @@ def cost_fidelity(
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:  # clips that are all equal to the full model's have no point
         axes.legend(fontsize=8, loc="best" if few else "upper right")
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def error_graph(artifact: dict[str, Any], paths: dict[str, tuple[int, ...]]) -> str:
@@ -92,13 +93,13 @@ def error_graph(artifact: dict[str, Any], paths: dict[str, tuple[int, ...]]) -> 
         shift = 0.5 * ((number + 1) / (len(paths) + 1) - 0.5)
         axes.plot(
             [i for i, _ in taken], [gap + shift for _, gap in taken], marker="os^Dv"[number % 5], color="white",
-            markerfacecolor=plt.get_cmap("tab10")(number % 10), linewidth=0.6, markersize=6, label=_label(name),
+            markerfacecolor=plt.get_cmap("tab10")(number % 10), linewidth=0.6, markersize=6, label=label(name),
         )  # fmt: skip
     axes.set_xlabel("computed step i")
     axes.set_ylabel("steps to the next")
     axes.set_yticks(range(2, gaps + 1))
     axes.legend(fontsize=7, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), facecolor="0.6")
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def noise_levels(curves: dict[str, dict[str, Any]]) -> str:
@@ -111,7 +112,7 @@ def noise_levels(curves: dict[str, dict[str, Any]]) -> str:
     for axis, key, title in zip(axes, ("loss", "gradient"), ("consistency loss", "gradient norm"), strict=True):
         for number, (name, curve) in enumerate(curves.items()):
             axis.plot(
-                curve["sigma"], curve[key], ".-", color=plt.get_cmap("tab10")(number), linewidth=1.2, label=_label(name)
+                curve["sigma"], curve[key], ".-", color=plt.get_cmap("tab10")(number), linewidth=1.2, label=label(name)
             )
         for boundary in {curve["boundary"] for curve in curves.values()}:
             axis.axvline(boundary, color="0.4", linestyle="--", linewidth=1)
@@ -126,7 +127,7 @@ def noise_levels(curves: dict[str, dict[str, Any]]) -> str:
         axis.set_xlabel("noise level sigma (sampling goes from left to right)")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def observations(seen: Observations) -> str:
@@ -145,4 +146,4 @@ def observations(seen: Observations) -> str:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    return _svg(figure)
+    return svg_text(figure)

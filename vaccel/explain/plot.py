@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Any
 
@@ -10,12 +9,11 @@ from ..extras import needed
 from .explanation import Explanation, Judged, Watched
 
 with needed("a run's plot"):
-    import matplotlib
-
-    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
+
+    from ..evaluate.plots import label, svg_text
 
 #: Letters are written into the timeline of runs of at most so many steps.
 LETTERS = 100
@@ -49,18 +47,10 @@ def svg(found: Explanation) -> str:
     axes[-1, 0].set_xlabel("step")
     axes[-1, 0].xaxis.set_major_locator(MaxNLocator(20, integer=True))
     figure.suptitle(
-        _label("\n".join(filter(None, [found.method, found.predicted and f"predicted: {found.predicted}"]))),
+        label("\n".join(filter(None, [found.method, found.predicted and f"predicted: {found.predicted}"]))),
         fontsize=10,
     )
-    out = io.StringIO()
-    figure.savefig(out, format="svg", bbox_inches="tight")
-    plt.close(figure)
-    return out.getvalue()[out.getvalue().index("<svg") :]
-
-
-def _label(text: str) -> str:
-    """A file's own text as Matplotlib takes it: a "$" begins no formula, and what cannot be printed is spelled out."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text).replace("$", r"\$")
+    return svg_text(figure)
 
 
 def _color(letter: str) -> str:
@@ -91,7 +81,7 @@ def _watched(axis: Any, steps: tuple[int, ...], one: Watched) -> None:
             f"{one.bound_name} {one.bound:g}", (1, one.bound), xycoords=("axes fraction", "data"), xytext=(-2, 2),
             textcoords="offset points", ha="right", fontsize=8, color="tab:red",
         )  # fmt: skip
-    axis.set_title(_label(f"{one.name}: {one.about}" if one.about else one.name), fontsize=9, loc="left")
+    axis.set_title(label(f"{one.name}: {one.about}" if one.about else one.name), fontsize=9, loc="left")
     values = [one.bound or 0.0, *(v for _, v in shown)]
     axis.set_ylim(min(0.0, *values), 1.2 * max(values) or 1.0)
     axis.grid(alpha=0.3)
