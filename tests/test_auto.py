@@ -334,3 +334,13 @@ def test_a_psnr_is_guarded_by_default(pipe, forecast_artifact):
         trace = handle.trace
     assert any("forecast errors too large" in note for note in trace.notes)
     assert trace.timeline().count("F") > as_calibrated.timeline().count("F")
+
+
+def test_a_trial_of_few_steps_says_nothing_of_times():
+    """Most of one is what loads and warms up: taken for every call's, it would leave almost no step computed."""
+    with vaccel.accelerate(tiny.wan_pipeline(), vaccel.Auto(speedup=2)) as handle:
+        pipe, times = handle._session.pipe, handle._session.pilot._times
+        tiny.latents(pipe, steps=2)
+        assert not any(times.values())
+        tiny.latents(pipe, steps=20)
+        assert len(times["full"]) == len(times["beside"]) == 1

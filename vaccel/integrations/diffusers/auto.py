@@ -197,6 +197,8 @@ class Pilot:
         """
         if not trace.finished or len(marks) != len(trace.steps) + 1:
             return
+        if len(trace.steps) <= FEW:  # a trial's: what loads and warms up is most of it, and would pass for every call's
+            return
         steps = durations(marks)
         full = [s for s, record in zip(steps, trace.steps, strict=True) if isinstance(record.action, Full)]
         skipped = [s for s, record in zip(steps, trace.steps, strict=True) if not isinstance(record.action, Full)]
