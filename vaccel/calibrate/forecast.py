@@ -151,10 +151,10 @@ def _timed(pipe: Any, prompt: str, seed: int, call: dict[str, Any], steps: int) 
             handle._session.pilot = watch = _Watch()
             watch.method = method
             sample(pipe, prompt, seed, call, output="pt")
-            spans, beside = watch.spans, watch.beside
-        full = [s for i, s in enumerate(spans) if i in method.full_steps]
-        skipped = [s for i, s in enumerate(spans) if i not in method.full_steps]
-        found.append((statistics.median(full), statistics.median(skipped), beside))
+        # What the run did: at its own noise levels it may have planned other steps than the method lists.
+        full = [s for s, computed in zip(watch.spans, watch.computed, strict=True) if computed]
+        skipped = [s for s, computed in zip(watch.spans, watch.computed, strict=True) if not computed]
+        found.append((statistics.median(full), statistics.median(skipped), watch.beside))
     names = ("full", "skipped", "beside")
     return {"times": dict(zip(names, map(statistics.median, zip(*found, strict=True)), strict=True))} if found else {}
 
@@ -164,6 +164,7 @@ class _Watch:
 
     def took(self, trace: Any, marks: list[Any], seconds: float) -> None:
         self.spans = durations(marks)
+        self.computed = [step.action.is_full for step in trace.steps]
         self.beside = max(seconds - sum(self.spans), 0.0)
 
     def choose(self, pipe: Any, *args: Any) -> Choice:
