@@ -375,3 +375,17 @@ def test_on_the_command_line(tmp_path):
     assert refused.exit_code == 2
     assert "another bands" in " ".join(refused.output.split())
     assert run("calibrate", "forecast", *common, "--keep", "disk").exit_code == 2
+
+
+def test_times_are_those_of_the_steps_that_were_computed(monkeypatch):
+    """A method may compute other steps than it lists, at a run's own noise levels: the trace knows."""
+    took = module._Watch.took
+
+    def kept(self, trace, marks, seconds):
+        monkeypatch.setattr(module, "durations", lambda m: [1.0 if s.action.is_full else 0.01 for s in trace.steps])
+        took(self, trace, marks, seconds)
+
+    monkeypatch.setattr(module._Watch, "took", kept)
+    call = {**tiny.WAN_CALL, "guidance_scale": 5.0, "num_inference_steps": 30}
+    times = module._timed(tiny.wan_pipeline(), "a red cat runs", 0, call, 30)["times"]
+    assert (times["full"], times["skipped"]) == (1.0, 0.01)
