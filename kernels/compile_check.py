@@ -122,7 +122,7 @@ def spilled(ptx: str, architecture: int) -> int:
 def checked(kernel: triton.JITFunction, storage: str, types: dict[str, str], wide: bool, variant: Variant) -> list[str]:
     """A line for every GPU generation; what is wrong begins with FAILED."""
     constants = {n: CONSTANTS.get(n, 1) for n, type in types.items() if type == "constexpr"}
-    if kernel.__name__.startswith("guided_"):
+    if kernel.__name__.startswith("guided_") and "CHUNK" in constants:
         constants["CHUNK"] = linear_combination.chunk_of(2, 16 if variant.sizes else 1)
     said = []
     for architecture in variant.of:
