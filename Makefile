@@ -83,13 +83,16 @@ CPU_TORCH := https://download.pytorch.org/whl/cpu
 CPU_INDEX = $(shell test "$$(uname)" = Linux && ! command -v nvidia-smi >/dev/null && $(PYTHON) -c \
 	"import urllib.request as web; web.urlopen('$(CPU_TORCH)/torch/', timeout=3)" 2>/dev/null && \
 	echo --extra-index-url $(CPU_TORCH))
+# What is only downloaded comes by uv, a minute sooner than by pip; by pip where uv, which reads no pip.conf, cannot.
 $(DEMO_STAMP): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "set-up 1 of 3: torch"
 	$(PIP) --no-compile $(CPU_INDEX) torch
-	@echo "set-up 2 of 3: what builds the native parts"
+	@echo "set-up 2 of 3: diffusers, what draws the page, and what builds the native parts"
 	$(PIP) --no-compile "setuptools>=77" wheel ninja "pybind11>=2.12"
-	@echo "set-up 3 of 3: diffusers, what draws the page, and the native parts (VACCEL_NATIVE=0 leaves them out)"
+	$(PIP) uv && $(BIN)/python -m uv pip install -q --python $(BIN)/python -c constraints.txt -r pyproject.toml \
+		--extra cli --extra report || echo "uv could not bring them: pip does, in a minute or so"
+	@echo "set-up 3 of 3: the native parts (VACCEL_NATIVE=0 leaves them out)"
 	$(PIP) --no-compile --no-build-isolation -e ".[cli,report]"
 	touch $@
 
