@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import vaccel
 from vaccel.cli import app
+from vaccel.deprecated import note
 
 PROMPT = "a red circle moves left slowly on a gray background"
 
@@ -46,7 +47,7 @@ def test_the_deprecated_option_still_works(tmp_path):
     common = ["calibrate", "lemica", "-p", PROMPT, "--steps", "6", "--max-gap", "3", "--out", str(out)]
     old = run(*common, "--hopeless", "4")
     assert old.exit_code == 0, old.output
-    assert "--hopeless is deprecated: it is called --min-budget" in " ".join(old.output.split())
+    assert note("vaccel calibrate lemica", "--hopeless") in " ".join(old.output.split())
     assert json.loads(out.read_text())["min_budget"] == 4
     new = run(*common, "--min-budget", "4")
     assert new.exit_code == 0, new.output

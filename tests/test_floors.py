@@ -11,7 +11,7 @@ import vaccel
 
 ROOT = Path(vaccel.__file__).parent
 FLOORS = [
-    ("reference", "ops", "extras", "built", "capture"),
+    ("reference", "ops", "extras", "built", "capture", "deprecated"),
     ("certify", "proving"),
     ("actions", "cache", "signals"),
     ("models", "planning"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from .. import deprecated
 from ..methods.lemica import LeMiCa
 from ..models import fingerprints
 from ..models.denoisers import main_denoiser
@@ -61,7 +61,7 @@ def calibrate_lemica(
     Raises ``ValueError`` when ``path`` holds a calibration of something else, or a setting is out of range.
     """
     if hopeless is not None:
-        warnings.warn("hopeless is deprecated: it is called min_budget", DeprecationWarning, stacklevel=2)
+        deprecated.warn("calibrate_lemica", "hopeless")
         min_budget = hopeless
     if max_gap < 2 or batch < 1 or stride < 1:
         raise ValueError(f"max_gap must be >= 2, batch and stride >= 1: got {max_gap}, {batch} and {stride}")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..deprecated import note
 from .console import Bar, clear_errors, say
 from .loading import Loaded
 from .options import Call, Dtype, Pipeline, PromptFile, Prompts, Seeds, Small, Steps, one_of, prompts_of
@@ -100,7 +101,7 @@ def calibrate_lemica(
     if forecast is not None:
         return _lemica_from(forecast, out, reuse, max_gap)
     if hopeless is not None:
-        say("--hopeless is deprecated: it is called --min-budget")
+        say(note("vaccel calibrate lemica", "--hopeless"), "yellow")
         min_budget = hopeless
 
     def measure(loaded: Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from .. import deprecated
 from ..actions import Action, Full, Weights
 from ..actions import Forecast as Forecasting
 from ..actions.forecast import with_own
@@ -164,7 +164,7 @@ class Forecast(Method):
         gaps than ``max_gap``, where that is given.
         """
         if "gain" in overrides:
-            warnings.warn("gain is deprecated: it is called error_growth", DeprecationWarning, stacklevel=2)
+            deprecated.warn("Forecast.load", "gain")
             error_growth = overrides.pop("gain")
         known = calibration(artifact)
         corrected = overrides.get("correct", True) is True and "band" not in per
