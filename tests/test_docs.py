@@ -137,3 +137,10 @@ def test_links_of_the_readme_lead_somewhere():
     found = re.findall(r"\]\(([^)#]+)[^)]*\)|src(?:set)?=\"([^\"]+)\"", text)
     for link in filter(None, (a or b for a, b in found)):
         assert (ROOT / link.replace("\n", "")).exists(), link
+
+
+def test_every_room_is_drawn_and_told_of():
+    drawn, told = (ROOT / "docs" / "draw_rooms.py").read_text(), (ROOT / "docs" / "architecture.md").read_text()
+    for room in (path.parent.name for path in (ROOT / "vaccel").glob("*/__init__.py")):
+        assert f'"{room}":' in drawn, f"docs/draw_rooms.py knows no {room}"
+        assert f"`{room}/`" in told, f"docs/architecture.md knows no {room}"
