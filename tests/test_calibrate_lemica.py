@@ -14,7 +14,7 @@ from diffusers import CogVideoXPipeline, FlowMatchEulerDiscreteScheduler
 from test_oracle import SEED, SOLVERS, oracle_task, pipeline
 
 import vaccel
-from vaccel.calibrate import calibrate_lemica
+from vaccel.calibrate import calibrate_lemica, calibrate_teacache
 from vaccel.calibrate.replay import Replayer, Stretch
 from vaccel.planning import artifacts
 
@@ -136,6 +136,23 @@ def test_another_pipeline_is_refused(tmp_path):
     with vaccel.accelerate(other_shift, anyway) as handle:
         tiny.latents(other_shift, steps=STEPS)
         assert handle.trace.notes == ["calibrated with another pipeline: scheduler's flow_shift 3.0, here 5.0"]
+
+
+def test_coefficients_of_another_model_are_refused(tmp_path):
+    path, call = tmp_path / "teacache.json", {**tiny.WAN_CALL, "num_inference_steps": STEPS}
+    calibrate_teacache(tiny.wan_pipeline(), ["a cat"], path, call=call)
+    method = vaccel.TeaCache.load(path, threshold=0.2)
+    other = tiny.wan_pipeline(transformer=tiny.wan_transformer(layers=3))
+    with pytest.raises(ValueError, match="TeaCache was calibrated with another pipeline: model's configuration"):
+        vaccel.accelerate(other, method)
+    with vaccel.accelerate(other, vaccel.TeaCache.load(path, threshold=0.2, allow_mismatch=True)) as handle:
+        tiny.latents(other, steps=STEPS)
+        assert "calibrated with another pipeline: model's configuration" in handle.trace.notes[0]
+    euler = tiny.wan_pipeline(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    with vaccel.accelerate(euler, method) as handle:
+        tiny.latents(euler, steps=STEPS)
+        assert "calibrated with another solver" in handle.trace.notes[0]
+    assert vaccel.method_from_json(method.to_json()) == method
 
 
 def test_broken_artifacts(tmp_path):

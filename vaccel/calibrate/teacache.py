@@ -56,7 +56,7 @@ def _sample(pipe: Any, prompt: str, seed: int, call: dict[str, Any], retention: 
 
     hook = main_denoiser(pipe).register_forward_hook(record, with_kwargs=True)
     try:
-        pipe(prompt, generator=torch.Generator().manual_seed(seed), output_type="latent", **call)
+        pipe(prompt, **{**call, "generator": torch.Generator().manual_seed(seed), "output_type": "latent"})
     finally:
         hook.remove()
     seen = seen[:: len(seen) // len(pipe.scheduler.timesteps)]  # the conditional calls of two-call guidance

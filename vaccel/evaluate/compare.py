@@ -64,7 +64,7 @@ def _frames(pipe: Any, prompt: str, seed: int, call: dict[str, Any]) -> tuple[np
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
-    output = pipe(prompt, generator=generator, output_type="np", **call)
+    output = pipe(prompt, **{**call, "generator": generator, "output_type": "np"})
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start

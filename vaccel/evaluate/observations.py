@@ -75,7 +75,7 @@ def _observe_one(pipe: Any, small: nn.Module, prompt: str, call: dict[str, Any],
 
     hook = large.register_forward_hook(record, with_kwargs=True)
     try:
-        pipe(prompt, generator=torch.Generator().manual_seed(seed), output_type="latent", **call)
+        pipe(prompt, **{**call, "generator": torch.Generator().manual_seed(seed), "output_type": "latent"})
     finally:
         hook.remove()
     if len(seen) != 2 * call["num_inference_steps"]:

@@ -266,7 +266,7 @@ class Method:
         """
         data = artifacts.read(artifact, cls.id)
         fields = {k: _unplain(v) for k, v in data["fields"].items()}
-        if "fitted" in {f.name for f in dataclasses.fields(cls)}:
+        if "fitted" in {f.name for f in dataclasses.fields(cls)} and "model" in data:  # coefficients alone are of none
             fields["fitted"] = artifacts.fitted(data)
         return cls(*args, **{**fields, **overrides})
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ..actions import Action, Full, ModelName, Residual, Small
 from ..cache import BlockResidual, Store
+from ..planning.artifacts import Fitted
 from .base import Method, Observation, Policy, RunInfo, Step, cautious, require, require_threshold
 
 _WAN_1_3B = (2396.76752, -1311.10545, 201.331979, -8.29855975, 0.137887774)
@@ -29,6 +30,8 @@ class TeaCache(Method):
         retention: the released "retention" mode for Wan: m is the projected embedding, the first 5 steps are
             computed and the last one is not forced (plain mode: the first and the last are).
         warmup: steps at the start that are computed, where it should be another number.
+        fitted: the model of the calibration; another one is refused, unless ``allow_mismatch``; another
+            scheduler is no more than noted.
 
     Rows of a batch (samples and branches) accumulate apart; the first to reach the threshold has the step computed.
     """
@@ -36,6 +39,7 @@ class TeaCache(Method):
     id: ClassVar[str] = "teacache"
     records: ClassVar = {"accumulated": ("accumulated change foreseen of the output", "threshold")}
     embeds: ClassVar[bool] = True
+    any_solver: ClassVar[bool] = True
     presets: ClassVar = {
         "wan2.1-t2v-1.3b": {"coefficients": _WAN_1_3B, "threshold": 0.08},
         "wan2.1-t2v-1.3b-retention": {"coefficients": _WAN_1_3B_RETENTION, "threshold": 0.10, "retention": True},
@@ -67,6 +71,8 @@ class TeaCache(Method):
     coefficients: tuple[float, ...] = ()
     retention: bool = False
     warmup: int | None = None
+    fitted: Fitted = ()
+    allow_mismatch: bool = False
 
     def __post_init__(self) -> None:
         require_threshold("threshold", self.threshold)
@@ -76,6 +82,7 @@ class TeaCache(Method):
             "the published ones, `vaccel calibrate teacache` fits them for any other",
         )
         object.__setattr__(self, "coefficients", tuple(float(c) for c in self.coefficients))
+        object.__setattr__(self, "fitted", tuple((name, value) for name, value in self.fitted))
         require(self.warmup is None or self.warmup >= 1, f"warmup must be >= 1, got {self.warmup}")
 
     @property
