@@ -33,7 +33,7 @@ def pipelines() -> str:
     classes = {one["name"].split("-")[0] for one in found}
     good = {one["name"].split("-")[0] for one in found if "raises" not in one and not one["wrong"]}
     return (
-        "[Every pipeline of diffusers that can be built offline](docs/pipelines.md), compared with its own loop bit for "
-        f"bit: {len(good)} of {len(classes)} classes, video, images and sound, cascades and modular ones, whatever the "
-        "solver."
+        "[Every pipeline of diffusers that can be built offline](docs/pipelines.md), compared with its own loop bit "
+        f"for bit: {len(good)} of {len(classes)} classes, video, images and sound, cascades and modular ones, whatever "
+        "the solver."
     )
