@@ -221,7 +221,7 @@ def test_times_are_those_of_the_steps_and_of_the_rest(pipe, forecast_artifact, m
     """With a clock that goes on by 1 a reading, steps and the rest of a call are known exactly."""
     auto = vaccel.Auto(speedup=2.0, artifacts=(str(forecast_artifact),), folder=str(forecast_artifact.parent))
     with vaccel.accelerate(pipe, auto) as handle:
-        pilot = handle._session.pilot
+        pilot = handle._session.ruling.pilot
         ticks = iter(range(10_000))
         monkeypatch.setattr("vaccel.integrations.diffusers.scope._now", lambda: float(next(ticks)))
         run(pipe)
@@ -340,7 +340,7 @@ def test_a_trial_of_few_steps_says_nothing_of_times():
     """Most of one is what loads and warms up: taken for every call's, it would leave almost no step computed."""
     pipe = tiny.wan_pipeline()
     with vaccel.accelerate(pipe, vaccel.Auto(speedup=2)) as handle:
-        times = handle._session.pilot._times
+        times = handle._session.ruling.pilot._times
         tiny.latents(pipe, steps=2)
         assert not any(times.values())
         tiny.latents(pipe, steps=20)

@@ -23,6 +23,7 @@ import vaccel
 from vaccel.calibrate import calibrate_forecast, calibrate_lemica
 from vaccel.calibrate import forecast as module
 from vaccel.calibrate.samples import hash_of
+from vaccel.engine.report import RunReport
 from vaccel.planning import artifacts
 from vaccel.planning.calibration import calibration, interpolated_error_growth
 from vaccel.planning.prior import shipped
@@ -379,13 +380,12 @@ def test_on_the_command_line(tmp_path):
 
 def test_times_are_those_of_the_steps_that_were_computed(monkeypatch):
     """A method may compute other steps than it lists, at a run's own noise levels: the trace knows."""
-    took = module._Watch.took
+    from vaccel.integrations.diffusers import reporting
 
-    def kept(self, trace, marks, seconds):
-        monkeypatch.setattr(module, "durations", lambda m: [1.0 if s.action.is_full else 0.01 for s in trace.steps])
-        took(self, trace, marks, seconds)
+    def told(name, trace, seconds, times, error):
+        return RunReport(name, trace, seconds, tuple(1.0 if s.action.is_full else 0.01 for s in trace.steps), error)
 
-    monkeypatch.setattr(module._Watch, "took", kept)
+    monkeypatch.setattr(reporting, "RunReport", told)
     call = {**tiny.WAN_CALL, "guidance_scale": 5.0, "num_inference_steps": 30}
     times = module._timed(tiny.wan_pipeline(), "a red cat runs", 0, call, 30)["times"]
     assert (times["full"], times["skipped"]) == (1.0, 0.01)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
 
 from .certify import first_use
 from .engine import graphs
+from .engine.report import RunReport
 from .engine.trace import Trace
 from .experts.files import read_experts
 from .experts.weights import suitable
 from .integrations.diffusers.attention import Attention
 from .integrations.diffusers.fitting import mismatches
+from .integrations.diffusers.ruling import Ruling, using
 from .integrations.diffusers.scope import Scope
 from .integrations.diffusers.session import Session, dtype_of, usable
 from .methods import Auto, Method
@@ -116,6 +120,44 @@ class Handle:
         step_count(num_steps)
         return self._session.scope(self._session.pipe, (), {}, num_steps, guidance)
 
+    def using(
+        self, method: Method | None, *, small: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module] | None = None
+    ) -> AbstractContextManager[None]:
+        """A context within which this thread's or task's calls of the pipeline take another method.
+
+            with handle.using(vaccel.Auto(speedup=3)):
+                draft = pipe(prompt).frames
+            with handle.using(None):
+                whole = pipe(prompt).frames
+
+        Other threads and tasks are not touched, so a server may choose for every request.
+
+        Args:
+            method: what decides; None for the plain pipeline.
+            small: as ``accelerate`` takes it, where the method needs one and ``accelerate`` was given none.
+
+        Raises ``ValueError`` for a method that does not fit this pipeline, or that brings weights of its own (or where
+        the pipeline's method does: those are in it for every call); ``RuntimeError`` after ``remove``.
+        """
+        session = self._session
+        if session is None or session.pipe is None:
+            raise RuntimeError("the handle was removed: nothing is accelerated")
+        return using(session, None if method is None else _other(session, method, small))
+
+    def on_run(self, listener: Callable[[RunReport], object]) -> Callable[[], None]:
+        """Has ``listener`` called after every run of the pipeline, an aborted one too, in the run's own thread.
+
+        What it raises is logged and harms no run.  The logger "vaccel" says a line a run at INFO, with or without
+        listeners.
+
+        Returns what takes the listener off again.  Raises ``RuntimeError`` after ``remove``.
+        """
+        if self._session is None:
+            raise RuntimeError("the handle was removed: nothing is accelerated")
+        listeners = self._session.observers
+        listeners.append(listener)
+        return lambda: listeners.remove(listener) if listener in listeners else None
+
     def remove(self) -> None:
         """Gives the pipeline back bit for bit as it was.  Calling it twice does nothing.
 
@@ -206,17 +248,13 @@ def accelerate(
         if len(names) > 1 or not described.described:
             raise ValueError(f"experts are for one transformer; this {type(pipe).__name__} has {' and '.join(names)}")
         suitable(transformers[0], saved)
-    if isinstance(small, Mapping):
-        if set(small) != set(names):
-            raise ValueError(f"small={{...}} must name {' and '.join(names)}, got {' and '.join(map(str, small))}")
-        small = [small[name] for name in names]
-    smalls = _smalls(method, small, transformers, described)
+    smalls = _smalls(method, _by_place(small, names), transformers, described)
     mismatches(method, pipe)
     if (first := next(transformers[0].parameters(), None)) is not None:
         first_use(first.device)
     session = Session(pipe, method, described, smalls, compile=compile, cuda_graphs=cuda_graphs, strict=strict)
     if method != asked:
-        session.notes.append(f"seen from outside, so that {type(method).__name__} leaves the blocks alone")
+        session.ruling = dataclasses.replace(session.ruling, notes=(_outside(method),))
     session.attach()
     try:
         if saved is not None:
@@ -227,6 +265,39 @@ def accelerate(
         Handle(session, None).remove()
         raise
     return Handle(session, chosen)
+
+
+def _outside(method: Method) -> str:
+    return f"seen from outside, so that {type(method).__name__} leaves the blocks alone"
+
+
+def _other(session: Session, method: Method, small: Any) -> Ruling:
+    """A ruling for some calls of a pipeline that is accelerated."""
+    if not isinstance(method, Method):
+        raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
+    for one in (method, session.method):
+        if one.experts is not None:
+            raise ValueError(f"{type(one).__name__} changes the pipeline's weights, for every call: remove() first")
+    denoisers, family = denoisers_of(session.pipe), session.family
+    known = session.ruling.smalls
+    if small is None and known and method.needs_small:
+        small = list(known.values())
+    inside = method if family.described else method.outside()
+    smalls = _smalls(inside, _by_place(small, list(denoisers)), list(denoisers.values()), family)
+    mismatches(inside, session.pipe)
+    return session.rule(inside, smalls, (_outside(inside),) if inside != method else ())
+
+
+def _by_place(small: Any, names: list[str]) -> Any:
+    """Small models in the denoisers' order, where they are given by name.
+
+    Raises ``ValueError`` where the names are others.
+    """
+    if not isinstance(small, Mapping):
+        return small
+    if set(small) != set(names):
+        raise ValueError(f"small={{...}} must name {' and '.join(names)}, got {' and '.join(map(str, small))}")
+    return [small[name] for name in names]
 
 
 def _smalls(

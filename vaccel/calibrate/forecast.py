@@ -20,8 +20,8 @@ from ..actions import Forecast as Forecasting
 from ..api import accelerate
 from ..cache import Buffers, VelocityHistory
 from ..engine.call import Call
+from ..engine.report import RunReport
 from ..engine.run import Run
-from ..integrations.diffusers.auto import Choice, durations
 from ..methods import Forecast, Method, Recording, Schedule
 from ..methods.recording import Recorded
 from ..models import find, fingerprints
@@ -146,32 +146,20 @@ def _timed(pipe: Any, prompt: str, seed: int, call: dict[str, Any], steps: int) 
     """Seconds of a computed step, of a skipped one, and of the rest of a call; medians of three runs."""
     found: list[tuple[float, float, float]] = []
     for _ in range(3 if steps > 3 else 0):
-        method = Forecast.shaped(steps, max(2, steps // 3))
-        with accelerate(pipe, method) as handle:
-            handle._session.pilot = watch = _Watch()
-            watch.method = method
+        reports: list[RunReport] = []
+        with accelerate(pipe, Forecast.shaped(steps, max(2, steps // 3))) as handle:
+            handle.on_run(reports.append)
+            start = time.perf_counter()
             sample(pipe, prompt, seed, call, output="pt")
+            seconds = time.perf_counter() - start
         # What the run did: at its own noise levels it may have planned other steps than the method lists.
-        full = [s for s, computed in zip(watch.spans, watch.computed, strict=True) if computed]
-        skipped = [s for s, computed in zip(watch.spans, watch.computed, strict=True) if not computed]
-        found.append((statistics.median(full), statistics.median(skipped), watch.beside))
+        spans = [s for report in reports for s in report.step_seconds]
+        computed = [step.action.is_full for report in reports for step in report.trace.steps]
+        full = [s for s, whole in zip(spans, computed, strict=True) if whole]
+        skipped = [s for s, whole in zip(spans, computed, strict=True) if not whole]
+        found.append((statistics.median(full), statistics.median(skipped), max(seconds - sum(spans), 0.0)))
     names = ("full", "skipped", "beside")
     return {"times": dict(zip(names, map(statistics.median, zip(*found, strict=True)), strict=True))} if found else {}
-
-
-class _Watch:
-    """Records a call's times in the place of ``Auto``'s pilot."""
-
-    def took(self, trace: Any, marks: list[Any], seconds: float) -> None:
-        self.spans = durations(marks)
-        self.computed = [step.action.is_full for step in trace.steps]
-        self.beside = max(seconds - sum(self.spans), 0.0)
-
-    def choose(self, pipe: Any, *args: Any) -> Choice:
-        return Choice(self.method)
-
-    def close(self) -> None:
-        """Nothing is kept."""
 
 
 def _calibration_without(samples: Samples, key: str) -> Calibration:

@@ -18,22 +18,23 @@ from .schedulers import denoised, flow_of, with_response
 
 
 def new_run(scope: Any, place: Place, stage: Any) -> Run:
-    """The run of a loop that begins at ``place``, by the method of the session or of its pilot."""
+    """The run of a loop that begins at ``place``, by the method of the call, or that its pilot chooses."""
     session, pipe, begin = scope.session, scope.pipe, place.position
     steps = place.total - begin
     if scope.num_steps is not None and steps != scope.num_steps:
         raise ValueError(f"the run was opened for {scope.num_steps} steps, the scheduler has {steps}")
-    method, predicted = session.method, {}
-    notes = [*session.notes, *mismatches(method, pipe), *check_experts(scope)]
+    ruling = scope.ruling
+    method, predicted = ruling.method, {}
+    notes = [*ruling.notes, *mismatches(method, pipe), *check_experts(scope)]
     if session.attention is not None:
         notes += session.attention.notes
     levels = flow(scope, place, method)
-    if session.pilot is not None:
+    if ruling.pilot is not None:
         scales = [scope._guidance(each.index) for each in scope.stages.values()]
         # What is learnt of a cascade's first loop is nothing to its second one.
         bound = [*guidance.bound(scope.arguments), *([stage.index] if stage.index else [])]
         modules = [each.large.model for each in scope.stages.values()]
-        chosen = session.pilot.choose(pipe, modules, steps, levels, scales, bound)
+        chosen = ruling.pilot.choose(pipe, modules, steps, levels, scales, bound)
         method, scope.learning, predicted = chosen.method, chosen.file, chosen.predicted
         notes += [chosen.note] if chosen.note else []
 

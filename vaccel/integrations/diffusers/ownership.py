@@ -9,16 +9,19 @@ a shallow copy of a pipeline is accelerated like the original, a deep or pickled
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import functools
 import threading
 import weakref
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
 
 from ...models.generic import hooked, lock_of
+from .ruling import ruling_of
 
 #: Where a pipeline object keeps who accelerates it.
 OWNER = "_vaccel_owner"
@@ -64,6 +67,9 @@ def _owned_class(base: type) -> type:
             owner = self.__dict__.get(OWNER)
             if owner is None or owner.removed:
                 return base.__call__(self, *args, **kwargs)
+            if ruling_of(owner) is None:
+                with plainly():
+                    return base.__call__(self, *args, **kwargs)
             with owner.scope(self, args, kwargs) as scope:
                 return base.__call__(self, *args, **scope.given(kwargs))
 
@@ -74,6 +80,16 @@ def _owned_class(base: type) -> type:
 
         _owned[base] = _subclass(base, {"__call__": call, "__copy__": shallow})
     return _owned[base]
+
+
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """Calls of transformers are plain while the context lasts."""
+    token = CURRENT.set(None)
+    try:
+        yield
+    finally:
+        CURRENT.reset(token)
 
 
 def own(pipe: Any, owner: Any) -> None:

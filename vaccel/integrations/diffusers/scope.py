@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ from ...methods import Recording
 from . import guidance, ownership
 from .beginning import executor, new_run
 from .locating import Locator, Place
+from .reporting import observed, report
+from .ruling import ruling_of
 
 #: The arguments by which diffusers' pipelines take a function that they call after each step.
 CALLBACKS = ("callback_on_step_end", "callback")
@@ -42,6 +43,7 @@ class Scope:
         self._args = args, kwargs
         self.run: Run | None = None
         self.device: torch.device | None = None  # of the latents, from the first call on
+        self.began = 0.0  # when the loop did
         self.marks: list[Any] = []  # when each step began, for whoever wants times
         self._timesteps: Any = None
         self._begin, self._rows = 0, -1
@@ -50,10 +52,14 @@ class Scope:
         self._earlier: list[Any] = []  # the timesteps of this call's earlier loops
         self._locator = Locator(pipe)
         self._rest: dict[tuple[int, int], Any] = {}  # (stage, call of a step) -> what answers have beside predictions
-        self._pilot = session.pilot
+        #: What decides in this call; one with another method may be in use around it.
+        self.ruling = ruling_of(session) or session.ruling
+        self._pilot = self.ruling.pilot
+        self.observed = observed(session)
+        self._timed = self._pilot is not None or self.observed
         self.learning: Any = None  # the file of what is learnt of such a run
         self._guider = guidance.guider_of(pipe) if num_steps is None else None
-        self._attends = self._pilot is not None or self._guider is not None
+        self._attends = self._timed or self._guider is not None
         # Where the run's timesteps lie in memory: first byte, bytes a step, bytes up to the current one and in all.
         self._address = self._next = self._span = 0
         self._size = 1
@@ -83,7 +89,7 @@ class Scope:
                 )
         self.workspace = self.session.pool.take()
         try:
-            self.stages = self.session.stages(self.pipe, self.workspace)
+            self.stages = self.session.stages(self.pipe, self.workspace, self.ruling.smalls)
         except BaseException:
             self.session.pool.give_back(self.workspace, whole=False)
             raise
@@ -114,8 +120,9 @@ class Scope:
                 session.experts.offload()
         finally:
             session.pool.give_back(self.workspace, whole=kind is None)
-        if session.pilot is not None and kind is None and self.run is not None:
-            session.pilot.took(self.run.trace, self.marks, _now() - self._entered)
+        if self._pilot is not None and kind is None and self.run is not None:
+            self._pilot.took(self.run.trace, self.marks, _now() - self._entered)
+        report(self, kind)
 
     # -- what the caller does between steps --------------------------------------------------------------------------
 
@@ -136,7 +143,7 @@ class Scope:
         def called(*args: Any, **kwargs: Any) -> Any:
             if self.run is not None:
                 self.run.hold_guidance()
-            with outside():
+            with ownership.plainly():
                 result = callback(*args, **kwargs)
             for stage in self.stages.values():
                 stage.large.refresh()
@@ -199,7 +206,7 @@ class Scope:
         """A step begins."""
         if run.index < 0 and stage.small is not None:
             _check_small(stage.small.model, x)
-        if self._pilot is not None:
+        if self._timed:
             self._mark(x.device)
         if self._guider is not None:
             run.kinds = guidance.predictions(self.pipe, stage.index)
@@ -235,7 +242,7 @@ class Scope:
             raise ValueError(f"{error}. With strict=False such a pipeline is computed in full") from None
         self._plainly = True
         note = f"vaccel: {error}; computed in full"
-        trace = self.run.trace if self.run is not None else Trace(self.session.method.to_json(), 0)
+        trace = self.run.trace if self.run is not None else Trace(self.ruling.method.to_json(), 0)
         if self.run is None:
             self.session.traces.append(trace)
         trace.notes.append(note)
@@ -262,11 +269,10 @@ class Scope:
 
     def _finished(self, run: Run, device: torch.device) -> None:
         """The last step of a run is over."""
-        pilot = self.session.pilot
-        if pilot is not None:
+        if self._timed:
             self._mark(device)
-            if isinstance(run.method, Recording):
-                pilot.learn(self.pipe, run.trace, self.learning)
+        if self._pilot is not None and isinstance(run.method, Recording):
+            self._pilot.learn(self.pipe, run.trace, self.learning)
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -334,12 +340,13 @@ class Scope:
             raise Unfollowed(f"two loops of this {type(self.pipe).__name__} take turns, a step of each")
         if self.run is not None:
             self.run.close()
+            report(self)
             self._earlier = [*self._earlier[-7:], self._timesteps]
         self._timesteps = self.run = None  # nothing stays of the last run if the next cannot start
         self.marks, self._rest, self._rows, self._begin = [], {}, -1, place.position
         place = self._locator.begun(place)
-        run = self._new_run(place, stage)
-        self.run = run
+        self.began = _now() if self.observed else 0.0
+        self.run = self._new_run(place, stage)
         self._follow_timesteps(place)
 
     def _follow_timesteps(self, place: Place) -> None:
@@ -373,13 +380,3 @@ def _check_small(small: nn.Module, x: torch.Tensor) -> None:
 
 def _rows(tensors: Any) -> list[int]:
     return [len(t) if t is not None and t.ndim else 0 for t in tensors]
-
-
-@contextlib.contextmanager
-def outside() -> Iterator[None]:
-    """Calls of transformers are plain while the context lasts."""
-    token = ownership.CURRENT.set(None)
-    try:
-        yield
-    finally:
-        ownership.CURRENT.reset(token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ...cache import Buffers
 from ...engine import graphs
 from ...engine.graphs import Captures
 from ...engine.memory import plan
+from ...engine.report import RunReport
 from ...engine.trace import Trace
 from ...experts.files import SavedExperts
 from ...experts.weights import Experts
@@ -27,6 +28,7 @@ from ...ops import certified
 from . import ownership
 from .attention import Attention
 from .auto import Pilot
+from .ruling import Ruling, ruling_of
 from .sampler import ExpertScheduler
 from .scope import Scope
 from .workspace import Pool, Workspace
@@ -55,17 +57,18 @@ class Session:
         strict: bool = True,
         keep_traces: int = 16,
     ):
-        self._pipe, self.method, self.family = weakref.ref(pipe), method, family
+        self._pipe, self.family = weakref.ref(pipe), family
         self.compile, self.strict, self.gave_up = compile, strict, False
         there = denoisers_of(pipe)
         #: The attributes that are accelerated, in the order of the run; a denoiser's number is its place here.
         self.names = tuple(dict.fromkeys((*NAMES[:2], *there)))
         self.families: dict[int, Family] = {}  # by those numbers
-        numbers = [n for n, name in enumerate(self.names) if name in there]
-        # The small models by the number of the denoiser that each stands beside.
-        self.smalls = {n: s for n, s in zip(numbers, smalls, strict=False) if s is not None}
+        self._numbers = [n for n, name in enumerate(self.names) if name in there]
+        self._pilots: dict[Method, Pilot] = {}
+        #: What decides where nothing else is named.
+        self.ruling = self.rule(method, smalls)
+        self.observers: list[Callable[[RunReport], object]] = []  # called after every run
         self.refused: list[str] = []
-        self.notes: list[str] = []  # what every trace says
         #: Whether steps are captured; None for where that is certified and steps are launch-bound.
         self.cuda_graphs = cuda_graphs
         self.pool = Pool(Workspace)
@@ -74,7 +77,6 @@ class Session:
         # By registered module; given back too where the pipeline is garbage-collected without remove().
         self._modules: list[tuple[nn.Module, bool]] = []  # those that listen; whether they had a registry of hooks
         self._kinds: dict[int, set[str]] = {}
-        self.pilot: Pilot | None = None
         self.experts: Experts | None = None
         self._expert_stage: Any = None
         self.sampler: ExpertScheduler | None = None
@@ -84,6 +86,19 @@ class Session:
     @property
     def pipe(self) -> Any:
         return self._pipe()
+
+    def rule(self, method: Method, smalls: Sequence[nn.Module | None], notes: tuple[str, ...] = ()) -> Ruling:
+        """A ruling by a method and the small models beside the pipeline's denoisers."""
+        pilot = None
+        if isinstance(method, Auto):
+            pilot = self._pilots.setdefault(method, Pilot(method, self.family))
+        beside = {n: s for n, s in zip(self._numbers, smalls, strict=False) if s is not None}
+        return Ruling(method, beside, notes, pilot)
+
+    @property
+    def method(self) -> Method:
+        """What decides where nothing else is named."""
+        return self.ruling.method
 
     @property
     def buffers(self) -> Buffers:
@@ -120,8 +135,6 @@ class Session:
         except BaseException:
             self.detach()
             raise
-        if isinstance(self.method, Auto):
-            self.pilot = Pilot(self.method, self.family)
 
     def listen_to(self, pipe: Any) -> list[tuple[int, nn.Module]]:
         """The pipeline's transformers as they are now, with their numbers; those that are new listen from now on."""
@@ -164,13 +177,17 @@ class Session:
         """A scope for one call of the pipeline or of a shallow copy, or for a loop of ``num_steps`` by hand."""
         return Scope(self, pipe, args, kwargs, num_steps, guidance)
 
-    def stages(self, pipe: Any, workspace: Workspace) -> dict[int, Stage]:
-        """The parts of a run with their models as they are now, by the id of the module that is called."""
+    def stages(self, pipe: Any, workspace: Workspace, smalls: Mapping[int, nn.Module]) -> dict[int, Stage]:
+        """The parts of a run with their models as they are now, by the id of the module that is called.
+
+        Args:
+            smalls: the small models, by the number of the denoiser that each stands beside.
+        """
         found, models = {}, []
         modules = self.listen_to(pipe)
         for number, module in modules:
-            small = self.smalls.get(number)
-            if small is None and self.smalls:
+            small = smalls.get(number)
+            if small is None and smalls:
                 raise ValueError(
                     f"the pipeline has a {self.names[number]} now, and no small model was given for it: remove() the "
                     "handle and accelerate it anew with small=[...]"
@@ -185,7 +202,7 @@ class Session:
             when = timestep_argument(kind) or "timestep"
             found[id(module)] = Stage(number, large, helper, when, large.family.condition_of(kind))
             models += [m for m in (large, helper) if m is not None]
-        workspace.keep_only(models)
+        workspace.keep_only(models, also=self.ruling.smalls.values())
         for stage in found.values():
             kind = type(stage.large.model)
             stage.large.others = tuple(
@@ -217,7 +234,7 @@ class Session:
         """
         pipe = self.pipe
         workspace = self.pool.take()
-        (stage,) = self.stages(pipe, workspace).values()
+        (stage,) = self.stages(pipe, workspace, {}).values()
         self.pool.give_back(workspace, whole=True)
         sampler = ExpertScheduler(saved.trajectory, saved.boundary, wanted.steps, pipe.scheduler)
         self.experts = Experts(stage.large, saved, merge=wanted.merged)
@@ -240,8 +257,8 @@ class Session:
         Raises ``ValueError``, with everything still in place, where the transformer's weights cannot be put back.
         """
         self._experts_off()
-        if self.pilot is not None:
-            self.pilot.close()
+        for pilot in self._pilots.values():
+            pilot.close()
         self.removed = True
         if self.pipe is not None:
             ownership.disown(self.pipe)
@@ -252,7 +269,8 @@ class Session:
     def memory_plan(self, height: int, width: int, num_frames: int, batch: int, guidance: bool) -> dict[str, int]:
         """Bytes of the buffers that a run of this size holds, without captured steps; see ``engine.memory.plan``."""
         pipe = self.pipe
-        stages = list(self.stages(pipe, Workspace()).values())
+        ruling = ruling_of(self) or self.ruling
+        stages = list(self.stages(pipe, Workspace(), ruling.smalls).values())
         model = stages[0].large.model
         time = getattr(pipe, "vae_scale_factor_temporal", 1)  # an image pipeline has no time
         space = getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor
@@ -260,7 +278,7 @@ class Session:
         rows = batch * (branches if batched else 1)
         shape = self.family.latents_shape(model, rows, (num_frames - 1) // time + 1, height // space, width // space)
         latents = torch.empty(shape, dtype=dtype_of(model), device="meta")
-        return plan(self.method, stages, latents, branches, batched=batched)
+        return plan(ruling.method, stages, latents, branches, batched=batched)
 
 
 def _let_go(modules: list[tuple[nn.Module, bool]]) -> None:

@@ -7,7 +7,7 @@ twice; runs at the same time, in other threads or nested, have others.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
@@ -36,9 +36,10 @@ class Workspace:
         self._models.append(made)
         return made
 
-    def keep_only(self, models: list[Generic]) -> None:
-        """Forgets modules that are no longer the pipeline's."""
-        self._models = [m for m in self._models if any(m is kept for kept in models)]
+    def keep_only(self, models: list[Generic], also: Iterable[nn.Module] = ()) -> None:
+        """Forgets modules that are no longer the pipeline's; those that ``also`` names may be used again."""
+        kept = [id(model) for model in models], [id(module) for module in also]
+        self._models = [m for m in self._models if id(m) in kept[0] or id(m.model) in kept[1]]
 
     @property
     def nbytes(self) -> int:
