@@ -42,7 +42,7 @@ class Made:
         full_seconds, fast_seconds: of the calls of the pipeline.
         kept: whether the full model's clip, and its time, are of an earlier request.
         label: the method, as it would be written.
-        trace: of the fast run; None where nothing of vaccel ran.
+        traces: of the fast run's loops, most pipelines having one; empty where nothing of vaccel ran.
         fps: frames a second that clips are played with.
     """
 
@@ -53,7 +53,7 @@ class Made:
     fast_seconds: float
     kept: bool
     label: str
-    trace: Trace | None
+    traces: tuple[Trace, ...]
     fps: float
 
     @property
@@ -72,9 +72,15 @@ class Made:
         return difference(self.full, self.fast)
 
     @property
-    def computed(self) -> int | None:
-        """Steps at which the full model ran; None where that was not followed."""
-        return None if self.trace is None else sum(step.large > 0 for step in self.trace.steps)
+    def trace(self) -> Trace | None:
+        """Of the last loop."""
+        return self.traces[-1] if self.traces else None
+
+    @property
+    def computed(self) -> tuple[int, int] | None:
+        """(steps at which the full model ran, all steps) of the fast run; None where they were not followed."""
+        steps = [step for trace in self.traces for step in trace.steps]
+        return (sum(step.large > 0 for step in steps), len(steps)) if steps else None
 
     def numbers(self) -> dict[str, Any]:
         """The figures as plain data; a PSNR of equal clips is the string "equal"."""
@@ -86,7 +92,7 @@ class Made:
             "seconds": {"full": round(self.full_seconds, 3), "fast": round(self.fast_seconds, 3)},
             "full_kept": self.kept,
             "steps": self.request.steps,
-            "computed": self.computed,
+            "computed": self.computed[0] if self.computed else None,
             "timeline": self.trace.timeline() if self.trace is not None else "",
             "predicted": {n: round(v, 4) for n, v in (self.trace.predicted if self.trace is not None else {}).items()},
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +40,9 @@ def sampled(
     if stopped():
         raise Cancelled
     takes = inspect.signature(pipe.__call__).parameters
-    arguments = {**call, "num_inference_steps": steps, "generator": torch.Generator().manual_seed(seed)}
+    arguments = {**call, "prompt": prompt, "num_inference_steps": steps}
+    if "generator" in takes:
+        arguments["generator"] = torch.Generator().manual_seed(seed)
     if "output_type" in takes:
         arguments["output_type"] = "np"
     if "callback_on_step_end" in takes:
@@ -51,10 +54,11 @@ def sampled(
             return {}
 
         arguments["callback_on_step_end"] = after
-    with _asked_at_forwards(pipe, stopped, "callback_on_step_end" not in takes):
+    with _asked_at_forwards(pipe, stopped, "callback_on_step_end" not in takes), torch.random.fork_rng():
+        torch.manual_seed(seed)  # some pipelines draw beside their generator
         _wait_for_device()
         start = time.perf_counter()
-        output = pipe(prompt, **arguments)
+        output = pipe(**arguments)
         _wait_for_device()
         seconds = time.perf_counter() - start
     return _pictures(output), seconds
@@ -63,16 +67,39 @@ def sampled(
 def tried(pipe: Any, prompt: str, steps: int, call: Mapping[str, Any]) -> tuple[int, ...]:
     """The shape [F, H, W, 3] of what a pipeline makes, found out in two steps, which warm it up as well.
 
-    Raises ``ValueError`` for a pipeline that takes no prompt or number of steps, or makes neither images nor videos;
-    what else its call raises is its own.
+    Raises ``ValueError`` for a pipeline that takes no prompt or number of steps, makes neither images nor videos, or
+    fails; ``MemoryError`` and ``torch.OutOfMemoryError`` as they come.
     """
     takes = inspect.signature(pipe.__call__).parameters
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
     for name in ("prompt", "num_inference_steps"):
-        if name not in takes and not open_ended:
+        if name not in takes:
             raise ValueError(f"{type(pipe).__name__} takes no {name}: the page is for pipelines that a prompt is given")
-    clip, _ = sampled(pipe, prompt, 0, min(2, steps), call, lambda done, total: None, lambda: False)
+    with _failing(f"{type(pipe).__name__} does not run from a prompt alone"):
+        clip, _ = sampled(pipe, prompt, 0, min(2, steps), call, lambda done, total: None, lambda: False)
     return clip.shape
+
+
+def begun(pipe: Any, prompt: str, steps: int, call: Mapping[str, Any]) -> None:
+    """The first two steps of a run of so many: what cannot be accelerated is known by then.
+
+    Of pipelines that tell nothing of their steps none are made.  Raises ``ValueError`` where it fails.
+    """
+    if "callback_on_step_end" not in inspect.signature(pipe.__call__).parameters:
+        return
+    told: list[int] = []
+    with _failing(f"{type(pipe).__name__} does not run accelerated"), contextlib.suppress(Cancelled):
+        sampled(pipe, prompt, 0, steps, call, lambda done, total: told.append(done), lambda: len(told) > 1)
+
+
+@contextmanager
+def _failing(said: str) -> Iterator[None]:
+    """Errors other than ``ValueError`` are one, that begins with what is said; the memory's stay."""
+    try:
+        yield
+    except (ValueError, MemoryError, torch.OutOfMemoryError, Cancelled):
+        raise
+    except Exception as error:
+        raise ValueError(f"{said}: {type(error).__name__}: {error}; --call gives further arguments") from error
 
 
 def _pictures(output: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A result as HTML that plays by itself: nothing in it is fetched, and no script is needed but for videos' step."""
+"""A result as HTML that plays by itself: nothing in it is fetched."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..evaluate.pictures import AMPLIFIED, strip
 from ..explain import Explanation, explanation
 from .jobs import Job, Made
 
-#: Up to so many pixels, and so wide, a clip's frames are one lossless picture that is played by CSS: all clips of a page
-#: then show the same frame at the same time.  Larger ones are H.264 videos.
+#: Up to so many pixels, and so wide, a clip's frames are one lossless picture that is played by CSS: all clips then show
+#: the same frame at the same time.  Larger ones are H.264 videos.
 STRIP_PIXELS, STRIP_WIDTH = 2**22, 16000
 #: Matplotlib draws one figure at a time.
 _DRAWING = threading.Lock()
@@ -26,7 +26,7 @@ def clips_html(made: Made) -> str:
     """The full model's clip, the fast one and their amplified difference, played together."""
     steps = f"{made.request.steps} steps"
     apart = f"PSNR {decibels(made.psnr)}"
-    computed = "" if made.computed is None else f"{made.computed} of {steps} computed"
+    computed = f"{made.computed[0]} of {made.computed[1]} steps computed" if made.computed else ""
     shown = [
         ("Full model", made.full, [steps, f"{made.full_seconds:.2f} s" + (", made before" if made.kept else "")]),
         (made.label, made.fast, [f"{made.fast_seconds:.2f} s", *filter(None, [computed])]),
@@ -53,12 +53,12 @@ def figures_html(made: Made) -> str:
     tiles = [
         ("Speed, measured", f"{made.speedup:.2f}x", asked),
         ("PSNR, measured", decibels(made.psnr), predicted),
-        ("Steps computed", f"{made.computed} of {made.request.steps}" if made.computed is not None else "-", ""),
+        ("Steps computed", f"{made.computed[0]} of {made.computed[1]}" if made.computed else "-", ""),
         ("Time of the call", fast, f"full model: {full}"),
     ]
     cells = "".join(
-        f'<div class="vaccel-tile"><span>{escape(head)}</span><b>{escape(value)}</b><small>{escape(small)}</small></div>'
-        for head, value, small in tiles
+        f'<div class="vaccel-tile"><span>{head}</span><b>{escape(value)}</b><small>{escape(beside)}</small></div>'
+        for head, value, beside in tiles
     )
     return f'<div class="vaccel-tiles">{cells}</div>'
 
@@ -72,10 +72,14 @@ def trace_html(made: Made) -> str:
     found = explanation(made.trace)
     with _DRAWING:
         drawn = svg(found)
+    if len(made.traces) > 1:
+        loops = f'<p class="vaccel-soft">The pipeline ran {len(made.traces)} loops; this is the last one.</p>'
+    else:
+        loops = ""
     lines = "".join(f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in _said(found))
     return (
-        f'<div class="vaccel-trace" role="img" aria-label="What every step did: {escape(made.trace.timeline())}" '
-        f'tabindex="0">{drawn}</div><dl class="vaccel-said">{lines}</dl>'
+        f'{loops}<div class="vaccel-trace" role="img" tabindex="0" '
+        f'aria-label="What every step did: {escape(made.trace.timeline())}">{drawn}</div><dl class="vaccel-said">{lines}</dl>'
     )
 
 
@@ -87,7 +91,8 @@ def progress_html(job: Job, before: int) -> str:
         return note_html(f"Waiting: {before} {'request is' if before == 1 else 'requests are'} before this one.")
     what, value = escape(job.what or "starting"), f' value="{job.done}" max="{job.total}"' if job.total else ""
     count = f"step {job.done} of {job.total}" if job.total else "sampling"
-    return f'<div class="vaccel-note" role="status">{what}: {count}<progress{value} aria-label="{what}"></progress></div>'
+    bar = f'<progress{value} aria-label="{what}"></progress>'
+    return f'<div class="vaccel-note" role="status">{what}: {count}{bar}</div>'
 
 
 def note_html(text: str, *, error: bool = False) -> str:

@@ -17,7 +17,7 @@ from ..methods import Auto
 from ..methods.auto import calibrated
 from ..planning.schema import step_count
 from .jobs import AUTO, Job, Made, Request
-from .sampling import Cancelled, sampled, tried
+from .sampling import Cancelled, begun, sampled, tried
 
 #: The slider's ends, in times as fast as the full model.
 SLOWEST, FASTEST = 1.0, 4.0
@@ -33,6 +33,7 @@ MOST_SEED = 2**53 - 1
 MOST_WAITING = 32
 #: Bytes of the full model's clips that are kept; the last one is, whatever its size.
 KEPT_BYTES = 2**30
+
 
 class Studio:
     """One pipeline, and those who ask it for clips, each in turn.
@@ -50,7 +51,7 @@ class Studio:
         name: what the page calls the pipeline.
 
     The pipeline is tried for two steps: raises ``ValueError`` where it takes no prompt, makes neither images nor
-    videos, or has nothing to accelerate, and whatever its call raises.  Nothing of vaccel stays on it between requests.
+    videos, fails, or has nothing to accelerate.  Nothing of vaccel stays on it between requests.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Studio:
                 pass
         self.shape = tried(pipe, self.examples[0], steps, self.call)
         with self._auto(FASTEST).applied(pipe, small):
-            tried(pipe, self.examples[0], steps, self.call)
+            begun(pipe, self.examples[0], steps, self.call)
         self._kept: OrderedDict[tuple[str, int, int, str], tuple[np.ndarray, float]] = OrderedDict()
         self._jobs: deque[Job] = deque()  # the first one runs
         self._changed, self._closed = threading.Condition(), False
@@ -189,12 +190,12 @@ class Studio:
         job.what, job.done, job.total = contender.label, 0, 0
         with contender.applied(self.pipe, self.small) as handle:
             fast, seconds = self._sampled(job, contender.num_steps or request.steps)
-            trace = handle.trace if handle is not None else None
+            traces = tuple(handle.traces) if handle is not None else ()
         if job.stopping:  # after its last step
             raise Cancelled
         if fast.shape != full.shape:
             raise ValueError(f"{contender.label} made {list(fast.shape)}, the full model {list(full.shape)}")
-        return Made(request, full, fast, full_seconds, seconds, kept, contender.label, trace, self.fps)
+        return Made(request, full, fast, full_seconds, seconds, kept, contender.label, traces, self.fps)
 
     def _sampled(self, job: Job, steps: int) -> tuple[np.ndarray, float]:
         request = job.request
@@ -224,7 +225,7 @@ def studio_of(loaded: Any, **settings: Any) -> Studio:
         from ..demo.shapes import FPS, held_out_captions
 
         settings = {"hint": _out_of_grammar, "fps": FPS, "name": "demo", **settings}
-        settings["examples"] = settings.get("examples") or held_out_captions(6)
+        settings["examples"] = settings.get("examples") or held_out_captions(4)
         if not settings.get("artifacts") and (shipped := loaded.folder / "forecast.json").is_file():
             settings["artifacts"] = (shipped,)
     return Studio(loaded.pipe, loaded.call, small=loaded.small, **settings)
