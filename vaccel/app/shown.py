@@ -15,8 +15,8 @@ from ..evaluate.pictures import AMPLIFIED, strip
 from ..explain import Explanation, explanation
 from .jobs import Job, Made
 
-#: Up to so many pixels, and so wide, a clip's frames are one lossless picture that is played by CSS: all clips then show
-#: the same frame at the same time.  Larger ones are H.264 videos.
+#: Up to so many pixels, and so wide, a clip's frames are one lossless picture that is played by CSS, so that all clips
+#: show the same frame at the same time.  Larger ones are H.264 videos.
 STRIP_PIXELS, STRIP_WIDTH = 2**22, 16000
 #: Matplotlib draws one figure at a time.
 _DRAWING = threading.Lock()
@@ -79,7 +79,8 @@ def trace_html(made: Made) -> str:
     lines = "".join(f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in _said(found))
     return (
         f'{loops}<div class="vaccel-trace" role="img" tabindex="0" '
-        f'aria-label="What every step did: {escape(made.trace.timeline())}">{drawn}</div><dl class="vaccel-said">{lines}</dl>'
+        f'aria-label="What every step did: {escape(made.trace.timeline())}">{drawn}</div>'
+        f'<dl class="vaccel-said">{lines}</dl>'
     )
 
 

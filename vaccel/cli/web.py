@@ -50,7 +50,9 @@ def web(
     The page is served on this machine until Ctrl-C. Exit status: 2 for input that cannot be used.
     """
     with clear_errors("the page is closed, the pipeline as it was"):
-        from ..app.page import serve  # first: where Gradio is missing, that is said before anything is loaded
+        import gradio  # noqa: F401  where it is missing, that is said before what takes long to import
+
+        from ..app.page import serve
         from ..app.studio import studio_of
 
         loaded = Loaded(pipeline, small, call, dtype)
