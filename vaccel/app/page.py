@@ -61,7 +61,7 @@ def page(studio: Studio) -> gr.Blocks:
                     visible=len(studio.methods) > 1, info="Auto goes by the slider; the others as they are",
                 )  # fmt: skip
                 with gr.Row():
-                    run = gr.Button("Make both clips", variant="primary", min_width=110, elem_id="run")
+                    run = gr.Button("Make both", variant="primary", min_width=110, elem_id="run")
                     stop = gr.Button("Stop", interactive=False, min_width=110, elem_id="stop")
         status = gr.HTML(elem_id="status")
         clips, figures = gr.HTML(elem_id="clips"), gr.HTML(elem_id="figures")
