@@ -251,6 +251,11 @@ def test_the_command_serves_what_it_was_asked_for(monkeypatch):
     studio = served.pop("studio")
     assert served == {"host": "127.0.0.1", "port": 7999, "share": False, "open": False}
     assert (studio.steps, studio.examples, list(studio.methods), studio.fps) == (4, [PROMPT], ["Auto", "steps(2)"], 7)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = CliRunner().invoke(app, ["app", "--port", str(port)])
+    assert said.exit_code == 2
+    assert f"127.0.0.1:{port}" in said.output
     missing = CliRunner().invoke(app, ["app", "--pipeline", str(ROOT / "nowhere")], env={"HF_HUB_OFFLINE": "1"})
     assert missing.exit_code == 2
     assert "error: " in missing.output

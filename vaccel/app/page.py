@@ -27,7 +27,7 @@ EVERY = 0.15
 FONTS = ["system-ui", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
 #: Videos of a page show the same frame at the same time; clips that are pictures do by CSS alone.
-HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1"><script>
+HEAD = """<script>
 setInterval(() => document.querySelectorAll(".vaccel-clips").forEach((group) => {
   const [first, ...others] = group.querySelectorAll("video");
   for (const video of others) {

@@ -50,6 +50,8 @@ def web(
     The page is served on this machine until Ctrl-C. Exit status: 2 for input that cannot be used.
     """
     with clear_errors("the page is closed, the pipeline as it was"):
+        if port is not None:
+            check_port(host, port)
         import gradio  # noqa: F401  where it is missing, that is said before what takes long to import
 
         from ..app.page import serve
@@ -67,3 +69,16 @@ def web(
         )  # fmt: skip
         say("Ctrl-C ends it")
         serve(studio, host=host, port=port, share=share, open=open_)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ``typer.BadParameter`` where nothing can listen there, before a pipeline is loaded."""
+    import socket
+
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise typer.BadParameter(
+            f"nothing can listen at {host}:{port}: {error.strerror}", param_hint="--port"
+        ) from None
