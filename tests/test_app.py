@@ -210,7 +210,8 @@ def test_small_clips_are_played_from_one_picture_and_large_ones_are_videos():
     assert "<script>" not in small
     large = shown.clips_html(result((2, 16, 9000, 3)))
     assert large.count("<video") == large.count("data:video/mp4") == 3
-    assert "muted" in large
+    assert large.count("muted") == 3
+    assert large.count(" controls") == 1  # which the others follow
 
 
 def test_figures_stand_beside_what_was_asked_for():

@@ -35,7 +35,7 @@ def clips_html(made: Made) -> str:
     pause = ""
     if len(made.full) > 1 and fits_strip(made.full):
         pause = '<label class="vaccel-pause"><input type="checkbox"> pause</label>'
-    figures = "".join(_figure(name, clip, made.fps, under) for name, clip, under in shown)
+    figures = "".join(_figure(name, clip, made.fps, under, clip is made.full) for name, clip, under in shown)
     return f'<div class="vaccel-clips">{figures}</div>{pause}'
 
 
@@ -115,19 +115,19 @@ def fits_strip(clip: np.ndarray) -> bool:
     return count * height * width <= STRIP_PIXELS and count * width <= STRIP_WIDTH
 
 
-def _figure(name: str, clip: np.ndarray, fps: float, under: list[str]) -> str:
+def _figure(name: str, clip: np.ndarray, fps: float, under: list[str], leads: bool) -> str:
     caption = f"<figcaption><b>{escape(name)}</b><small>{escape(', '.join(under))}</small></figcaption>"
-    return f"<figure>{caption}{_played(name, clip, fps)}</figure>"
+    return f"<figure>{caption}{_played(name, clip, fps, leads)}</figure>"
 
 
-def _played(name: str, clip: np.ndarray, fps: float) -> str:
+def _played(name: str, clip: np.ndarray, fps: float, leads: bool) -> str:
+    """What plays a clip; the video that leads has controls, and the others follow it (``page.HEAD``)."""
     count, height, width = clip.shape[:3]
     label, size = escape(name), f"aspect-ratio: {width} / {height}"
     if count > 1 and not fits_strip(clip):
         uri, _ = clips.data_uri(clip, fps)
-        return (
-            f'<video src="{uri}" style="{size}" aria-label="{label}" autoplay loop muted playsinline controls></video>'
-        )
+        shape = f'style="{size}" aria-label="{label}"' + (" controls" if leads else "")
+        return f'<video src="{uri}" {shape} autoplay loop muted playsinline></video>'
     sharp = " vaccel-sharp" if max(height, width) < 240 else ""
     if count == 1:
         uri = clips.png_uri(clips.as_uint8(clip)[0])
