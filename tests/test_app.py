@@ -291,6 +291,9 @@ def elsewhere():
 
     patch = pytest.MonkeyPatch()
     patch.setattr(socket.socket, "connect", connect)
+    with pytest.raises(OSError, match="no network"):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)
+    assert tried.pop() == ("192.0.2.1", 80)
     yield tried
     patch.undo()
 

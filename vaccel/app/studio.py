@@ -168,7 +168,6 @@ class Studio:
                 ending = {"status": "cancelled"}
             except Exception as error:
                 ending["error"] = _words(error)
-                del error
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
             except BaseException as error:  # nobody waits for ever; the thread goes on
