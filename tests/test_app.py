@@ -371,6 +371,16 @@ def test_the_page_in_chromium(studio, served, browser, tmp_path, elsewhere):
     if PICTURE:
         page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=PICTURE, full_page=True)
+    kept = len(studio._kept)
+    page.locator("#speed").scroll_into_view_if_needed()
+    end = page.locator("#speed input[type=range]").bounding_box()
+    page.mouse.move(end["x"] + end["width"] / 2, end["y"] + end["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(end["x"], end["y"] + end["height"] / 2)
+    page.mouse.up()
+    page.locator("#clips figcaption").filter(has_text="all steps computed").wait_for()
+    assert page.locator(".vaccel-tile b").nth(1).inner_text() == "equal"
+    assert len(studio._kept) == kept  # the fast clip alone was made
     page.get_by_label("Prompt").fill(" ")
     page.get_by_role("button", name="Make both").click()
     page.get_by_role("alert").filter(has_text="The prompt is empty").wait_for()

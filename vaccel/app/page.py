@@ -174,7 +174,7 @@ async def _followed(studio: Studio, job: Job) -> AsyncIterator[tuple]:
     try:
         while not job.over:
             now = shown.progress_html(job, studio.before(job))
-            if now != said:
+            if now != said and studio.pending(job.owner) in (job, None):  # one request of a page tells of itself
                 yield *_only(now), gr.update(interactive=True)
                 said = now
             await asyncio.sleep(EVERY)

@@ -119,10 +119,10 @@ class Studio:
         with self._changed:
             return self._jobs.index(job) if job in self._jobs else 0
 
-    def pending(self, owner: str) -> bool:
-        """Whether a request of this owner waits or runs."""
+    def pending(self, owner: str) -> Job | None:
+        """The first request of this owner that waits or runs."""
         with self._changed:
-            return any(job.owner == owner for job in self._jobs)
+            return next((job for job in self._jobs if job.owner == owner), None)
 
     def cancel(self, owner: str) -> int:
         """Asks all requests of this owner to stop, and returns how many there were."""
