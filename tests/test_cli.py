@@ -24,6 +24,7 @@ def test_help_helps():
     for arguments in (
         [],
         ["demo"],
+        ["app"],
         ["generate"],
         ["compare"],
         ["explain"],

@@ -20,7 +20,7 @@ from vaccel.methods.availability import NEEDS
 from vaccel.planning import artifacts
 
 PROMPT = "a red circle moves left slowly on a gray background"
-COMMANDS = {"demo", "generate", "compare", "explain", "calibrate", "distill", "doctor"}
+COMMANDS = {"app", "demo", "generate", "compare", "explain", "calibrate", "distill", "doctor"}
 #: What can be typed: a command, or an option of the one that was.
 TYPED = re.compile(
     r"vaccel (calibrate|compare|distill|doctor|explain|generate|--help)|pip install|-m \"\w|--\w+|Try '.* --help'"

@@ -51,7 +51,7 @@ def test_its_options_exist(page, command):
             name = rest.pop(0)
             assert name in command.commands, f"{page}: there is no `vaccel {name}`"
             command = command.commands[name]
-        known = {option for parameter in command.params for option in parameter.opts}
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         for word in rest:
             if word.startswith("-") and not hasattr(command, "commands"):
                 assert word.partition("=")[0] in known, f"{page}: no option {word}"

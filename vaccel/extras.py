@@ -10,6 +10,7 @@ EXTRAS = {
     "diffusers": ("diffusers", "transformers", "accelerate", "tokenizers", "ftfy"),
     "cli": ("typer", "rich", "psutil"),
     "report": ("imageio", "imageio_ffmpeg", "matplotlib", "skimage", "jinja2", "PIL"),
+    "app": ("gradio",),
     "train": ("peft",),
     "gpu": ("triton", "pynvml"),
     "quality": ("pycvvdp", "torchmetrics"),

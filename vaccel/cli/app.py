@@ -1,4 +1,5 @@
-"""The command line: ``vaccel demo | generate | compare | explain | calibrate | distill | doctor``.  One file a command.
+"""The command line, one file a command: ``vaccel demo | app | generate | compare | explain | calibrate | distill |
+doctor``.
 
 Only ``typer`` and ``rich`` are imported here and at the top of the commands' files; a command imports what it runs when
 it runs, so that ``vaccel --help`` does not wait for torch.
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from . import calibrate, compare, console, demo, distill, doctor, explain, generate
+from . import calibrate, compare, console, demo, distill, doctor, explain, generate, web
 from .home import ABOUT, home
 
 app = typer.Typer(help=ABOUT, add_completion=True)
@@ -37,6 +38,7 @@ def _main(
 
 
 app.command("demo")(demo.demo)
+app.command("app")(web.web)
 app.command("generate")(generate.generate)
 app.command("compare")(compare.compare)
 app.command("explain")(explain.explain)

@@ -9,6 +9,7 @@ ABOUT = "Diffusion video generation several times faster, faithful to the model.
 NEXT = (
     ("See full and fast side by side, on the family that ships with it", "vaccel demo --out out/demo"),
     ("Make a clip", 'vaccel generate "a red circle moves left slowly on a gray background" --out clip.gif'),
+    ("Try it in the browser, with a slider for the speed", "vaccel app"),
     ("See what was computed for it", "vaccel explain clip.trace.json"),
     ("See what it knows of a pipeline (a folder, or a class of diffusers)", "vaccel doctor --pipeline WanPipeline"),
     (
