@@ -11,10 +11,18 @@ import oracle_forecast as oracle
 import pytest
 import tiny
 import torch
-from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from test_oracle import dpm, euler
+from zoo.base import generate, load_all
 
-from vaccel.integrations.diffusers.schedulers import denoised, flow_of
+import vaccel
+from vaccel.integrations.diffusers.schedulers import denoised, flow_of, with_response
 from vaccel.planning import flow
 from vaccel.planning.flow import Flow, damped
 
@@ -106,6 +114,63 @@ def test_flow_matching_is_a_flow_already(name):
         close(velocity(found, i, v, x), eps - x0, 1 / s)
     assert flow_of(scheduler, 4).levels == found.levels[4:], "a run that begins in the middle"
     assert flow_of(scheduler, 4).num_steps == 6
+
+
+def test_inverted_sigmas_are_shares_of_the_sample():
+    """As Mochi's and OmniGen's: velocities point to the sample, and levels are one less the sigmas."""
+    scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    scheduler.set_timesteps(10)
+    assert scheduler.sigmas[0] < scheduler.sigmas[-1] == 1, "they rise"
+    found = flow_of(scheduler)
+    assert all(a > b for a, b in zip(found.levels, found.levels[1:], strict=False))
+    assert found.levels[-1] == 0
+    widths = [b - a for a, b in zip(found.levels, found.levels[1:], strict=False)]
+    np.testing.assert_allclose(with_response(found, scheduler).response[-1], widths, atol=1e-6)
+    sample, eps = noise(2, 3, 4)
+    for i, t in enumerate(scheduler.timesteps):
+        s = found.levels[i]
+        x, prediction = (1 - s) * sample + s * eps, sample - eps
+        close(velocity(found, i, prediction, x), eps - sample)
+        # What the scheduler keeps in fp32 is as good as that.
+        np.testing.assert_allclose(denoised(scheduler, prediction, x, i), sample, atol=1e-5)
+        moved = scheduler.step(prediction, t, x, return_dict=False)[0]
+        expected = x + (found.levels[i + 1] - s) * (eps - sample)
+        np.testing.assert_allclose(moved, expected, atol=1e-5)
+    assert flow_of(scheduler, 4).levels == found.levels[4:]
+
+
+class Rising(FlowMatchEulerDiscreteScheduler):
+    """Levels that nobody can make sense of."""
+
+    def set_timesteps(self, *args, **kwargs):
+        super().set_timesteps(*args, **kwargs)
+        self.sigmas = self.sigmas.flip(0).contiguous()
+
+
+def test_levels_that_do_not_fall_are_unknown(tmp_path):
+    pipe = tiny.wan_pipeline(Rising(shift=3.0))
+    pipe.scheduler.set_timesteps(20)
+    assert flow_of(pipe.scheduler) is None
+    plain = tiny.latents(pipe, steps=20)
+    for auto in (vaccel.Auto(speedup=2.0, folder=str(tmp_path)), vaccel.Auto(psnr=40, folder=str(tmp_path))):
+        with vaccel.accelerate(pipe, auto) as handle:
+            assert torch.equal(tiny.latents(pipe, steps=20), plain)
+            assert handle.trace.timeline() == "F" * 20
+            assert "nothing is known that is safe to skip" in handle.trace.notes[0]
+    with vaccel.accelerate(pipe, vaccel.Forecast.prior(8)), pytest.raises(ValueError, match="unknown or do not fall"):
+        tiny.latents(pipe, steps=20)
+
+
+@pytest.mark.parametrize("name", ["MochiPipeline", "OmniGenPipeline"])
+def test_pipelines_with_inverted_sigmas(name, tmp_path):
+    case = load_all()[name]
+    pipe = case.build()
+    full = generate(case, pipe, 20)
+    with vaccel.accelerate(pipe, vaccel.Auto(speedup=2.0, folder=str(tmp_path))) as handle:
+        generate(case, pipe, 20)
+        assert "F" in handle.trace.timeline()
+        assert "p" in handle.trace.timeline()
+    assert all(map(torch.equal, generate(case, pipe, 20), full))
 
 
 @pytest.mark.parametrize("name", DIFFUSIONS)

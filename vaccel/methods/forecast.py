@@ -231,10 +231,9 @@ class Forecast(Method):
         return _Policy(method, CalibratedWeights(known, self.order, self.per, response), run)
 
     def _check_steps(self, run: RunInfo) -> None:
-        require(
-            run.num_steps == self.num_steps,
-            f"this forecast is for {self.num_steps} steps, the run has {run.num_steps}",
-        )
+        unknown = " at noise levels that are unknown or do not fall: Auto computes such in full"
+        said = f"this forecast is for {self.num_steps} steps, the run has {run.num_steps}"
+        require(run.num_steps == self.num_steps, said + unknown * (run.flow is None))
 
     def _elsewhere(self, known: Calibration, run: RunInfo) -> Forecast:
         """The method on the path of a run at other levels than the calibration's, which is ``known`` there."""

@@ -11,6 +11,7 @@ import torch
 
 from ...planning import flow
 from ...planning.flow import Flow
+from ...planning.levels import check_falling
 
 #: Settings by which a scheduler places its noise levels by itself.
 OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
@@ -26,6 +27,11 @@ def _kind(scheduler: Any) -> str | None:
         return said if not hasattr(scheduler, "precondition_inputs") else None
     sigmas = getattr(scheduler, "sigmas", None)  # those of a flow are the levels themselves
     return "flow_prediction" if sigmas is not None and len(sigmas) and float(sigmas[0]) <= 1 else None
+
+
+def _inverted(scheduler: Any) -> bool:
+    """Whether its sigmas are shares of the sample and not of the noise, and velocities point the other way (Mochi)."""
+    return bool(scheduler.config.get("invert_sigmas", False))
 
 
 def _alpha_sigma(scheduler: Any, begin: int = 0) -> list[tuple[float, float]] | None:
@@ -50,12 +56,14 @@ def _alpha_sigma(scheduler: Any, begin: int = 0) -> list[tuple[float, float]] | 
 def denoised(scheduler: Any, prediction: torch.Tensor, x: torch.Tensor, index: int) -> torch.Tensor:
     """The estimate of x_0 that ``prediction`` stands for at ``scheduler.timesteps[index]``; shapes [B, ...].
 
-    Flow matching: x - sigma v.  Diffusion: from alpha and sigma, for predictions of noise, v or the sample.
+    Flow matching: x - sigma v, or x + (1 - sigma) v where sigmas are inverted.  Diffusion: from alpha and sigma, for
+    predictions of noise, v or the sample.
     Raises ``ValueError`` for a prediction type or a scheduler that it does not know.
     """
     kind = _kind(scheduler)
     if kind == "flow_prediction":
-        return x - scheduler.sigmas[index].to(x.device, x.dtype) * prediction
+        sigma = scheduler.sigmas[index].to(x.device, x.dtype)
+        return x + (1 - sigma) * prediction if _inverted(scheduler) else x - sigma * prediction
     pairs = _alpha_sigma(scheduler, index)
     if not pairs or kind not in ("v_prediction", "epsilon", "sample"):
         raise ValueError(f"no x_0 estimate for prediction_type {kind!r} of a {type(scheduler).__name__}")
@@ -66,10 +74,21 @@ def denoised(scheduler: Any, prediction: torch.Tensor, x: torch.Tensor, index: i
 
 
 def flow_of(scheduler: Any, begin: int = 0) -> Flow | None:
-    """The run from ``scheduler.timesteps[begin]`` on as a flow; None for a scheduler whose noise levels are unknown.
+    """The run from ``scheduler.timesteps[begin]`` on as a flow; None for a scheduler whose noise levels are unknown, or
+    do not fall.
 
     Raises ``ValueError`` for a prediction type that says nothing of a velocity.
     """
+    found = _flow_of(scheduler, begin)
+    if found is not None:
+        try:
+            check_falling(found.levels, "noise levels")
+        except ValueError:
+            return None
+    return found
+
+
+def _flow_of(scheduler: Any, begin: int) -> Flow | None:
     kind = _kind(scheduler)
     if kind is None:
         return None
@@ -77,7 +96,10 @@ def flow_of(scheduler: Any, begin: int = 0) -> Flow | None:
         sigmas = getattr(scheduler, "sigmas", None)
         if sigmas is None:
             return None
-        return Flow(tuple(float(s) for s in sigmas[begin : len(scheduler.timesteps) + 1]))
+        sigmas = [float(s) for s in sigmas[begin : len(scheduler.timesteps) + 1]]
+        if _inverted(scheduler):
+            return Flow(tuple(1 - s for s in sigmas), ((-1.0, 0.0),) * (len(sigmas) - 1))
+        return Flow(tuple(sigmas))
     pairs = _alpha_sigma(scheduler, begin)
     if pairs is None:
         return None
