@@ -20,7 +20,7 @@ from vaccel.methods.availability import NEEDS
 from vaccel.planning import artifacts
 
 PROMPT = "a red circle moves left slowly on a gray background"
-COMMANDS = {"app", "demo", "generate", "compare", "explain", "calibrate", "distill", "doctor"}
+COMMANDS = {"app", "export", "demo", "generate", "compare", "explain", "calibrate", "distill", "doctor"}
 #: What can be typed: a command, or an option of the one that was.
 TYPED = re.compile(
     r"vaccel (calibrate|compare|distill|doctor|explain|generate|--help)|pip install|-m \"\w|--\w+|Try '.* --help'"
@@ -55,7 +55,7 @@ def test_alone_it_says_what_is_here_and_what_to_type():
     assert f"vaccel {vaccel.__version__}, torch " in lines[1]
     assert "kernels" in lines[1]
     said = {line.split()[1] for line in lines if line.startswith("  vaccel ")}
-    assert said >= COMMANDS - {"distill"}
+    assert said >= COMMANDS - {"distill", "export"}
     assert "\x1b" not in result.output
 
 

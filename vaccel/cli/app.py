@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from . import calibrate, compare, console, demo, distill, doctor, explain, generate, web
+from . import calibrate, compare, console, demo, distill, doctor, explain, export, generate, web
 from .home import ABOUT, home
 
 app = typer.Typer(help=ABOUT, add_completion=True)
@@ -44,4 +44,5 @@ app.command("compare")(compare.compare)
 app.command("explain")(explain.explain)
 app.add_typer(calibrate.app, name="calibrate")
 app.add_typer(distill.app, name="distill")
+app.add_typer(export.app, name="export")
 app.command("doctor")(doctor.doctor)

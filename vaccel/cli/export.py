@@ -1,0 +1,42 @@
+"""``vaccel export``: what was calibrated, in the form that other hosts take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .completion import among
+from .console import clear_errors, say
+
+app = typer.Typer(help="Write what was calibrated in the form that other hosts take.", no_args_is_help=True)
+STANDS_IN = ("taylorseer", "residual")
+
+
+@app.command("cache-dit")
+def cache_dit(
+    artifact: Annotated[Path, typer.Argument(help="Of `vaccel calibrate forecast` or `lemica`.", exists=True)],
+    budget: Annotated[int, typer.Option(min=2, help="How many steps are computed.")],
+    out: Annotated[Path, typer.Option(help="File to write, for cache_dit.load_configs.")] = Path("cache_dit.yaml"),
+    stands_in: Annotated[
+        str,
+        typer.Option(help="What cache-dit puts in for skipped steps: taylorseer or residual.",
+                     autocompletion=among(STANDS_IN)),
+    ] = "taylorseer",
+    first_blocks: Annotated[int, typer.Option(min=1, help="Blocks that cache-dit always computes.")] = 1,
+) -> None:  # fmt: skip
+    """Write which steps are computed as cache-dit's steps_computation_mask; SGLang and vLLM-Omni read the file too.
+
+    What stands in for skipped steps is cache-dit's own, so a calibration's predictions are not of such runs.
+    """
+    with clear_errors("nothing was written", then="vaccel calibrate forecast PIPELINE --out forecast.json"):
+        from ..exports import cache_dit as made
+        from ..planning import files
+
+        config = made(artifact, budget, stands_in=stands_in, first_blocks=first_blocks)
+        files.write_text(out, json.dumps(config, indent=1) + "\n")  # which is YAML too
+    mask = config["cache_config"]["steps_computation_mask"]
+    say("".join("F" if computed else "-" for computed in mask))
+    say(f"{out}: {sum(mask)} of {len(mask)} steps computed")

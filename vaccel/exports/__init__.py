@@ -1,0 +1,5 @@
+"""What was calibrated here, in the form that other hosts take; one file a host."""
+
+from .cache_dit import cache_dit
+
+__all__ = ["cache_dit"]
