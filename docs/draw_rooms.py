@@ -30,7 +30,7 @@ STOREYS: tuple[dict[str, str], ...] = (
     {"integrations": "diffusers, ComfyUI: whose call it is, where a step is"},
     {"api": "accelerate and its handle", "denoiser": "hand-written loops"},
     {"calibrate": "measure", "distill": "train", "evaluate": "compare", "explain": "a trace",
-     "exports": "hosts", "demo": "families", "app": "a page", "cli": "commands"},
+     "exports": "hosts", "batch": "many clips", "demo": "families", "app": "a page", "cli": "commands"},
 )  # fmt: skip
 COLOURS = (
     "#86694a", "#a06f3c", "#b98233", "#728f4a", "#3f8763", "#2f8080", "#3578a0", "#4668b0", "#6a5ab0", "#8f559c"
@@ -53,9 +53,11 @@ def boxes() -> dict[str, tuple[float, float, float, int]]:
     found = {}
     for storey, rooms in enumerate(STOREYS):
         sizes = [lines(room) ** 0.5 for room in rooms]
-        free, x = WIDTH - GAP * (len(rooms) - 1) - 13 * len(rooms), 0.0
+        whole, x = WIDTH - GAP * (len(rooms) - 1), 0.0
+        least = min(13.0, 0.9 * whole / len(rooms))
+        free = whole - least * len(rooms)
         for room, size in zip(rooms, sizes, strict=True):
-            width = 13 + free * size / sum(sizes)
+            width = least + free * size / sum(sizes)
             found[room] = (x, storey * STEP, width, storey)
             x += width + GAP
     return found
@@ -93,7 +95,7 @@ def draw(path: Path) -> None:
         name = f"{room}.py" if (PACKAGE / f"{room}.py").exists() else room
         about = STOREYS[storey][room]
         written = {"ha": "center", "va": "center", "color": "white", "zorder": 3}
-        axes.text(x + width / 2, y + 5.2, name, weight="bold", size=11, **written)
+        axes.text(x + width / 2, y + 5.2, name, weight="bold", size=11 if width > 12 else 9, **written)
         axes.text(x + width / 2, y + 2.4, about, size=7.8, **written)
     for storey in range(len(STOREYS)):
         axes.text(-1.5, storey * STEP + HEIGHT / 2, str(storey), ha="right", va="center", color="0.5", size=10)

@@ -26,7 +26,7 @@ PATIENCE = 30.0
 command = ""
 #: What an error's text names that can be typed.
 _TYPED = re.compile(
-    r"`vaccel |vaccel (app|calibrate|compare|demo|distill|doctor|explain|generate)\b|pip install|python -m |--\w"
+    r"`vaccel |vaccel (app|calibrate|compare|demo|distill|doctor|explain|export|generate)\b|pip install|python -m |--\w"
 )
 
 

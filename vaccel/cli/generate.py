@@ -10,16 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
+from .batch import automatic, batch
 from .completion import after, methods
 from .console import clear_errors, followed_by, leave, refuse, say
 from .loading import Loaded, contender
-from .options import Call, Dtype, Small, Steps
+from .options import Call, Dtype, PromptFile, Small, Steps, prompts_of
 
 FORMATS = (".mp4", ".gif", ".png", ".webp")
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the clip shows.")],
+    prompt: Annotated[str | None, typer.Argument(help="What the clip shows.")] = None,
     pipeline: Annotated[str, typer.Option(help="Pipeline folder or hub name; 'demo' is the shipped family.")] = "demo",
     method: Annotated[
         str | None,
@@ -31,7 +32,14 @@ def generate(
             "the full model. Without: Auto, as fast as a difference to the full model cannot be seen.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="File to write: .mp4, .gif or .png (animated).")] = Path("clip.mp4"),
+    prompts: PromptFile = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write: .mp4, .gif or .png (animated); with --prompts a folder.",
+            show_default="clip.mp4, or the folder clips",
+        ),
+    ] = None,
     small: Small = None,
     steps: Steps = 50,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
@@ -39,6 +47,9 @@ def generate(
     fps: Annotated[int, typer.Option(min=1, help="Frames a second.")] = 12,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the transformers.")] = False,
     dtype: Dtype = "float32",
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With --prompts: make every clip by the full model too, and compare.")
+    ] = False,
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -46,11 +57,28 @@ def generate(
         ),
     ] = None,
 ) -> None:
-    """Write one clip, and the trace of what was computed for it (`vaccel explain` draws it)."""
+    """Write one clip, and the trace of what was computed for it (`vaccel explain` draws it).
+
+    With --prompts a clip for every line of the file, into a folder, with a manifest.jsonl of what was made and how; the
+    same command goes on where one was stopped. Exit status: 1 where a clip failed, 2 for input that cannot be used.
+    """
+    if (prompt is None) == (prompts is None):
+        raise typer.BadParameter("give one prompt, or --prompts FILE for many", param_hint="PROMPT")
+    if prompts is not None:
+        if trace is not None:
+            raise typer.BadParameter("the timelines of many clips are in their manifest", param_hint="--trace")
+        lines = prompts_of(None, prompts, None)
+        return batch(
+            lines, out or Path("clips"), pipeline, method, small, call, dtype, steps=steps, seed=seed, fps=fps,
+            compile=compile, measure=measure,
+        )  # fmt: skip
+    if measure:
+        raise typer.BadParameter("is for --prompts; `vaccel compare` measures one", param_hint="--measure")
     import torch
 
     from ..evaluate.clips import frames_of
 
+    out = out or Path("clip.mp4")
     check_place(out)
     with clear_errors("nothing was written"):
         if trace is not None:
@@ -83,15 +111,6 @@ def generate(
         told(handle, trace or written.with_suffix(".trace.json"))
     if written != out:
         leave(1)
-
-
-def automatic(loaded: Loaded) -> str:
-    """The method where none is named, as it is written: ``accelerate``'s own, with the calibration of the demo's."""
-    from ..methods.auto import VISIBLE
-
-    calibrated = loaded.checker is not None and (loaded.folder / "forecast.json").is_file()
-    known = "artifact='forecast.json', " if calibrated else ""
-    return f"Auto({known}psnr={VISIBLE:g})"
 
 
 def told(handle: Any, place: Path) -> None:

@@ -1,0 +1,110 @@
+"""Which clips there are to be made, and which there are: a line of JSON each, in ``manifest.jsonl``."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from ..planning import files
+
+#: Of a manifest that is read: a million clips of a long prompt each.
+MOST_BYTES = 2**31
+NAME = "manifest.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A clip to be made: its place in the list, from 0 on; its prompt; the seed of its noise."""
+
+    number: int
+    prompt: str
+    seed: int
+
+
+def jobs_of(prompts: Iterable[str], seed: int = 0) -> list[Job]:
+    """A job for every prompt, all with the same seed; a prompt that comes twice has the next seed the second time."""
+    found: list[Job] = []
+    again: dict[str, int] = {}
+    for number, prompt in enumerate(prompts):
+        turn = again[prompt] = again.get(prompt, -1) + 1
+        found.append(Job(number, prompt, seed + turn))
+    return found
+
+
+class Manifest:
+    """The clips in a folder.
+
+    A clip belongs to a prompt, a seed and a fingerprint of all else that it is made by.  Lines of other fingerprints
+    stay in the file and count for nothing.
+
+    Args:
+        folder: of the clips.
+        header: what all of them are made by; plain data.
+        suffix: of the clips' files.
+
+    Attributes:
+        notes: in words, what was damaged.
+
+    Raises ``ValueError`` for a file that is too large to be read, ``OSError`` where it cannot be.
+    """
+
+    def __init__(self, folder: str | Path, header: Mapping[str, Any], suffix: str = ".mp4"):
+        self.folder, self.path, self.suffix = Path(folder), Path(folder) / NAME, suffix
+        text = json.dumps(header, sort_keys=True, default=str)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.notes: list[str] = []
+        self._made: dict[tuple[str, int], dict[str, Any]] = {}
+        if self.path.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        if (size := self.path.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"{self.path} is no manifest: it has {size} bytes, at most {MOST_BYTES} are read")
+        damaged = 0
+        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+                key = line["prompt"], line["seed"]
+                hash(key)
+                ours = line["fingerprint"] == self.fingerprint and "file" in line
+            except (ValueError, RecursionError, TypeError, KeyError):
+                damaged += 1
+                continue
+            if ours:
+                self._made[key] = line
+        if damaged:
+            self.notes.append(f"{damaged} damaged line(s) of {self.path}: those clips are made again")
+
+    def name(self, job: Job) -> str:
+        """The file of a job's clip, without its folder."""
+        text = json.dumps([self.fingerprint, job.prompt, job.seed])
+        return f"{job.number:05d}-{hashlib.sha256(text.encode()).hexdigest()[:10]}{self.suffix}"
+
+    def finished(self, job: Job) -> bool:
+        """Whether the clip was made, and is still where it was put."""
+        line = self._made.get((job.prompt, job.seed))
+        if line is None:
+            return False
+        name = line["file"]
+        return isinstance(name, str) and PurePath(name).name == name and (self.folder / name).is_file()
+
+    def add(self, job: Job, **said: Any) -> None:
+        """A line more.  Raises ``OSError`` where it cannot be written."""
+        line = {"prompt": job.prompt, "seed": job.seed, "fingerprint": self.fingerprint, **said}
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+        with files.locked(self.path), self.path.open("a+b") as file:
+            if file.tell() and not _ends_whole(self.path):
+                text = "\n" + text  # a writer was killed in the middle of a line
+            file.write(text.encode())
+        if "file" in said:
+            self._made[job.prompt, job.seed] = line
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
