@@ -321,6 +321,12 @@ class Run:
         if self.index == self.last and not self.trace.finished:
             self._finish()
 
+    def release(self) -> None:
+        """Lets go of every tensor: the run is over before its end, and only its trace is left."""
+        self.calls_bound, self._latest, self.shared, self.first_call = {}, {}, {}, None
+        self.step._call = None
+        self.signals_computed, self.watched, self._signals = [], [], {}
+
     def _finish(self) -> None:
         self.trace.finished = True
         if self._finishes:

@@ -15,6 +15,7 @@ from ...engine.trace import Trace
 from ...methods import Recording
 from . import guidance, ownership
 from .beginning import executor, new_run
+from .falling_back import in_full_from_here, out_of_memory
 from .locating import Locator, Place
 from .reporting import observed, report
 from .ruling import ruling_of
@@ -170,7 +171,7 @@ class Scope:
             )
         large = stage.large
         inputs = large.family.bind(module, args, kwargs) if args else kwargs
-        self._calling = True
+        self._calling, short = True, ""
         try:
             x, run, scheduler, index = large.latents(inputs), self.run, self._scheduler, -1
             t = inputs.get(stage.time)
@@ -196,8 +197,14 @@ class Scope:
             answer = (output,) if quick else self._answer(run, stage, layout, output)
         except Unfollowed as error:
             return self._give_up(module, inputs, error)
+        except RuntimeError as error:
+            short = out_of_memory(error) if self.session.experts is None and self.run is not None else ""
+            if not short:
+                raise
         finally:
             self._calling = False
+        if short:  # past the error, whose frames hold what there is no memory for
+            return in_full_from_here(self, module, inputs, short)
         if run.trace.finished:
             self._finished(run, x.device)
         return answer
@@ -236,11 +243,15 @@ class Scope:
         spoken = [m.layout for m in (stage.small, *others) if m is not None and m.layout is not None]
         return next((layout for layout in spoken if layout.answered), None)
 
+    def plainly(self) -> None:
+        """From now on calls of the models are plain."""
+        self._plainly = True
+
     def _give_up(self, module: nn.Module, inputs: dict[str, Any], error: Unfollowed) -> Any:
         """The loop cannot be followed: an error, or the plain model from here on."""
         if self.session.strict:
             raise ValueError(f"{error}. With strict=False such a pipeline is computed in full") from None
-        self._plainly = True
+        self.plainly()
         note = f"vaccel: {error}; computed in full"
         trace = self.run.trace if self.run is not None else Trace(self.ruling.method.to_json(), 0)
         if self.run is None:

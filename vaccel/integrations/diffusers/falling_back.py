@@ -1,0 +1,36 @@
+"""Where caches do not fit: they are given up in the middle of a run, and the rest of it is computed in full."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import nn
+
+from . import ownership
+
+#: What errors say of memory, the host's too, in lower case.
+_SAY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def out_of_memory(error: RuntimeError) -> str:
+    """What it says of memory that has run out; "" for any other error."""
+    text = str(error)
+    return text.splitlines()[0] if any(said in text.lower() for said in _SAY) else ""
+
+
+def in_full_from_here(scope: Any, module: nn.Module, inputs: dict[str, Any], said: str) -> Any:
+    """The plain model's answer, with everything freed that the run held; so are all later ones of the pipeline's call.
+
+    Raises what the model raises: where its own forward does not fit, nothing of ours can help.
+    """
+    run = scope.run
+    scope.plainly()
+    run.release()
+    scope.workspace.clear()
+    note = f"vaccel: no memory for the caches at step {run.index} ({said}); computed in full"
+    run.trace.notes.append(note)
+    if not scope.session.gave_up:
+        scope.session.gave_up = True
+        warnings.warn(note, stacklevel=4)
+    return ownership.plain_call(module)(**inputs)
