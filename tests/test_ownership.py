@@ -377,3 +377,32 @@ def test_no_gradient_is_lost(wan):
         x = torch.zeros(1, 16, 3, 4, 4, requires_grad=True)
         with pytest.raises(ValueError, match="computes no gradients"), handle.run(4):
             wan.transformer(**{**DIRECT, "hidden_states": x, "timestep": wan.scheduler.timesteps[0].expand(1)})
+
+
+def test_buffers_stay_after_runs_at_the_same_time():
+    """Of several workspaces one keeps what it has, whichever it is: later runs find it, and allocate nothing."""
+    pipe = tiny.wan_pipeline()
+    handle = vaccel.accelerate(pipe, vaccel.Schedule([0, 2, 4], num_steps=6, reuse="output"))
+    tiny.latents(pipe, steps=6)
+    one = handle.nbytes
+
+    def nested(pipe, step, t, kwargs):
+        if step == 1:
+            other = copy.copy(pipe)
+            other.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+            tiny.latents(other, steps=6)
+        return kwargs
+
+    def stops(pipe, step, t, kwargs):
+        raise KeyError
+
+    tiny.latents(pipe, steps=6, callback_on_step_end=nested)
+    assert handle.nbytes == one > 0
+    with pytest.raises(KeyError):
+        tiny.latents(pipe, steps=6, callback_on_step_end=stops)
+    assert handle.nbytes == 0, "an aborted run leaves nothing"
+    tiny.latents(pipe, steps=6)
+    assert handle.nbytes == one
+    moves = handle._session.buffers.moves
+    tiny.latents(pipe, steps=6)
+    assert handle._session.buffers.moves == moves

@@ -68,10 +68,10 @@ class Pool:
             return workspace
 
     def give_back(self, workspace: Workspace, *, whole: bool) -> None:
-        """After a run; one that was aborted (not ``whole``) leaves nothing, and so does all but one that wait."""
+        """After a run; one that was aborted (not ``whole``) leaves nothing, and of those that wait only one does."""
         with self._lock:
             self.used.remove(workspace)
-            if not whole or self.idle or self._closed:
+            if not whole or self._closed or any(waiting.nbytes for waiting in self.idle):
                 workspace.clear()
             if self._closed:
                 return

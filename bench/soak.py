@@ -1,0 +1,153 @@
+"""A thousand mixed requests from four threads: ``python bench/soak.py [--requests 1000]``.
+
+A tiny Wan pipeline is asked by shallow copies, as a server would ask it: other prompts, seeds and methods
+(``handle.using``), a request in ten aborted at some step; between rounds the LoRA is switched.  Every clip is compared
+with the one that its request alone gives.  Told are the clips that differ, memory along the way, and vaccel's own
+processor time a call from a run's third step on (what ``Run.call`` takes beside the model's forwards).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import random
+import statistics
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import torch
+import typer
+from peft import LoraConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+import results  # noqa: E402
+import tiny  # noqa: E402
+
+import vaccel  # noqa: E402
+from vaccel.engine.run import Run  # noqa: E402
+
+STEPS, THREADS, ROUND = 12, 4, 100
+METHODS: tuple[Any, ...] = (
+    vaccel.Schedule(range(0, STEPS, 2), num_steps=STEPS, reuse="output"),
+    vaccel.Schedule(range(0, STEPS, 3), num_steps=STEPS, reuse="forecast"),
+    vaccel.LeMiCa((0, 1, 4, 8, 11), STEPS),
+    vaccel.EasyCache(threshold=0.2, warmup=3),
+    vaccel.Auto(psnr=30.0),
+    None,
+)
+ADAPTERS = ("none", "one", "two")
+OWN = threading.local()
+
+
+class Aborted(Exception):  # noqa: N818
+    """A client has gone."""
+
+
+def watched(model: Any, took: list[float]) -> None:
+    """Collects the thread's processor time of every ``Run.call`` beside what the model's forward takes."""
+    forward, call = model.forward, Run.call
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.thread_time()
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            OWN.model = getattr(OWN, "model", 0.0) + time.thread_time() - start
+
+    def own(self: Run, *args: Any, **kwargs: Any) -> Any:
+        start, OWN.model = time.thread_time(), 0.0
+        try:
+            return call(self, *args, **kwargs)
+        finally:
+            if args[0] > 1:  # a run's first steps plan it and make its buffers
+                took.append(time.thread_time() - start - OWN.model)
+
+    model.forward, Run.call = timed, own
+
+
+def digest(clip: torch.Tensor) -> str:
+    return hashlib.sha256(clip.numpy().tobytes()).hexdigest()[:16]
+
+
+def request(pipe: Any, handle: Any, job: tuple[int, int, int]) -> str:
+    """The digest of a request's clip; "aborted" for one whose client has gone."""
+    prompt, method, stop = job
+    own = copy.copy(pipe)
+    own.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+
+    def leaving(pipe: Any, step: int, t: Any, kwargs: Any) -> Any:
+        if step == stop:
+            raise Aborted
+        return kwargs
+
+    more = {"callback_on_step_end": leaving} if stop >= 0 else {}
+    try:
+        with handle.using(METHODS[method]):
+            return digest(tiny.latents(own, f"clip {prompt}", steps=STEPS, seed=prompt, **more))
+    except Aborted:
+        return "aborted"
+
+
+def drawn(chance: random.Random) -> tuple[int, int, int]:
+    """(prompt, method, the step after which the client leaves; -1 for never)."""
+    stop = chance.randrange(STEPS) if chance.random() < 0.1 else -1
+    return chance.randrange(8), chance.randrange(len(METHODS)), stop
+
+
+def adapted(pipe: Any, name: str) -> None:
+    if name == "none":
+        pipe.transformer.disable_adapters()
+    else:
+        pipe.transformer.enable_adapters()
+        pipe.transformer.set_adapters([name])
+
+
+def main(
+    requests: Annotated[int, typer.Option(min=ROUND, help="How many requests.")] = 1000,
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON in place of bench/results/cpu.")] = None,
+) -> None:
+    """Exit status 1 where a clip differs from what its request alone gives."""
+    torch.set_num_threads(1)
+    pipe, chance, process = tiny.wan_pipeline(), random.Random(0), psutil.Process()
+    for seed, name in enumerate(ADAPTERS[1:]):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_v"], init_lora_weights=False)
+        pipe.transformer.add_adapter(config, adapter_name=name)
+    handle, took, memory, wrong = vaccel.accelerate(pipe, METHODS[0]), [], [], []
+    watched(pipe.transformer, took)
+    alone: dict[tuple[str, int, int], str] = {}
+    aborted = done = 0
+    with ThreadPoolExecutor(THREADS) as pool:
+        for turn in range(requests // ROUND):
+            name = ADAPTERS[turn % len(ADAPTERS)]
+            adapted(pipe, name)
+            jobs = [drawn(chance) for _ in range(ROUND)]
+            for prompt, method, _ in jobs:
+                if (name, prompt, method) not in alone:
+                    alone[name, prompt, method] = request(pipe, handle, (prompt, method, -1))
+            for job, found in zip(jobs, pool.map(lambda job: request(pipe, handle, job), jobs), strict=True):
+                done += 1
+                aborted += found == "aborted"
+                if found not in ("aborted", alone[name, job[0], job[1]]):
+                    wrong.append([name, *job])
+            memory.append([round(process.memory_info().rss / 2**20, 1), handle.nbytes])
+            said = f"{len(wrong)} wrong, {memory[-1][0]} MiB, {handle.nbytes} bytes cached"
+            print(f"{done}/{requests} requests, {said}", flush=True)
+    handle.remove()
+    times = sorted(took[len(took) // 10 :])  # the first tenth warms up
+    own = {"median_us": 1e6 * statistics.median(times), "p99_us": 1e6 * times[int(0.99 * len(times))]}
+    data = {"requests": done, "aborted": aborted, "wrong": wrong, "threads": THREADS, "memory_mib_and_cached": memory,
+            "own": {**own, "calls": len(times)}}  # fmt: skip
+    path = results.write("soak", data, folder=out)
+    print(f"{own['median_us']:.0f} us a call in the median, {own['p99_us']:.0f} at the 99th percentile; {path}")
+    sys.exit(int(bool(wrong)))
+
+
+if __name__ == "__main__":
+    typer.run(main)
