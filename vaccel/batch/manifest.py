@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..planning import files
+from ..planning import files, json_lines
 
 #: Of a manifest that is read: a million clips of a long prompt each.
 MOST_BYTES = 2**31
@@ -65,17 +65,10 @@ class Manifest:
         if (size := self.path.stat().st_size) > MOST_BYTES:
             raise ValueError(f"{self.path} is no manifest: it has {size} bytes, at most {MOST_BYTES} are read")
         damaged = 0
-        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-                key = line["prompt"], line["seed"]
-                hash(key)
-                ours = line["fingerprint"] == self.fingerprint and "file" in line
-            except (ValueError, RecursionError, TypeError, KeyError):
-                damaged += 1
-                continue
-            if ours:
-                self._made[key] = line
+        for line in json_lines.read(self.path, ("prompt", "seed", "fingerprint")):
+            damaged += line is None
+            if line is not None and line["fingerprint"] == self.fingerprint and "file" in line:
+                self._made[line["prompt"], line["seed"]] = line
         if damaged:
             self.notes.append(f"{damaged} damaged line(s) of {self.path}: those clips are made again")
 
@@ -95,16 +88,7 @@ class Manifest:
     def add(self, job: Job, **said: Any) -> None:
         """A line more.  Raises ``OSError`` where it cannot be written."""
         line = {"prompt": job.prompt, "seed": job.seed, "fingerprint": self.fingerprint, **said}
-        text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-        with files.locked(self.path), self.path.open("a+b") as file:
-            if file.tell() and not _ends_whole(self.path):
-                text = "\n" + text  # a writer was killed in the middle of a line
-            file.write(text.encode())
+        with files.locked(self.path):
+            json_lines.add(self.path, line)
         if "file" in said:
             self._made[job.prompt, job.seed] = line
-
-
-def _ends_whole(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..planning import files
+from ..planning import files, json_lines
 from .clips import as_int16, as_uint8, is_sound
 
 #: (the contender's key, or "full" or "small"; prompt; seed)
@@ -56,14 +56,11 @@ class Log:
         if not file.is_file():
             return
         whole, damaged, others = [], 0, 0
-        for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-                key = line["key"], line["prompt"], line["seed"]
-                hash(key)
-            except (ValueError, RecursionError, TypeError, KeyError):
+        for line in json_lines.read(file, ("key", "prompt", "seed")):
+            if line is None:
                 damaged += 1
                 continue
+            key = line["key"], line["prompt"], line["seed"]
             ours = line.get("fingerprint") == self.fingerprint
             others += not ours
             if not (ours and restart):
@@ -87,8 +84,7 @@ class Log:
         line = {**row, "key": key[0], "prompt": key[1], "seed": key[2], "fingerprint": self.fingerprint}
         file = self.path.with_name(REFERENCES) if is_reference(key) else self.path
         try:
-            with file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(line) + "\n")
+            json_lines.add(file, line)
         except OSError as error:
             self.broken = True
             self.notes.append(f"{file} could not be written ({error.strerror or error}): it holds only part")
