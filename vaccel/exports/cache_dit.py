@@ -52,12 +52,7 @@ def cache_dit(
 
 
 def _path(artifact: Path, budget: int, stands_in: str) -> Forecast | LeMiCa:
-    try:
-        artifacts.read(artifact, LeMiCa.id)
-    except ValueError as error:
-        if " artifact but one of " not in str(error):
-            raise
-    else:
+    if artifacts.kind_of(artifact) == LeMiCa.id:
         return LeMiCa.load(artifact, budget)
     if stands_in == "taylorseer":
         return Forecast.load(artifact, budget)

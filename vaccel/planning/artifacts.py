@@ -65,14 +65,31 @@ def read_sealed(path: str | Path, method: str) -> tuple[dict[str, Any], str]:
     return data, seal
 
 
-def _sealed(path: str | Path, method: str) -> tuple[dict[str, Any], str]:
-    """As ``read_sealed``, before the fields are checked."""
+def kind_of(path: str | Path) -> str:
+    """The id of the method that an artifact is of; "" where it names none.  The artifact itself is not checked.
+
+    Raises ``ValueError`` for a file that is no JSON, ``FileNotFoundError`` where there is none.
+    """
+    data = _parsed(path)
+    found = data.get("method") if isinstance(data, dict) else None
+    return found if _is_name(found) else ""
+
+
+def _parsed(path: str | Path) -> Any:
     state(path)
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"), parse_int=_whole_number)
         schema.check_nesting(data)
     except (ValueError, IsADirectoryError) as error:  # of JSON, of the encoding, of its numbers, of its depth
         raise ValueError(f"{path} is not a calibration artifact, or was cut short: {error}") from None
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(f"{path} is not a calibration artifact: {type(error).__name__} on reading it") from None
+    return data
+
+
+def _sealed(path: str | Path, method: str) -> tuple[dict[str, Any], str]:
+    """As ``read_sealed``, before the fields are checked."""
+    data = _parsed(path)
     if not isinstance(data, dict) or data.get("method") != method:
         found = data.get("method") if isinstance(data, dict) else None
         raise ValueError(f"{path} is not a {method} artifact" + (f" but one of {found}" if _is_name(found) else ""))
