@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..out_of_memory import out_of_memory
+
 console = Console(markup=False, emoji=False)
 #: Seconds between two lines of progress that say the same where there is no terminal.
 PATIENCE = 30.0
@@ -131,9 +133,9 @@ def clear_errors(kept: str, then: str = "") -> Iterator[None]:
         except (ValueError, OSError, FloatingPointError) as error:
             refuse(error, then=then)
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and "out of memory" not in str(error):
+            if not (said := out_of_memory(error)):
                 raise
-            say(f"out of memory: {str(error).splitlines()[0] if str(error) else 'of the host'}; {kept}", "red")
+            say(f"out of memory: {said}; {kept}", "red")
             leave(1)
 
 

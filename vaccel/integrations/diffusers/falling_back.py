@@ -9,15 +9,6 @@ from torch import nn
 
 from . import ownership
 
-#: What errors say of memory, the host's too, in lower case.
-_SAY = ("out of memory", "can't allocate memory", "not enough memory")
-
-
-def out_of_memory(error: RuntimeError) -> str:
-    """What it says of memory that has run out; "" for any other error."""
-    text = str(error)
-    return text.splitlines()[0] if any(said in text.lower() for said in _SAY) else ""
-
 
 def in_full_from_here(scope: Any, module: nn.Module, inputs: dict[str, Any], said: str) -> Any:
     """The plain model's answer, with everything freed that the run held; so are all later ones of the pipeline's call.

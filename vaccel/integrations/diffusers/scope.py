@@ -13,9 +13,10 @@ from torch import nn
 from ...engine.run import Run
 from ...engine.trace import Trace
 from ...methods import Recording
+from ...out_of_memory import out_of_memory
 from . import guidance, ownership
 from .beginning import executor, new_run
-from .falling_back import in_full_from_here, out_of_memory
+from .falling_back import in_full_from_here
 from .locating import Locator, Place
 from .reporting import observed, report
 from .ruling import ruling_of
