@@ -162,8 +162,11 @@ def test_the_command(tmp_path):
     (["generate", "a cat", "--measure"], "is for --prompts"),
     (["generate", "--prompts", __file__, "--trace", "x.json"], "in their manifest"),
     (["generate", "--prompts", __file__, "--out", __file__], "is a file"),
+    (["generate", "--prompts", __file__, "--measure", "-m", "steps(4)"], "vaccel compare"),
+    (["generate", "--prompts", __file__, "--measure", "-m", "DualExpert(folder='dual_expert')"], "vaccel compare"),
 ])  # fmt: skip
-def test_what_makes_no_sense_is_refused(words, says):
+def test_what_makes_no_sense_is_refused(words, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
     assert says in " ".join(result.output.replace("│", " ").split())

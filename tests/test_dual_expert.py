@@ -92,6 +92,9 @@ def test_as_plain_data(tmp_path):
 def test_a_run_is_the_plain_loop(name, merged, tmp_path):
     pipe, folder = pipeline(name), make(tmp_path, name)
     with vaccel.accelerate(pipe, vaccel.DualExpert(folder, merged=merged)) as handle:
+        for other in (None, vaccel.Schedule([0, 2], num_steps=4)):  # their weights are in it for every call
+            with pytest.raises(ValueError, match="changes the pipeline's weights, for every call: remove"):
+                handle.using(other)
         for prompts in (["a red cat runs"], ["a red cat runs", "a blue dog sleeps"]):
             other = pipeline(name)  # shares nothing with the accelerated one
             x, expected = loop(other, folder, name, prompts)

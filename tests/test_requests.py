@@ -103,6 +103,10 @@ def test_what_cannot_be_used_is_refused(pipe):
         handle.using("TeaCache")
     with pytest.raises(ValueError, match="changes the pipeline's weights"):
         handle.using(vaccel.DualExpert("experts"))
+    assert len(handle._session._pilots) == 0
+    for speed in range(100):
+        handle.using(vaccel.Auto(speedup=1.1 + speed))
+    assert len(handle._session._pilots) <= 64, "a server may ask for any speed"
     with handle.using(vaccel.Schedule([0, 2], num_steps=5)), pytest.raises(ValueError, match="5 steps"):
         tiny.latents(pipe, steps=STEPS)
     handle.remove()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,6 +22,7 @@ from .integrations.diffusers.scope import Scope
 from .integrations.diffusers.session import Session, dtype_of, usable
 from .methods import Auto, Method
 from .methods.auto import VISIBLE
+from .methods.base import required
 from .models import Family, find
 from .models.denoisers import denoisers_of, takes_timestep
 from .planning.schema import step_count
@@ -142,6 +142,8 @@ class Handle:
         session = self._session
         if session is None or session.pipe is None:
             raise RuntimeError("the handle was removed: nothing is accelerated")
+        if session.method.experts is not None:
+            raise ValueError(f"{_of_weights(session.method)}: remove() first")
         return using(session, None if method is None else _other(session, method, small))
 
     def on_run(self, listener: Callable[[RunReport], object]) -> Callable[[], None]:
@@ -223,9 +225,7 @@ def accelerate(
     or do not fit, ``cuda_graphs=True`` without a GPU, or an attention backend that cannot run here.  A method that does
     not fit the number of steps raises at the first step of the run, before any forward.
     """
-    method = Auto(psnr=VISIBLE) if method is None else method
-    if not isinstance(method, Method):
-        raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
+    method = Auto(psnr=VISIBLE) if method is None else required(method)
     if cuda_graphs:
         graphs.backend()
     denoisers = denoisers_of(pipe)
@@ -252,9 +252,8 @@ def accelerate(
     mismatches(method, pipe)
     if (first := next(transformers[0].parameters(), None)) is not None:
         first_use(first.device)
-    session = Session(pipe, method, described, smalls, compile=compile, cuda_graphs=cuda_graphs, strict=strict)
-    if method != asked:
-        session.ruling = dataclasses.replace(session.ruling, notes=(_outside(method),))
+    session = Session(pipe, method, described, smalls, notes=_outside(method, asked), compile=compile,
+                      cuda_graphs=cuda_graphs, strict=strict)  # fmt: skip
     session.attach()
     try:
         if saved is not None:
@@ -267,17 +266,19 @@ def accelerate(
     return Handle(session, chosen)
 
 
-def _outside(method: Method) -> str:
-    return f"seen from outside, so that {type(method).__name__} leaves the blocks alone"
+def _outside(method: Method, asked: Method) -> tuple[str, ...]:
+    """What every trace is to say where a method runs otherwise than it was asked for."""
+    return (f"seen from outside, so that {type(method).__name__} leaves the blocks alone",) if method != asked else ()
+
+
+def _of_weights(method: Method) -> str:
+    return f"{type(method).__name__} changes the pipeline's weights, for every call"
 
 
 def _other(session: Session, method: Method, small: Any) -> Ruling:
     """A ruling for some calls of a pipeline that is accelerated."""
-    if not isinstance(method, Method):
-        raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
-    for one in (method, session.method):
-        if one.experts is not None:
-            raise ValueError(f"{type(one).__name__} changes the pipeline's weights, for every call: remove() first")
+    if required(method).experts is not None:
+        raise ValueError(f"{_of_weights(method)}: accelerate the pipeline with it instead")
     denoisers, family = denoisers_of(session.pipe), session.family
     known = session.ruling.smalls
     if small is None and known and method.needs_small:
@@ -285,7 +286,7 @@ def _other(session: Session, method: Method, small: Any) -> Ruling:
     inside = method if family.described else method.outside()
     smalls = _smalls(inside, _by_place(small, list(denoisers)), list(denoisers.values()), family)
     mismatches(inside, session.pipe)
-    return session.rule(inside, smalls, (_outside(inside),) if inside != method else ())
+    return session.rule(inside, smalls, _outside(inside, method))
 
 
 def _by_place(small: Any, names: list[str]) -> Any:

@@ -13,6 +13,7 @@ from .cache.buffers import Buffers
 from .engine.run import Run
 from .engine.trace import Trace
 from .methods import Method
+from .methods.base import required
 from .models import Family, find, model_of
 from .models.call import Model, Stage
 from .models.generic import Generic, PlainCallable
@@ -54,9 +55,7 @@ class Denoiser:
         denoise: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] | None = None,
         channel_axis: int | None = None,
     ):
-        if not isinstance(method, Method):
-            raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
-        if method.needs_small and small is None:
+        if required(method).needs_small and small is None:
             raise ValueError(f"{type(method).__name__} needs the small model of the family: pass small")
         if method.experts is not None:
             raise ValueError(f"{type(method).__name__} needs a pipeline to put its weights into: use vaccel.accelerate")

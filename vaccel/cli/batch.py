@@ -9,7 +9,7 @@ import typer
 
 from .completion import after
 from .console import Bar, clear_errors, followed_by, leave, say
-from .loading import Loaded, contender
+from .loading import Loaded, automatic, contender
 
 #: Of a batch's clips.
 SUFFIX = ".mp4"
@@ -36,7 +36,7 @@ def batch(
         chosen = contender(text, loaded, pipeline, steps)
         if chosen.needs_small and loaded.small is None:
             raise typer.BadParameter(f"{text} needs a small model too: pass --small FOLDER", param_hint="--method")
-        if measure and chosen.kind != "vaccel":
+        if measure and (chosen.kind != "vaccel" or chosen.method.experts is not None):
             raise typer.BadParameter(f"{text} is for `vaccel compare` to measure", param_hint="--measure")
         arguments = {**loaded.call, "num_inference_steps": steps}
         header = {**fingerprints.header("", loaded.pipe, arguments), "method": chosen.key, "fps": fps}
@@ -55,12 +55,3 @@ def batch(
     say(f"{len(done) - len(failed)} clips made, {there} were there: {shlex.quote(str(manifest.path))}")
     if failed:
         leave(1)
-
-
-def automatic(loaded: Loaded) -> str:
-    """The method where none is named, as it is written: ``accelerate``'s own, with the calibration of the demo's."""
-    from ..methods.auto import VISIBLE
-
-    calibrated = loaded.checker is not None and (loaded.folder / "forecast.json").is_file()
-    known = "artifact='forecast.json', " if calibrated else ""
-    return f"Auto({known}psnr={VISIBLE:g})"

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .batch import automatic, batch
+from .batch import batch
 from .completion import after, methods
 from .console import clear_errors, followed_by, leave, refuse, say
-from .loading import Loaded, contender
+from .loading import Loaded, automatic, contender
 from .options import Call, Dtype, PromptFile, Small, Steps, prompts_of
 
 FORMATS = (".mp4", ".gif", ".png", ".webp")

@@ -75,6 +75,15 @@ def contender(text: str, loaded: Loaded, pipeline: str, steps: int) -> Any:
         return parse_contender(text, loaded.folder)
 
 
+def automatic(loaded: Loaded) -> str:
+    """The method where none is named, as it is written: ``accelerate``'s own, with the calibration of the demo's."""
+    from ..methods.auto import VISIBLE
+
+    calibrated = loaded.checker is not None and (loaded.folder / "forecast.json").is_file()
+    known = "artifact='forecast.json', " if calibrated else ""
+    return f"Auto({known}psnr={VISIBLE:g})"
+
+
 def _caption_score(clip: Any, prompt: str) -> dict[str, float]:
     from ..demo.checker import check
 

@@ -271,6 +271,13 @@ class Method:
         return cls(*args, **{**fields, **overrides})
 
 
+def required(method: Any) -> Method:
+    """The method.  Raises ``ValueError`` for anything else."""
+    if not isinstance(method, Method):
+        raise ValueError(f"method must be a vaccel method such as vaccel.TeaCache(...), got {method!r}")
+    return method
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Method):
         return value.to_json()

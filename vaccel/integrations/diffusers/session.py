@@ -35,6 +35,8 @@ from .workspace import Pool, Workspace
 
 #: Where diffusers keeps the hooks of a module.
 REGISTRY = "_diffusers_hook"
+#: Of so many different ``Auto`` what was learnt is remembered: a server may ask for any speed.
+MOST_PILOTS = 64
 
 
 class Session:
@@ -52,6 +54,7 @@ class Session:
         family: Family,
         smalls: Sequence[nn.Module | None] = (),
         *,
+        notes: tuple[str, ...] = (),
         compile: bool = False,
         cuda_graphs: bool | None = False,
         strict: bool = True,
@@ -66,7 +69,7 @@ class Session:
         self._numbers = [n for n, name in enumerate(self.names) if name in there]
         self._pilots: dict[Method, Pilot] = {}
         #: What decides where nothing else is named.
-        self.ruling = self.rule(method, smalls)
+        self.ruling = self.rule(method, smalls, notes)
         self.observers: list[Callable[[RunReport], object]] = []  # called after every run
         self.refused: list[str] = []
         #: Whether steps are captured; None for where that is certified and steps are launch-bound.
@@ -88,10 +91,12 @@ class Session:
         return self._pipe()
 
     def rule(self, method: Method, smalls: Sequence[nn.Module | None], notes: tuple[str, ...] = ()) -> Ruling:
-        """A ruling by a method and the small models beside the pipeline's denoisers."""
-        pilot = None
-        if isinstance(method, Auto):
-            pilot = self._pilots.setdefault(method, Pilot(method, self.family))
+        """A ruling by a method and the small models beside the pipeline's denoisers; ``notes``: what traces say."""
+        pilot = self._pilots.get(method)
+        if pilot is None and isinstance(method, Auto):
+            while len(self._pilots) >= MOST_PILOTS:
+                self._pilots.pop(next(iter(self._pilots))).close()
+            pilot = self._pilots[method] = Pilot(method, self.family)
         beside = {n: s for n, s in zip(self._numbers, smalls, strict=False) if s is not None}
         return Ruling(method, beside, notes, pilot)
 
