@@ -72,13 +72,14 @@ doctor: $(STAMP)
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) "setuptools>=77" wheel ninja "pybind11>=2.12"
+	$(PIP) $(BUILDS)
 	$(PIP) --no-build-isolation -e ".[all,test,lint]"
 	$(PIP) --no-deps "k-diffusion==0.1.1.post1"
 	touch $@ $(DEMO_STAMP)
 
 # Of torch the build without CUDA, where there is no GPU and its index answers: PyPI's for Linux is ten times as large.
 # Nothing is compiled to bytecode ahead of time: most of it is never imported.
+BUILDS := "setuptools>=77" wheel ninja "pybind11>=2.12"
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 CPU_INDEX = $(shell test "$$(uname)" = Linux && ! command -v nvidia-smi >/dev/null && $(PYTHON) -c \
 	"import urllib.request as web; web.urlopen('$(CPU_TORCH)/torch/', timeout=3)" 2>/dev/null && \
@@ -89,11 +90,13 @@ $(DEMO_STAMP): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
 	@echo "set-up 1 of 3: torch"
 	$(PIP) --no-compile $(CPU_INDEX) torch
 	@echo "set-up 2 of 3: diffusers, what draws the page, and what builds the native parts"
-	$(PIP) --no-compile "setuptools>=77" wheel ninja "pybind11>=2.12"
-	$(PIP) uv && $(BIN)/python -m uv pip install -q --python $(BIN)/python -c constraints.txt -r pyproject.toml \
+	$(PIP) --no-compile $(BUILDS) uv || $(PIP) --no-compile $(BUILDS)
+	$(BIN)/python -m uv pip install -q --python $(BIN)/python -c constraints.txt -r pyproject.toml \
 		--extra cli --extra report || echo "uv could not bring them: pip does, in a minute or so"
 	@echo "set-up 3 of 3: the native parts (VACCEL_NATIVE=0 leaves them out)"
-	$(PIP) --no-compile --no-build-isolation -e ".[cli,report]"
+	$(PIP) --no-compile --no-build-isolation --no-deps -e . && \
+		$(BIN)/python -c "import importlib.util as u; exit(not all(map(u.find_spec, ('rich', 'imageio', 'diffusers'))))" \
+		|| $(PIP) --no-compile --no-build-isolation -e ".[cli,report]"
 	touch $@
 
 clean:

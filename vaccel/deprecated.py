@@ -37,6 +37,6 @@ def note(of: str, old: str) -> str:
     return str(next(each for each in RENAMED if (each.of, each.old) == (of, old)))
 
 
-def warn(of: str, old: str, *, level: int = 2) -> None:
-    """A ``DeprecationWarning`` at the place that called ``of``: ``level`` frames above the caller of this, as 2 is."""
-    warnings.warn(note(of, old), DeprecationWarning, stacklevel=level + 1)
+def warn(of: str, old: str) -> None:
+    """A ``DeprecationWarning`` at the place that called the caller of this."""
+    warnings.warn(note(of, old), DeprecationWarning, stacklevel=3)
