@@ -234,11 +234,27 @@ def _cache_dit(model: Model) -> Iterator[dict[str, Any]]:
         Fn_compute_blocks=1, Bn_compute_blocks=0, max_warmup_steps=0, num_inference_steps=model.steps,
         steps_computation_mask=mask, steps_computation_policy="static",
     )  # fmt: skip
+    with _put_back(model.pipe):
+        try:
+            yield {"prepare": lambda: cache_dit.enable_cache(model.pipe, cache_config=config)}
+        finally:
+            with contextlib.suppress(Exception):  # where it was refused there is nothing to take off
+                cache_dit.disable_cache(model.pipe)
+
+
+@contextlib.contextmanager
+def _put_back(pipe: Any) -> Iterator[None]:
+    """The attributes of the pipeline and its denoiser as they were, whatever was patched: cache-dit leaves the forward
+    that it gives some models (LTX-2) on them for good."""
+    before = [(thing, dict(vars(thing))) for thing in (pipe, *pipe.transformer.modules())]
+    call = type(pipe).__call__
     try:
-        yield {"prepare": lambda: cache_dit.enable_cache(model.pipe, cache_config=config)}
+        yield
     finally:
-        with contextlib.suppress(Exception):  # where it was refused there is nothing to take off
-            cache_dit.disable_cache(model.pipe)
+        for thing, attributes in before:
+            vars(thing).clear()
+            vars(thing).update(attributes)
+        type(pipe).__call__ = call
 
 
 @contextlib.contextmanager
