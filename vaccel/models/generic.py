@@ -23,6 +23,7 @@ from . import layout
 from .channel_axis import axis_of, config_of
 from .family import Family, Inputs
 from .layout import Layout
+from .offload import at_root, led
 from .standing import listener, standing
 from .structures import tensors_of
 from .views import View, plain_view
@@ -94,18 +95,12 @@ class Generic:
         return self.family.guided(cond, uncond, scale, out)
 
     def modulation(self, inputs: Inputs, projected: bool) -> torch.Tensor:
-        self._onload()
-        return self.family.modulation(self.model, inputs, projected)
+        with at_root(self.model):
+            return self.family.modulation(self.model, inputs, projected)
 
     def modulations(self, inputs: Inputs, timesteps: torch.Tensor, projected: bool) -> torch.Tensor | None:
-        self._onload()
-        return self.family.modulations(self.model, inputs, timesteps, projected)
-
-    def _onload(self) -> None:
-        """Brings offloaded weights to where the inputs are, as the model's own call will."""
-        offload = getattr(self.model, "_hf_hook", None)
-        if offload is not None:
-            offload.pre_forward(self.model)
+        with at_root(self.model):
+            return self.family.modulations(self.model, inputs, timesteps, projected)
 
     # -- what goes in and what comes out -----------------------------------------------------------------------------
 
@@ -173,7 +168,6 @@ class Generic:
 
     def outright(self, inputs: Inputs) -> Any:
         """The model's own answer to such a call, by no view and uncompiled: to compare with."""
-        self._onload()
         with self._lock:
             return self.original(**(self.family.small_inputs(self.model, inputs) if self.is_small else inputs))
 
@@ -219,7 +213,7 @@ class Generic:
         if self.compile and not self._warned:
             self._warned = True
             warnings.warn("vaccel: other hooks sit on the transformer (offload?): running it uncompiled", stacklevel=3)
-        with self._lock, view.swapped_in():
+        with self._lock, led(self.family.block_list(self.model), view.called), view.swapped_in():
             return self.original(**inputs)
 
     def _compiled(self, view: View, inputs: Inputs) -> Any:

@@ -47,6 +47,8 @@ class View:
         self.lists = {name: nn.ModuleList(blocks) for name, blocks in (lists or {}).items()}
         every = [b for blocks in self.lists.values() for b in blocks]
         self.buffered = [b for b in every if isinstance(b, (AddResidual, AddFirst))]
+        #: The ids of the model's own blocks that a call of the view calls.
+        self.called = {id(inner) for b in every for inner in (b, *b._modules.values())}
         self._kept: dict[int, KeepState | Resumption] = {}
         self._states: dict[int, BlockState] | None = None  # those of the last call
         self._of = _parts(model, self.attributes)
