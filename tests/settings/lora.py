@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from .base import Setting
-from .offload import denoiser, model_offload
+from .offload import denoiser, group_whole_pipeline
 
 #: Attention, and the output projection, which lies at the transformer's root.
 TARGETS = ("to_q", "to_v", "proj_out")
@@ -67,8 +68,6 @@ def delete(pipe: Any) -> None:
 
 def weights(pipe: Any, seed: int) -> dict[str, torch.Tensor]:
     """The file of another adapter for the same layers."""
-    import copy
-
     twin = copy.deepcopy(pipe)
     if not getattr(denoiser(twin), "_hf_peft_config_loaded", False):
         add(twin, "default")
@@ -98,7 +97,7 @@ def fuse_pipeline(pipe: Any) -> None:
 
 
 def offloaded(pipe: Any) -> None:
-    model_offload(pipe)
+    group_whole_pipeline(pipe)
     load(pipe)
 
 
@@ -116,4 +115,4 @@ Setting("LoRA fused", apply=fuse_pipeline, recipe="pipe.fuse_lora()", **LORA)
 Setting("LoRA unfused", first=fused, apply=unfuse, recipe="pipe.unfuse_lora()", pipes=("wan", "sd"), **LORA)
 Setting("LoRA unloaded", first=load, apply=unload_pipeline, recipe="pipe.unload_lora_weights()", **LORA)
 Setting("LoRA loaded on an offloaded pipeline", apply=offloaded, pipes=("wan", "sd"),
-        recipe="pipe.enable_model_cpu_offload(); pipe.load_lora_weights(...)", **LORA)  # fmt: skip
+        recipe="pipe.enable_group_offload(...); pipe.load_lora_weights(...)", **LORA)  # fmt: skip
