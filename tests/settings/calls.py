@@ -13,6 +13,7 @@ from diffusers import (
 )
 
 from .base import Setting
+from .offload import denoiser
 
 
 def ending(function: Any, *names: str) -> Any:
@@ -61,9 +62,8 @@ def calling(pipe: Any, i: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]
     return kwargs
 
 
-# The calls of a step have different numbers of branches, or its letters others, in the oracles' loops: these hold what
-# computes everything to the plain pipeline, and what reuses outputs to the loop that does.
-PLAIN = ("everything", "outputs")
+#: An interrupted run has made fewer steps than a method that looks ahead was told of.
+PLAIN = ("everything", "outputs", "EasyCache")
 CALLS = {"group": "Callbacks", "orders": ("before", "between")}
 Setting("latents changed", call=ending(louder), recipe="callback_on_step_end", fast=True, **CALLS)
 Setting("latents changed in place", call=ending(in_place), recipe="callback_on_step_end", **CALLS)
@@ -91,21 +91,21 @@ def copied(pipe: Any) -> None:
     """Copies are made of it and changed; this one goes on as it was."""
     shallow, deep = copy.copy(pipe), copy.deepcopy(pipe)
     shallow.scheduler = copy.deepcopy(pipe.scheduler)
-    model = getattr(deep, "transformer", None) or deep.unet
+    model = denoiser(deep)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
 
 
 def weights_written(pipe: Any) -> None:
-    model = getattr(pipe, "transformer", None) or pipe.unet
+    model = denoiser(pipe)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.01)
 
 
 def state_loaded(pipe: Any) -> None:
-    model = getattr(pipe, "transformer", None) or pipe.unet
+    model = denoiser(pipe)
     generator = torch.Generator().manual_seed(8)
     state = {k: v + 0.01 * torch.randn(v.shape, generator=generator) for k, v in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
@@ -113,13 +113,13 @@ def state_loaded(pipe: Any) -> None:
 
 def hooked(pipe: Any) -> None:
     """The user's own hook on the denoiser, which changes what it answers."""
-    model = getattr(pipe, "transformer", None) or pipe.unet
+    model = denoiser(pipe)
     model.register_forward_hook(lambda module, args, answer: tuple(a * 1.1 for a in answer))
 
 
 OTHERS = {"group": "Copies, other pipelines, weights"}
 Setting("another scheduler", apply=another_scheduler, pipes=("wan",), wide=True, recipe="pipe.scheduler = ...", **OTHERS)
-Setting("from_pipe", apply=from_pipe, pipes=("wan", "sd"), neutral=True, recipe="OtherPipeline.from_pipe(pipe)",
+Setting("from_pipe", apply=from_pipe, pipes=("wan", "sd"), wide=True, recipe="OtherPipeline.from_pipe(pipe)",
         **OTHERS)  # fmt: skip
 Setting("copies", apply=copied, neutral=True, recipe="copy.copy(pipe), copy.deepcopy(pipe)", pipes=("wan", "flux"),
         **OTHERS)  # fmt: skip

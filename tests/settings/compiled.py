@@ -12,10 +12,10 @@ import torch
 
 from .base import Setting
 from .lora import add
-from .offload import denoiser, group
+from .offload import denoiser
 
-#: Every method that has other forwards than the plain one; the compiler takes its time for each.
-SOME = ("everything", "outputs", "blocks", "resume")
+#: One method that calls the plain forward alone, and one with forwards of its own: the compiler takes seconds for each.
+SOME = ("outputs", "blocks")
 
 
 def reset() -> None:
@@ -62,12 +62,7 @@ def regional_lora(pipe: Any) -> None:
     regional(pipe)
 
 
-def regional_groups(pipe: Any) -> None:
-    regional(pipe)
-    group(pipe)
-
-
-COMPILED = {"group": "torch.compile", "neutral": True, "methods": SOME}
+COMPILED = {"group": "torch.compile", "neutral": True, "methods": SOME, "orders": ("before", "between")}
 Setting("regional", apply=regional, pipes=("wan",), recipe="transformer.compile_repeated_blocks()", fast=True, **COMPILED)
 Setting("regional, a LoRA", apply=regional_lora, pipes=("wan",), recipe="the LoRA first",
         **{**COMPILED, "neutral": False})  # fmt: skip
@@ -77,4 +72,4 @@ Setting("full, with a graph break", apply=with_breaks, pipes=("wan",), recipe="t
 Setting("full, the forward", apply=by_forward, pipes=("wan",), recipe="transformer.forward = torch.compile(...)",
         **COMPILED)  # fmt: skip
 Setting("full, wrapped", apply=wrapped, pipes=("wan", "sd"), recipe="pipe.transformer = torch.compile(pipe.transformer)",
-        refuses={("*", "*"): "compile=True"}, **COMPILED)  # fmt: skip
+        refuses={("*", "*"): "compile=True"}, **{**COMPILED, "orders": ("before", "after", "between")})  # fmt: skip

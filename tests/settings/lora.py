@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
+import diffusers
 import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -67,16 +67,13 @@ def delete(pipe: Any) -> None:
 
 
 def weights(pipe: Any, seed: int) -> dict[str, torch.Tensor]:
-    """The file of another adapter for the same layers."""
-    twin = copy.deepcopy(pipe)
-    if not getattr(denoiser(twin), "_hf_peft_config_loaded", False):
-        add(twin, "default")
-    state = get_peft_model_state_dict(denoiser(twin), adapter_name=next(iter(denoiser(twin).peft_config)))
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        f"{'unet' if hasattr(pipe, 'unet') else 'transformer'}.{k}": torch.randn(v.shape, generator=generator) * 0.1
-        for k, v in state.items()
-    }
+    """What a file of an adapter for these layers holds."""
+    model = denoiser(pipe)
+    twin = getattr(diffusers, type(model).__name__).from_config(model.config)
+    twin.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=list(TARGETS)))
+    generator, prefix = torch.Generator().manual_seed(seed), "unet" if hasattr(pipe, "unet") else "transformer"
+    state = get_peft_model_state_dict(twin, adapter_name="default")
+    return {f"{prefix}.{k}": torch.randn(v.shape, generator=generator) * 0.1 for k, v in state.items()}
 
 
 def load(pipe: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from typing import Any
 
@@ -156,4 +155,3 @@ Setting("torch.autocast", around=lambda: torch.autocast("cpu", torch.bfloat16), 
         recipe="with torch.autocast(...): pipe(...)", pipes=("wan", "sd"), **{**AUTOGRAD, "neutral": False})  # fmt: skip
 Setting("torch.enable_grad", around=torch.enable_grad, recipe="with torch.enable_grad(): pipe(...)",
         orders=("before", "between"), pipes=("wan",), **AUTOGRAD)  # fmt: skip
-_ = contextlib

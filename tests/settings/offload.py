@@ -25,7 +25,7 @@ def _folder() -> str:
 
 
 def denoiser(pipe: Any) -> torch.nn.Module:
-    return getattr(pipe, "transformer", None) or pipe.unet
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
 def model_offload(pipe: Any) -> None:

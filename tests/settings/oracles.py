@@ -135,14 +135,14 @@ def by_tea(
         return generate(subject, pipe, steps, **call), run.letters
 
 
-def by_letters(subject: Subject, pipe: Any, letters: str, **call: Any) -> list[torch.Tensor]:
-    """What the plain pipeline makes of such steps."""
+def by_letters(subject: Subject, pipe: Any, letters: str, steps: int = STEPS, **call: Any) -> list[torch.Tensor]:
+    """What the plain pipeline makes of such steps; one that is interrupted makes fewer."""
     run = Letters(subject, pipe, letters)
     with contextlib.ExitStack() as stack:
         stack.enter_context(exchanged([run.module], run.call))
         if "r" in letters or "b" in letters:
             stack.enter_context(exchanged(run.blocks, run.block))
-        return generate(subject, pipe, len(letters), **call)
+        return generate(subject, pipe, steps, **call)
 
 
 def by_a_stand_in(

@@ -194,18 +194,18 @@ def _examined(
 ) -> tuple[str, str]:  # fmt: skip
     """(outcome, what there is to say)."""
     expected, refused = setting.refusal(order, name), None
-    pipe = built(setting, subject, applied=order == "before")
+    pipe, made_at = built(setting, subject, applied=order == "before"), []
     small = subject.small() if method.needs_small else None
     if small is not None and setting.wide and setting.apply is not None:
         small.to(subject.denoiser(built(setting, subject, applied=True)).dtype)
     try:
         try:
-            made, trace = _accelerated(setting, pipe, order, method, steps, small, right)
+            made, trace = _accelerated(setting, pipe, order, method, steps, small, right, made_at)
         except ValueError as error:
             if expected is None or not re.search(expected, str(error)):
                 raise
             refused = str(error)
-            if order != "before" and setting.apply is not None and not pipe_has(setting, pipe):
+            if order != "before" and setting.apply is not None and not made_at:
                 setting.apply(pipe)
         else:
             if expected is not None:
@@ -214,7 +214,7 @@ def _examined(
                 return "wrong", f"not what it should be ({trace.timeline()})"
         if state_of(pipe, subject, setting.given) != under[0] and refused is None:
             return "wrong", f"remove() leaves another pipeline: {_difference(under[0], pipe, subject, setting)}"
-        if name in ("everything", "blocks") and not same(right.made(pipe), under[1]):
+        if (refused or name in ("everything", "blocks")) and not same(right.made(pipe), under[1]):
             return "wrong", "after remove() the pipeline is another"
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -222,20 +222,19 @@ def _examined(
     return ("refused", refused) if refused is not None else ("right", "")
 
 
-def pipe_has(setting: Setting, pipe: Any) -> bool:
-    """Whether a refused pipeline has the setting already."""
-    return vars(pipe).pop("_setting_applied", False)
-
-
 def _accelerated(
-    setting: Setting, pipe: Any, order: str, method: Method, steps: int, small: Any, right: Right
+    setting: Setting, pipe: Any, order: str, method: Method, steps: int, small: Any, right: Right, made_at: list[str]
 ) -> tuple[Tensors, Any]:
-    """What the accelerated pipeline makes under the setting, and its trace; the handle is removed at the end."""
+    """What the accelerated pipeline makes under the setting, and its trace; the handle is removed at the end.
+
+    ``made_at`` is told once the setting is made.
+    """
     with vaccel.accelerate(pipe, method, small=small) as handle:
         if order == "between":
             first = generate(right.subject, pipe, steps)
             assert all(bool(torch.isfinite(t).all()) for t in first)
         if order != "before" and setting.apply is not None:
+            made_at.append(order)
             setting.apply(pipe)
         return right.made(pipe, steps), handle.trace
 

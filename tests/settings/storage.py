@@ -18,11 +18,7 @@ def casting(pipe: Any) -> None:
 
 
 def casting_e5m2(pipe: Any) -> None:
-    from diffusers.hooks import apply_layerwise_casting
-
-    apply_layerwise_casting(
-        denoiser(pipe), storage_dtype=torch.float8_e5m2, compute_dtype=torch.float32, skip_modules_pattern=("norm",)
-    )
+    denoiser(pipe).enable_layerwise_casting(storage_dtype=torch.float8_e5m2, compute_dtype=torch.float32)
 
 
 def casting_and_offload(pipe: Any) -> None:
@@ -143,7 +139,7 @@ def _replace(pipe: Any, made: Any, multiple: int = 1) -> None:
 CASTING = {"group": "Layer-wise casting"}
 Setting("fp8 storage", apply=casting, recipe="transformer.enable_layerwise_casting(torch.float8_e4m3fn, ...)", fast=True,
         **CASTING)  # fmt: skip
-Setting("fp8 storage, e5m2", apply=casting_e5m2, recipe="apply_layerwise_casting(transformer, torch.float8_e5m2, ...)",
+Setting("fp8 storage, e5m2", apply=casting_e5m2, recipe="transformer.enable_layerwise_casting(torch.float8_e5m2, ...)",
         pipes=("wan",), **CASTING)  # fmt: skip
 Setting("fp8 storage and model offload", apply=casting_and_offload, recipe="both", pipes=("wan", "flux"), **CASTING)
 Setting("fp8 storage and group offload", apply=casting_and_groups, recipe="both", pipes=("wan",), **CASTING)

@@ -25,7 +25,7 @@ class BlockResidual(Store):
         return self.of
 
     def slot(self, call: Any) -> Slot:
-        return _Slot(self.name, call)
+        return _Slot(self.name, call, call.large if self.of == "large" else call.stage.small)
 
     def nbytes(self, plan: Any) -> int:
         model = plan.stage.large if self.of == "large" else plan.stage.small
@@ -47,10 +47,10 @@ class Kept:
 class _Slot(Slot):
     __slots__ = ("buffers", "fits", "text")
 
-    def __init__(self, name: str, call: Any):
+    def __init__(self, name: str, call: Any, model: Any):
         super().__init__(name, call)
         self.buffers, self.text = call.buffers, None  # the text's shape that the residual was computed beside
-        self.fits = (call.shape, call.dtype)
+        self.fits = (call.shape, call.dtype, model.inside(call.x.device))
         if self.buffers.fit(self.key, self.fits):  # an earlier run of the same kind has made it
             self.buffer = self.buffers.held(self.key)
 

@@ -158,7 +158,7 @@ class States(Slot):
         rows = len(call.x) if self.both else len(call.x) - call.half
         start = 0 if self.both else call.half
 
-        fits = (call.shape, call.dtype, rows, text, self.numbers)
+        fits = (call.shape, call.dtype, rows, text, self.numbers, call.large.inside(call.x.device))
         known = call.buffers.fit(self.key, fits)  # an earlier run of the same kind has made them
 
         def state(number: int) -> BlockState:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..models import Family
+from ..models.compiling import Compiler
 from ..models.layout import Inputs
 from ..models.transformer import Transformer
 from .files import DETAIL, SEMANTIC, SavedExperts, WeightFile
@@ -49,7 +50,7 @@ class Experts:
         except BaseException:
             self.restore()
             raise
-        self.detail = _Detail(tree, self.model, model.family, model.compile) if tree is not None else model
+        self.detail = _Detail(tree, self.model, model.family, model.compiler) if tree is not None else model
         self.models = (model, self.detail)
 
     @property
@@ -158,8 +159,8 @@ def _write(file: IO[bytes], tensor: torch.Tensor) -> None:
 class _Detail(Transformer):
     """The detail expert's modules; their own tensors follow the shared ones to the transformer's device."""
 
-    def __init__(self, tree: nn.Module, base: nn.Module, family: Family, compile: bool):
-        super().__init__(tree, family, compile=compile)
+    def __init__(self, tree: nn.Module, base: nn.Module, family: Family, compiler: Compiler | None):
+        super().__init__(tree, family, compiler=compiler)
         theirs = {id(t) for t in (*base.parameters(), *base.buffers())}
         self._own = [p for p in tree.parameters() if id(p) not in theirs]
         for p in self._own:

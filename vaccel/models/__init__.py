@@ -8,6 +8,7 @@ import pkgutil
 from torch import nn
 
 from .cogvideox import CogVideoX
+from .compiling import Compiler
 from .family import DESCRIBED, BlockList, Family
 from .generic import Generic
 from .qwen_image import QwenImage
@@ -57,6 +58,6 @@ def family_of(kind: type) -> Family:
     return next(described, GENERIC)
 
 
-def model_of(module: nn.Module, family: Family, *, small: bool = False, compile: bool = False) -> Generic:
+def model_of(module: nn.Module, family: Family, *, small: bool = False, compiler: Compiler | None = None) -> Generic:
     """A module as the engine calls it."""
-    return (Transformer if family.described else Generic)(module, family, small=small, compile=compile)
+    return (Transformer if family.described else Generic)(module, family, small=small, compiler=compiler)

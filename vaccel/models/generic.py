@@ -8,6 +8,7 @@ and its blocks.
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import warnings
 import weakref
@@ -21,6 +22,7 @@ from .. import ops
 from ..planning.channels import Channels, pieces_of
 from . import layout
 from .channel_axis import axis_of, config_of
+from .compiling import Compiler
 from .family import Family, Inputs
 from .layout import Layout
 from .offload import at_root, led
@@ -28,6 +30,7 @@ from .standing import listener, standing
 from .structures import tensors_of
 from .views import View, plain_view
 
+_numbers = itertools.count()
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 
 
@@ -46,18 +49,19 @@ class Generic:
     """A denoiser at its root.
 
     ``original`` calls the model with whatever hooks sit on it.  ``experts`` are the models that ``expert`` chooses
-    from, where it stands for several.
+    from, where it stands for several.  ``compiler`` is what compiles its views, None where nothing does.
     """
 
     described = False
     depth = 0
     carries_text = False
 
-    def __init__(self, model: nn.Module, family: Family, *, small: bool = False, compile: bool = False):
-        self.model, self.family, self.is_small, self.compile = model, family, small, compile
+    def __init__(self, model: nn.Module, family: Family, *, small: bool = False, compiler: Compiler | None = None):
+        self.model, self.family, self.is_small, self.compiler = model, family, small, compiler
         # The module's own call, past any scope that it would ask for.
         self.original: Callable[..., Any] = functools.partial(nn.Module.__call__, model)
         self.experts: tuple[Generic, ...] = ()
+        self._number = next(_numbers)
         #: Models of the same class in other parts of the run, whose answers lie as its own do.
         self.others: tuple[Generic, ...] = ()
         self._views: dict[Hashable, View] = {}
@@ -83,6 +87,15 @@ class Generic:
 
     def _axis(self, shape: Sequence[int]) -> int:
         return axis_of(shape, config_of(self.model)) if type(self.family) is Family else self.family.channel_axis
+
+    def inside(self, device: torch.device) -> Hashable:
+        """What the hidden states of a call are like beside its latents: whose they are, and what they are computed in.
+
+        Buffers of an earlier run fit where this is the same.
+        """
+        weight, kind = next(self.model.parameters(), None), device.type
+        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return self._number, None if weight is None else weight.dtype, cast
 
     @property
     def spatial(self) -> bool:
@@ -159,7 +172,7 @@ class Generic:
 
     def _answer(self, inputs: Inputs) -> Any:
         """The model's own answer."""
-        if self.compile:
+        if self.compiler is not None:
             return self._through("plain", plain_view, inputs)
         if self.bare:
             return self.original(**inputs)
@@ -183,6 +196,11 @@ class Generic:
 
     # -- views -------------------------------------------------------------------------------------------------------
 
+    def compile_by(self, compiler: Compiler | None) -> None:
+        """From now on views are compiled by this; those that were made otherwise are made anew."""
+        if compiler is not self.compiler:
+            self.compiler, self._views = compiler, {}
+
     def refresh(self) -> None:
         """Drops views of what has been replaced since: a LoRA at the root, a head, a block.  Called as a run opens."""
         for name in [name for name, view in self._views.items() if view.stale()]:
@@ -202,15 +220,15 @@ class Generic:
         view = self._views.get(name)
         if view is None:
             view = self._views[name] = make(self.model, self.family)
-            if self.compile:
-                view.compile()
+            if self.compiler is not None:
+                view.compile(self.compiler)
         if prepare is not None:
             prepare(view)
         if self.bare:
-            if eagerly or not self.compile:
+            if eagerly or self.compiler is None:
                 return view.eager(**inputs)
             return self._compiled(view, inputs)
-        if self.compile and not self._warned:
+        if self.compiler is not None and not self._warned:
             self._warned = True
             warnings.warn("vaccel: other hooks sit on the transformer (offload?): running it uncompiled", stacklevel=3)
         with self._lock, led(self.family.block_list(self.model), view.called), view.swapped_in():
@@ -248,7 +266,7 @@ class Generic:
     def _look(self) -> None:
         """Looks whether more than the model's own forward lies below a call."""
         self.bare = not hooked(self.model)
-        self._quick = self.bare and not self.compile and not self._adapts
+        self._quick = self.bare and self.compiler is None and not self._adapts
 
 
 class PlainCallable:

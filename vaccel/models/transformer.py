@@ -9,6 +9,7 @@ from torch import nn
 
 from ..cache.block_residual import Kept
 from ..cache.block_states import BlockState
+from .compiling import Compiler
 from .family import Family, Inputs
 from .generic import Generic
 from .views import View, recording_view, resuming_view, reusing_view
@@ -19,8 +20,8 @@ class Transformer(Generic):
 
     described = True
 
-    def __init__(self, model: nn.Module, family: Family, *, small: bool = False, compile: bool = False):
-        super().__init__(model, family, small=small, compile=compile)
+    def __init__(self, model: nn.Module, family: Family, *, small: bool = False, compiler: Compiler | None = None):
+        super().__init__(model, family, small=small, compiler=compiler)
         #: Whether text goes through the blocks beside the hidden states.
         self.carries_text = family.carries_text
         self._reuses_other = type(family).reusing_inputs is not Family.reusing_inputs
@@ -71,7 +72,7 @@ class Transformer(Generic):
         if self._skips:
             inputs = self.family.skipped(self.model, inputs)[1]
         view = self._views.get("reusing")
-        if view is None or not self.bare or self.is_small or self.compile:
+        if view is None or not self.bare or self.is_small or self.compiler is not None:
             return self._viewed("reusing", reusing_view, inputs, lambda view: view.set_buffer(buffer))
         for block in view.buffered:
             block.__dict__["buffer"] = buffer
@@ -83,7 +84,7 @@ class Transformer(Generic):
         skipped, inputs = self.family.skipped(self.model, inputs) if self._skips else ((), inputs)
         numbers = tuple(states)
         view = self._views.get(("resuming", after, numbers, skipped))
-        if view is not None and self.bare and not self.is_small and not self.compile:
+        if view is not None and self.bare and not self.is_small and self.compiler is None:
             view.set_states(states)
             answer, kept = view.call(**inputs), self.layout
             return answer[0] if kept.single and len(answer) == 1 and not kept.cuts else kept.pack(answer, inputs)

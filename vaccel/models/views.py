@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..cache.block_states import BlockState
+from .compiling import Compiler, full_graph
 from .family import BlockList, Family
 from .replacements import (
     AddFirst,
@@ -65,17 +66,17 @@ class View:
         now = _parts(self.model, self.attributes)
         return len(now) != len(self._of) or any(a is not b for a, b in zip(now, self._of, strict=True))
 
-    def compile(self, **options: Any) -> None:
-        """Compiles the view as one full graph; raises at the first call where the model's forward breaks it."""
+    def compile(self, compiler: Compiler = full_graph) -> None:
+        """Compiles the view; by default as one full graph, which raises at the first call of a forward that breaks."""
         forward = type(self.module).forward
         if not isinstance(forward, types.FunctionType):
-            self.call = torch.compile(self.module, fullgraph=True, **options)
+            self.call = compiler(self.module)
             return
         # The compiler counts recompilations by code object, so that every view has one of its own.
         code = forward.__code__.replace()
         own = types.FunctionType(code, forward.__globals__, forward.__name__, forward.__defaults__, forward.__closure__)
         own.__kwdefaults__ = forward.__kwdefaults__
-        self.call = torch.compile(types.MethodType(own, self.module), fullgraph=True, **options)
+        self.call = compiler(types.MethodType(own, self.module))
 
     def set_states(self, states: dict[int, BlockState]) -> None:
         """Names where the next call keeps the states after blocks, and which one it resumes from."""

@@ -114,7 +114,7 @@ class Trials:
             known = self._known.get(model.model)
             if not self.over and (known is None or known.weights != weights):
                 answer = self._decide(model, label, weights, inputs)
-                if name == "full" and not (model.is_small or model.compile) and model.layout is not None:
+                if name == "full" and not (model.is_small or model.compiler is not None) and model.layout is not None:
                     model.looked = inputs, answer  # which is then what ``full`` gives
         return getattr(model, name)(inputs, *rest)
 

@@ -22,6 +22,7 @@ from ...experts.weights import Experts
 from ...methods import Auto, ExpertWeights, Method
 from ...models import Family, find
 from ...models.call import Stage
+from ...models.compiling import Compiler, compiler_of, full_graph
 from ...models.denoisers import NAMES, denoisers_of, timestep_argument
 from ...models.generic import Generic
 from ...ops import certified
@@ -197,9 +198,9 @@ class Session:
                     f"the pipeline has a {self.names[number]} now, and no small model was given for it: remove() the "
                     "handle and accelerate it anew with small=[...]"
                 )
-            compiled = self.compile or getattr(module, "_compiled_call_impl", None) is not None
-            large = workspace.model(module, self.family_of(number), small=False, compile=compiled)
-            helper = self._small(workspace, number, small, compiled)
+            compiler = full_graph if self.compile else compiler_of(module)
+            large = workspace.model(module, self.family_of(number), small=False, compiler=compiler)
+            helper = self._small(workspace, number, small, compiler)
             if self.experts is not None:
                 large.experts = self.experts.models
             self._try_attention(number, large, helper)
@@ -227,10 +228,10 @@ class Session:
         if helper is not None:
             watch(helper, f"small {name}")
 
-    def _small(self, workspace: Workspace, number: int, small: nn.Module | None, compiled: bool) -> Any:
+    def _small(self, workspace: Workspace, number: int, small: nn.Module | None, compiler: Compiler | None) -> Any:
         if small is None:
             return None
-        return workspace.model(small, self.family_of(number), small=True, compile=compiled)
+        return workspace.model(small, self.family_of(number), small=True, compiler=compiler)
 
     def sample_with(self, saved: SavedExperts, wanted: ExpertWeights) -> None:
         """Puts the experts' weights and their scheduler in place of the pipeline's own, until ``detach``.

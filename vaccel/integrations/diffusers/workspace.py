@@ -14,6 +14,7 @@ from torch import nn
 from ...cache import Buffers
 from ...engine.graphs import Captures
 from ...models import Family, model_of
+from ...models.compiling import Compiler
 from ...models.generic import Generic
 
 
@@ -25,14 +26,14 @@ class Workspace:
         self.captures: Captures | None = None
         self._models: list[Generic] = []
 
-    def model(self, module: nn.Module, family: Family, *, small: bool, compile: bool) -> Generic:
+    def model(self, module: nn.Module, family: Family, *, small: bool, compiler: Compiler | None) -> Generic:
         """The module as the engine calls it; its views are kept from run to run."""
         for known in self._models:
             if known.model is module and known.family is family and known.is_small == small:
-                known.compile = compile
+                known.compile_by(compiler)
                 known.refresh()  # which looks at both
                 return known
-        made = model_of(module, family, small=small, compile=compile)
+        made = model_of(module, family, small=small, compiler=compiler)
         self._models.append(made)
         return made
 
