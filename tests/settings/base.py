@@ -24,7 +24,7 @@ class Setting:
         name: in words.
         group: the heading in the table.
         apply: makes the setting on a pipeline; None where it is made by the call's arguments alone.
-        first: what is done to the pipeline as it is built, whatever the order (an adapter that ``apply`` then switches).
+        first: what is done to the pipeline as it is built, whatever the order (adapters that ``apply`` switches).
         pipes: names of the subjects that it is tried on.
         orders: those of ``ORDERS`` that mean something for it.
         neutral: whether it changes no bit of what the plain pipeline computes, so that every method is also held to
@@ -36,7 +36,7 @@ class Setting:
         skip: method -> why it is left out.
         refuses: (order, method) -> what the refusal says; "*" stands for any.
         needs: modules that must be installed.
-        fast: whether it is of the share that ``make fast`` runs.
+        fast: whether ``make fast`` runs it, on Flux.
         recipe: how a user writes it, in a few words of code.
         given: the state that outlives a run and that ``remove`` is not held to: attributes of the denoiser.
     """

@@ -1,10 +1,11 @@
-"""What a call brings: callbacks that change latents, prompts or guidance, interruption; and pipelines made of others."""
+"""What a call brings: callbacks that change latents, prompts or guidance; and what is made of a pipeline."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
+import tiny
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
@@ -78,6 +79,11 @@ def another_scheduler(pipe: Any) -> None:
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=2.0)
 
 
+def another_transformer(pipe: Any) -> None:
+    """Of another width and depth."""
+    pipe.transformer = tiny.wan_transformer(12, layers=2, heads=3)
+
+
 def from_pipe(pipe: Any) -> None:
     """Another pipeline with the same components, which is run; this one goes on as it was."""
     if hasattr(pipe, "unet"):
@@ -118,7 +124,10 @@ def hooked(pipe: Any) -> None:
 
 
 OTHERS = {"group": "Copies, other pipelines, weights"}
-Setting("another scheduler", apply=another_scheduler, pipes=("wan",), wide=True, recipe="pipe.scheduler = ...", **OTHERS)
+Setting(
+    "another scheduler", apply=another_scheduler, pipes=("wan",), wide=True, recipe="pipe.scheduler = ...", **OTHERS
+)
+Setting("another transformer", apply=another_transformer, pipes=("wan",), recipe="pipe.transformer = ...", **OTHERS)
 Setting("from_pipe", apply=from_pipe, pipes=("wan", "sd"), wide=True, recipe="OtherPipeline.from_pipe(pipe)",
         **OTHERS)  # fmt: skip
 Setting("copies", apply=copied, neutral=True, recipe="copy.copy(pipe), copy.deepcopy(pipe)", pipes=("wan", "flux"),

@@ -1,7 +1,7 @@
 """torch.compile by the user: regional and full, in place and by the forward.
 
-With the backends "eager" and "aot_eager" the compiler's front end does all of its work, guards and graph breaks, and the
-bits are the model's own: what it would take for another model's graph shows as a difference.
+With the backend "eager" the compiler's front end does all of its work, guards and graph breaks, and the bits are the
+model's own: another compiler than the user's, or the graph of another view, shows as a difference.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def regional_lora(pipe: Any) -> None:
 
 
 COMPILED = {"group": "torch.compile", "neutral": True, "methods": SOME, "orders": ("before", "between")}
-Setting("regional", apply=regional, pipes=("wan",), recipe="transformer.compile_repeated_blocks()", fast=True, **COMPILED)
+Setting("regional", apply=regional, pipes=("wan",), recipe="transformer.compile_repeated_blocks()", **COMPILED)
 Setting("regional, a LoRA", apply=regional_lora, pipes=("wan",), recipe="the LoRA first",
         **{**COMPILED, "neutral": False})  # fmt: skip
 Setting("full, in place", apply=in_place, pipes=("wan", "sd"), recipe="transformer.compile()", **COMPILED)
@@ -71,5 +71,5 @@ Setting("full, with a graph break", apply=with_breaks, pipes=("wan",), recipe="t
         **COMPILED)  # fmt: skip
 Setting("full, the forward", apply=by_forward, pipes=("wan",), recipe="transformer.forward = torch.compile(...)",
         **COMPILED)  # fmt: skip
-Setting("full, wrapped", apply=wrapped, pipes=("wan", "sd"), recipe="pipe.transformer = torch.compile(pipe.transformer)",
+Setting("full, wrapped", apply=wrapped, pipes=("wan", "sd"), recipe="pipe.unet = torch.compile(pipe.unet)",
         refuses={("*", "*"): "compile=True"}, **{**COMPILED, "orders": ("before", "after", "between")})  # fmt: skip

@@ -100,8 +100,10 @@ def offloaded(pipe: Any) -> None:
 
 LORA = {"group": "LoRA"}
 Setting("LoRA added", apply=add, recipe="transformer.add_adapter(config)", **LORA)
-Setting("LoRA loaded", apply=load, recipe="pipe.load_lora_weights(...)", fast=True, **LORA)
-Setting("LoRA scaled", first=add, apply=weaker, recipe='pipe.set_adapters(["one"], [0.25])', pipes=("wan", "sd"), **LORA)
+Setting("LoRA loaded", apply=load, recipe="pipe.load_lora_weights(...)", **LORA)
+Setting(
+    "LoRA scaled", first=add, apply=weaker, recipe='pipe.set_adapters(["one"], [0.25])', pipes=("wan", "sd"), **LORA
+)
 Setting("LoRA switched", first=two, apply=other, recipe='pipe.set_adapters(["two"])', pipes=("wan", "sd"), **LORA)
 Setting("two LoRAs mixed", first=two, apply=both, recipe='pipe.set_adapters(["one", "two"], [0.7, 0.3])',
         pipes=("wan", "flux"), **LORA)  # fmt: skip

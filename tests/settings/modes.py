@@ -95,7 +95,7 @@ def _in(dtype: torch.dtype) -> Any:
 
 MEMORY = {"group": "Memory, dtype, device"}
 Setting("channels last", apply=channels_last, pipes=("sd",), recipe="pipe.unet.to(memory_format=torch.channels_last)",
-        fast=True, **MEMORY)  # fmt: skip
+        **MEMORY)  # fmt: skip
 Setting("channels last, 3-D", apply=channels_last_3d, pipes=("wan",),
         recipe="pipe.transformer.to(memory_format=torch.channels_last_3d)", **MEMORY)  # fmt: skip
 Setting("bfloat16", apply=bfloat16, wide=True, call=_in(torch.bfloat16), recipe="pipe.to(torch.bfloat16)",
@@ -150,8 +150,9 @@ Setting("thawed", first=frozen, apply=thawed, recipe="transformer.requires_grad_
 Setting("train()", apply=training, recipe="transformer.train()", pipes=("wan", "sd"), **{**AUTOGRAD, "neutral": False})
 Setting("eval() again", first=training, apply=evaluating, recipe="transformer.eval()", pipes=("wan",), **AUTOGRAD)
 Setting("torch.inference_mode", around=torch.inference_mode, recipe="with torch.inference_mode(): pipe(...)",
-        orders=("before", "between"), fast=True, pipes=("wan", "sd"), **AUTOGRAD)  # fmt: skip
+        orders=("before", "between"), pipes=("wan", "sd"), **AUTOGRAD)  # fmt: skip
 Setting("torch.autocast", around=lambda: torch.autocast("cpu", torch.bfloat16), orders=("before", "between"),
-        recipe="with torch.autocast(...): pipe(...)", pipes=("wan", "sd"), **{**AUTOGRAD, "neutral": False})  # fmt: skip
+        recipe="with torch.autocast(...): pipe(...)", pipes=("wan", "sd"),
+        **{**AUTOGRAD, "neutral": False})  # fmt: skip
 Setting("torch.enable_grad", around=torch.enable_grad, recipe="with torch.enable_grad(): pipe(...)",
         orders=("before", "between"), pipes=("wan",), **AUTOGRAD)  # fmt: skip

@@ -61,7 +61,11 @@ def group_whole_pipeline(pipe: Any) -> None:
 
 def elsewhere(model: torch.nn.Module) -> None:
     """Offloaded groups are NaN until they are brought, and again when they are taken away."""
-    hooks = [vars(m)["_diffusers_hook"].hooks.get("group_offloading") for m in model.modules() if "_diffusers_hook" in vars(m)]
+    hooks = [
+        vars(m)["_diffusers_hook"].hooks.get("group_offloading")
+        for m in model.modules()
+        if "_diffusers_hook" in vars(m)
+    ]
     for one in {id(hook.group): hook.group for hook in hooks if hook is not None}.values():
         _away(one)
 

@@ -53,7 +53,9 @@ def torchao(config_of: Any) -> Any:
         logging.disable(logging.WARNING)
         from torchao.quantization import quantize_
 
-        quantize_(denoiser(pipe), config_of(), filter_fn=lambda module, name: type(module) is nn.Linear and "block" in name)
+        quantize_(
+            denoiser(pipe), config_of(), filter_fn=lambda module, name: type(module) is nn.Linear and "block" in name
+        )
 
     return apply
 
@@ -137,7 +139,7 @@ def _replace(pipe: Any, made: Any, multiple: int = 1) -> None:
 
 
 CASTING = {"group": "Layer-wise casting"}
-Setting("fp8 storage", apply=casting, recipe="transformer.enable_layerwise_casting(torch.float8_e4m3fn, ...)", fast=True,
+Setting("fp8 storage", apply=casting, recipe="transformer.enable_layerwise_casting(torch.float8_e4m3fn, ...)",
         **CASTING)  # fmt: skip
 Setting("fp8 storage, e5m2", apply=casting_e5m2, recipe="transformer.enable_layerwise_casting(torch.float8_e5m2, ...)",
         pipes=("wan",), **CASTING)  # fmt: skip

@@ -9,8 +9,8 @@ from typing import Any
 import tiny
 import torch
 from diffusers import DDIMScheduler
-from zoo import image_parts as made
 from zoo import image_flux, unet_sd
+from zoo import image_parts as made
 from zoo.base import CASES, tensors
 
 import vaccel
@@ -80,7 +80,6 @@ def _embeds(seed: int, *shape: int) -> torch.Tensor:
 
 
 WAN = {"guidance_scale": 5.0, **tiny.WAN_CALL}
-_ = image_flux, unet_sd
 SUBJECTS: dict[str, Subject] = {
     one.name: one
     for one in (
@@ -100,17 +99,20 @@ SUBJECTS: dict[str, Subject] = {
 }  # fmt: skip
 
 
+#: Modules that register the cases above.
+REGISTERED = (image_flux, unet_sd)
+
+
 def generate(subject: Subject, pipe: Any, steps: int = STEPS, **changes: Any) -> list[torch.Tensor]:
-    """All tensors of what a call returns.  Functions of no argument among ``changes`` are asked for their values."""
+    """All tensors of what a call returns."""
     arguments = {**subject.call, "num_inference_steps": steps, **changes}
     torch.manual_seed(0)
     with torch.no_grad():
         return [t.clone() for t in tensors(pipe(**arguments, generator=torch.Generator().manual_seed(0)))]
 
 
-#: What every method is, by its name in the table; the second is how many steps it is run for.
 def methods(subject: Subject, folder: str) -> dict[str, tuple[Method, int]]:
-    """One of every kind that the subject's family allows."""
+    """One of every kind that the subject's family allows, by its name in the table, with its number of steps."""
     found: dict[str, tuple[Method, int]] = {
         "everything": (vaccel.Schedule(range(STEPS), num_steps=STEPS), STEPS),
         "outputs": (vaccel.Schedule(HALF, num_steps=STEPS, reuse="output"), STEPS),

@@ -24,7 +24,7 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     for name, module in every.items():
         if not isinstance(module, nn.Module) or any(module is other for other in found.values()):
             continue
-        # Whoever replaces a transformer by something that is none is told so, and who wraps a denoiser for the compiler.
+        # Whoever replaces a transformer by something that is none is told so, or wraps a denoiser for the compiler.
         if name in NAMES[:2] or denoises(name, type(getattr(module, "_orig_mod", module))):
             found[name] = module
     return found
