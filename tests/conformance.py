@@ -40,6 +40,7 @@ def examined(name: str) -> dict[str, Any]:
     from zoo import load_all
     from zoo.check import check, check_batch, check_guidance_ends, check_without_guidance
     from zoo.known import KNOWN
+    from zoo.memory import check_memory
     from zoo.methods import check_methods, described
 
     from vaccel.models import find
@@ -51,7 +52,8 @@ def examined(name: str) -> dict[str, Any]:
         pipe = case.build()
         module = getattr(pipe, case.denoisers[0]) if case.denoisers else main_denoiser(pipe)
         found |= {"denoiser": type(module).__name__, "family": find(module).name, "described": described(case, pipe)}
-        found["wrong"] = check(case) or check_without_guidance(case) or check_guidance_ends(case) or check_batch(case)
+        wrong = check(case) or check_without_guidance(case) or check_guidance_ends(case) or check_batch(case)
+        found["wrong"] = wrong or check_memory(case)
     except Exception as error:
         found |= {"raises": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
     if name in KNOWN:

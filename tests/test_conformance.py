@@ -15,6 +15,7 @@ import pytest
 from zoo import load_all
 from zoo.check import check, check_batch, check_guidance_ends, check_without_guidance
 from zoo.known import KNOWN
+from zoo.memory import check_memory
 from zoo.methods import check_methods
 
 CASES = load_all()
@@ -61,6 +62,11 @@ def test_guidance_ends_in_mid_run(name):
 def test_two_prompts(name):
     wrong = check_batch(CASES[name])
     assert not wrong, "; ".join(wrong)
+
+
+@pytest.mark.parametrize("name", [name for name in share() if name not in KNOWN])
+def test_memory_is_planned_to_the_byte(name):
+    assert not check_memory(CASES[name])
 
 
 @pytest.mark.parametrize("name", [name for name in share() if name in KNOWN])

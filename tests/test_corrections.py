@@ -209,7 +209,7 @@ def test_the_engine_gives_the_solver_what_an_action_says():
         found = tiny.latents(pipe, steps=len(actions))
         assert handle.trace.timeline() == "FFpFFpF"
         assert handle.trace.calls["large"] == 2 * 5
-        assert handle.memory_plan(height=32, width=32, num_frames=9)["total"] == handle.nbytes
+        assert handle.memory_plan(**tiny.arguments(pipe, steps=len(actions)))["total"] == handle.nbytes
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

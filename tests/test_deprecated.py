@@ -26,8 +26,13 @@ def forecast(_, **given):
     vaccel.Forecast.load(shipped(), 17, **given)
 
 
+def plan(_, **given):
+    with vaccel.accelerate(tiny.wan_pipeline(), vaccel.Schedule([0], num_steps=4)) as handle:
+        handle.memory_plan(height=32, width=32, num_frames=9, num_inference_steps=4, **given)
+
+
 #: of -> (how it is called, a value); the command's is in test_cli.py.
-CALLS = {"calibrate_lemica": (lemica, 3), "Forecast.load": (forecast, True)}
+CALLS = {"calibrate_lemica": (lemica, 3), "Forecast.load": (forecast, True), "Handle.memory_plan": (plan, 1)}
 
 
 @pytest.mark.parametrize("each", [r for r in RENAMED if r.of in CALLS], ids=lambda each: f"{each.of} {each.old}")

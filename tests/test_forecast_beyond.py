@@ -190,7 +190,7 @@ def test_a_skipped_step_asks_no_transformer_how_it_answers():
 def test_memory_is_planned_for_one_history(wan):
     for pipe in (wan, tiny.wan_pipeline(transformer_2=tiny.wan_transformer(9), boundary_ratio=0.7)):
         with vaccel.accelerate(pipe, vaccel.Forecast(PATH, STEPS)) as handle:
-            plan = handle.memory_plan(height=32, width=32, num_frames=9)
+            plan = handle.memory_plan(**tiny.arguments(pipe, steps=STEPS))
             tiny.latents(pipe, steps=STEPS)
             assert handle.nbytes == plan["total"] == 2 * 2 * 16 * 3 * 4 * 4 * 4
 

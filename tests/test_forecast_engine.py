@@ -27,8 +27,6 @@ from vaccel.planning.flow import Flow
 @pytest.mark.parametrize("solver", ["unipc", "cog-ddim", "qwen"])
 def test_the_plan_is_what_is_allocated(solver, guidance):
     pipe = pipe_of(solver)
-    call = {"qwen": tiny.QWEN_CALL, "cog-ddim": tiny.COG_CALL, "unipc": tiny.WAN_CALL}[solver]
-    size = {k: call[k] for k in ("height", "width", "num_frames") if k in call}
     one = loaded(solver, guidance, path=(0, 1, 2, 4, 8))
     methods = [
         (vaccel.Forecast((0, 1, 4, 8), STEPS), 2),
@@ -46,7 +44,7 @@ def test_the_plan_is_what_is_allocated(solver, guidance):
     latents = task_of(solver, guidance=guidance).latents.numel() * 4
     for method, velocities in methods:
         with vaccel.accelerate(pipe, method) as handle:
-            plan = handle.memory_plan(**size, guidance=guidance > 1)
+            plan = handle.memory_plan(**tiny.arguments(pipe, steps=STEPS, guidance=guidance))
             assert handle.nbytes == 0
             tiny.latents(pipe, steps=STEPS, guidance=guidance)
             guided = latents if getattr(method, "guard", None) else 0

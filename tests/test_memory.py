@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import tiny
 import torch
+from zoo import load_all
+from zoo.memory import check_memory
 
 import vaccel
 
+CASES = load_all()
+#: Two stages, a cascade of two loops, sound beside video, one row of both branches, pixels, a guider, a U-Net, text
+#: within the blocks.
+KINDS = (
+    "WanPipeline-two-stages", "StableCascadeCombinedPipeline", "LTX2Pipeline", "ZImagePipeline",
+    "StableDiffusionPipeline", "FluxPipeline", "Lumina2Pipeline", "MochiPipeline",
+)  # fmt: skip
+METHOD = vaccel.Schedule([0, 1, 4, 8], num_steps=12)
+
 
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
-@pytest.mark.parametrize("name", ["wan", "cogvideox"])
+@pytest.mark.parametrize("name", ["wan", "cogvideox", "qwen-image"])
 def test_the_plan_is_what_is_allocated(name, guidance, skipping_methods):
     pipe, small = tiny.family(name)
-    call = tiny.COG_CALL if name == "cogvideox" else tiny.WAN_CALL
-    size = {k: call[k] for k in ("height", "width", "num_frames")}
+    call = tiny.arguments(pipe, steps=20, guidance=guidance)
     methods = [
         *skipping_methods,
         vaccel.SRDiffusion(threshold=0.05, signal="latents"),
@@ -23,27 +35,60 @@ def test_the_plan_is_what_is_allocated(name, guidance, skipping_methods):
     ]
     for method in methods:
         with vaccel.accelerate(pipe, method, small=small if method.needs_small else None) as handle:
-            plan = handle.memory_plan(**size, guidance=guidance > 1)
+            plan = handle.memory_plan(**call)
             assert handle.nbytes == 0
-            tiny.latents(pipe, steps=20, guidance=guidance)
+            pipe(generator=torch.Generator().manual_seed(0), **call)
             assert handle.nbytes == plan["total"] == sum(plan.values()) - plan["total"], method
 
 
-def test_at_480p_on_the_meta_device():
-    """Wan2.1-14B's own numbers: a residual of the blocks a branch, 32,760 tokens of 5,120 channels in bf16."""
-    with torch.device("meta"):
-        model = tiny.WanTransformer3DModel(num_layers=2).to(torch.bfloat16)
-    pipe = tiny.wan_pipeline(transformer=model)
-    size = {"height": 480, "width": 832, "num_frames": 81}
-    with vaccel.accelerate(pipe, vaccel.Schedule([0], num_steps=50)) as handle:
-        assert handle.memory_plan(**size, guidance=True) == {
-            "large.blocks": 2 * 32760 * 5120 * 2,
-            "total": 2 * 32760 * 5120 * 2,
-        }
-    with vaccel.accelerate(pipe, vaccel.Schedule([0], num_steps=50, reuse="residual")) as handle:
-        assert handle.memory_plan(**size)["total"] == 2 * 16 * 21 * 60 * 104 * 2
-    with vaccel.accelerate(pipe, vaccel.MixCache(candidates=(0, 1), block_branches="both")) as handle:
-        candidate = handle.memory_plan(**size)["large.states"] / 2
-        assert candidate / 2**30 <= 0.64, "arXiv 2508.12691, Table 3: 0.64 GB a candidate"
+@pytest.mark.parametrize("name", KINDS)
+def test_of_every_kind_of_pipeline(name):
+    assert not check_memory(CASES[name])
+
+
+def test_of_nothing_where_nothing_is_kept(wan):
+    with vaccel.accelerate(wan, vaccel.methods.Schedule.from_timeline("FFFF")) as handle:
+        plan = handle.memory_plan(**tiny.arguments(wan, steps=4))
+        tiny.latents(wan, steps=4)
+        assert plan["total"] == handle.nbytes
+
+
+def test_it_costs_one_forward_a_branch(wan):
+    made = []
+    hook = wan.transformer.register_forward_hook(lambda *_: made.append(1))
+    with vaccel.accelerate(wan, METHOD) as handle:
+        handle.memory_plan(**tiny.arguments(wan, steps=12))
+    hook.remove()
+    assert len(made) == 2
+
+
+def test_a_run_that_is_going_on_is_not_touched(wan):
+    """Planned from within a callback, as a server may: the run and its caches go on as they were."""
+    plans = []
+    with vaccel.accelerate(wan, METHOD) as handle:
+        expected = tiny.latents(wan)
+        again = tiny.arguments(wan, steps=12, height=48)
+
+        def plan(pipe, index, t, given):
+            if index == 1:
+                state = copy.deepcopy(pipe.scheduler)
+                plans.append(handle.memory_plan(**again)["total"])
+                pipe.scheduler = state
+            return given
+
+        assert torch.equal(tiny.latents(wan, callback_on_step_end=plan), expected)
+    assert plans
+
+
+def test_bad_calls_are_the_pipelines_own_errors(wan):
+    shown = dict(wan._progress_bar_config)
+    with vaccel.accelerate(wan, METHOD) as handle:
+        with pytest.raises(TypeError, match="frames"):
+            handle.memory_plan(frames=9)
+        with pytest.raises(ValueError, match="divisible"):
+            handle.memory_plan(height=33, width=32, num_frames=9)
+        assert handle.nbytes == 0
+        assert not handle.traces
+        assert wan._progress_bar_config == shown
     with pytest.raises(RuntimeError, match="removed"):
-        handle.memory_plan(**size)
+        handle.memory_plan(height=32)

@@ -225,18 +225,23 @@ def family(name: str) -> tuple[DiffusionPipeline, ModelMixin]:
     return (cog_pipeline(), cog_small()) if name == "cogvideox" else (wan_pipeline(), wan_small())
 
 
-def latents(pipe, prompt="a red cat runs", *, steps: int = 12, seed: int = 0, guidance: float = 5.0, **kwargs):
-    """Final latents of a run."""
+def arguments(pipe, prompt="a red cat runs", *, steps: int = 12, guidance: float = 5.0, **kwargs):
+    """A call's arguments but for its random numbers."""
     qwen = isinstance(pipe, QwenImagePipeline)
     call = QWEN_CALL if qwen else COG_CALL if isinstance(pipe, CogVideoXPipeline) else WAN_CALL
-    generator = torch.Generator().manual_seed(seed)
-    if isinstance(prompt, list):
-        generator = [torch.Generator().manual_seed(seed + i) for i in range(len(prompt))]
     if qwen:
         negative = [""] * len(prompt) if isinstance(prompt, list) else ""
         scale = {"true_cfg_scale": guidance, "negative_prompt": negative if guidance > 1 else None}
     else:
         scale = {"guidance_scale": guidance}
-    arguments = {**call, **scale, **kwargs}
-    result = pipe(prompt, num_inference_steps=steps, generator=generator, **arguments)
-    return result.images if qwen else result.frames
+    return {**call, **scale, "prompt": prompt, "num_inference_steps": steps, **kwargs}
+
+
+def latents(pipe, prompt="a red cat runs", *, steps: int = 12, seed: int = 0, guidance: float = 5.0, **kwargs):
+    """Final latents of a run."""
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(prompt, list):
+        generator = [torch.Generator().manual_seed(seed + i) for i in range(len(prompt))]
+    given = arguments(pipe, prompt, steps=steps, guidance=guidance, **kwargs)
+    result = pipe(generator=generator, **given)
+    return result.images if isinstance(pipe, QwenImagePipeline) else result.frames

@@ -17,6 +17,7 @@ from .experts.files import read_experts
 from .experts.weights import suitable
 from .integrations.diffusers.attention import Attention
 from .integrations.diffusers.fitting import mismatches
+from .integrations.diffusers.memory_plan import planned
 from .integrations.diffusers.ruling import Ruling, using
 from .integrations.diffusers.scope import Scope
 from .integrations.diffusers.session import Session, dtype_of, usable
@@ -81,23 +82,28 @@ class Handle:
         results and the memory pools that they were recorded in.  ``memory_plan`` is of the caches alone."""
         return self._session.pool.nbytes if self._session is not None else 0
 
-    def memory_plan(
-        self, *, height: int, width: int, num_frames: int = 1, batch: int = 1, guidance: bool = True
-    ) -> dict[str, int]:
-        """Bytes that a run of this size will hold for its caches, by what they are for, and under "total" in all.
+    def memory_plan(self, **call: Any) -> dict[str, int]:
+        """Bytes that a call of the pipeline will hold for its caches, by what they are for, and under "total" in all.
+
+            handle.memory_plan(height=480, width=832, num_frames=81, num_inference_steps=50)["total"]
+
+        The call is made, with every model computed once for each branch and its answers repeated after that: it costs a
+        step, and the memory of one.  It leaves no trace, and random numbers as they were.  For the results of ``Auto``
+        it is of the method that the next call would take.
 
         Args:
-            height, width, num_frames: of the clip, in pixels and frames.
-            batch: clips made at once.
-            guidance: whether the guidance scale is above 1, so that there are two branches.
+            call: as the pipeline itself takes it; without a prompt, of an empty one.
 
-        A run without CUDA graphs then holds exactly this (``handle.nbytes``), where the steps' timesteps are shared by
-        all tokens and an adaptive method has skipped something.  What graphs add is known once they are captured: the
-        trace says it, and ``handle.nbytes`` has it.  Raises ``RuntimeError`` after ``remove``.
+        A run without CUDA graphs then holds exactly this (``handle.nbytes``), where an adaptive method skips something;
+        less, where so few steps are computed that a history is never full.  What graphs add is known once they are
+        captured: the trace says it, and ``handle.nbytes`` has it.
+
+        Raises ``RuntimeError`` after ``remove``, ``ValueError`` for a pipeline without a call of its own, and what the
+        pipeline raises for such a call.
         """
-        if self._session is None:
+        if self._session is None or self._session.pipe is None:
             raise RuntimeError("the handle was removed: nothing is held")
-        return self._session.memory_plan(height, width, num_frames, batch, guidance)
+        return planned(self._session, call)
 
     def run(self, num_steps: int, guidance: float = 1.0) -> Scope:
         """Opens a run for a loop that calls the transformer itself; a context manager, whose ``trace`` is the run's.

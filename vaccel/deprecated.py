@@ -29,6 +29,8 @@ RENAMED = (
     Renamed("calibrate_lemica", "hopeless", "min_budget", "0.4.0"),
     Renamed("vaccel calibrate lemica", "--hopeless", "--min-budget", "0.4.0"),
     Renamed("Forecast.load", "gain", "error_growth", "0.4.0"),
+    Renamed("Handle.memory_plan", "guidance", "guidance_scale", "0.4.0"),
+    Renamed("Handle.memory_plan", "batch", "num_videos_per_prompt", "0.4.0"),
 )
 
 

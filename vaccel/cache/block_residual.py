@@ -27,11 +27,6 @@ class BlockResidual(Store):
     def slot(self, call: Any) -> Slot:
         return _Slot(self.name, call, call.large if self.of == "large" else call.stage.small)
 
-    def nbytes(self, plan: Any) -> int:
-        model = plan.stage.large if self.of == "large" else plan.stage.small
-        elements = torch.Size(model.hidden_shape({"hidden_states": plan.x})).numel()
-        return plan.calls * elements * plan.x.element_size()
-
 
 class Kept:
     """A residual on its own, for whoever keeps residuals outside a run; made where blocks are entered."""

@@ -85,14 +85,6 @@ class BlockStates(Store):
     def slot(self, call: Any) -> Slot:
         return States(self, call)
 
-    def nbytes(self, plan: Any) -> int:
-        both = self.branches == "both"
-        inputs = {"hidden_states": plan.x if both else plan.sample}
-        hidden, text = plan.stage.large.hidden_shape(inputs), plan.stage.large.encoder_shape(inputs)
-        elements = torch.Size(hidden).numel() + (torch.Size(text).numel() if text is not None else 0)
-        each = elements * plan.x.element_size() + 4 * hidden[0]
-        return len(self.of(plan.stage.large.depth)) * each * (plan.calls if both else 1)
-
 
 class States(Slot):
     """The states of one kind of call.

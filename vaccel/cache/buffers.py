@@ -95,6 +95,14 @@ class Buffers:
         """Bytes held on the models' device."""
         return sum(t.numel() * t.element_size() for t in self._tensors.values())
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes by the names that their keys begin with, which are those of stores, signals and policies."""
+        found: dict[str, int] = {}
+        for key, t in self._tensors.items():
+            name = str(key[0] if isinstance(key, tuple) else key)
+            found[name] = found.get(name, 0) + t.numel() * t.element_size()
+        return found
+
     def clear(self) -> None:
         self.moves += 1
         self._tensors.clear()

@@ -20,9 +20,6 @@ class GuidanceDelta(Store):
     def slot(self, call: Any) -> Slot:
         return _Slot(self.name, call) if call.branch == 0 else call.first.slots[self.name]
 
-    def nbytes(self, plan: Any) -> int:
-        return plan.nbytes(plan.sample) if plan.branches > 1 else 0
-
 
 class _Slot(Slot):
     __slots__ = ("full",)

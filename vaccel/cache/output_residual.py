@@ -19,9 +19,6 @@ class OutputResidual(Store):
     def slot(self, call: Any) -> Slot:
         return _Slot(self.name, call)
 
-    def nbytes(self, plan: Any) -> int:
-        return plan.calls * plan.x.numel() * plan.x.element_size()
-
 
 class _Slot(Slot):
     __slots__ = ()

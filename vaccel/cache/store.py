@@ -57,10 +57,6 @@ class Store:
         """
         raise NotImplementedError
 
-    def nbytes(self, plan: Any) -> int:
-        """Bytes that a run as ``vaccel.engine.memory.Planned`` describes it holds for this store."""
-        raise NotImplementedError
-
 
 class Slot:
     """What one kind of call has stored.

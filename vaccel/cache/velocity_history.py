@@ -36,9 +36,6 @@ class VelocityHistory(Store):
         known = before.slots[self.name]
         return known if before.shape == call.shape else known.conditional(call, before.half)
 
-    def nbytes(self, plan: Any) -> int:
-        return self.count * (1 + self.banded) * plan.calls * plan.nbytes(plan.x)
-
 
 class History(Slot):
     """The velocities of one branch, newest first.

@@ -27,10 +27,6 @@ class AceStep(Packed):
     def width(self, model: nn.Module) -> int:
         return model.config.hidden_size
 
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        batch, length, _ = inputs["hidden_states"].shape
-        return batch, -(-length // model.config.patch_size), self.width(model)
-
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
         # That of the distance to the next timestep is the same at all steps.
         return model.time_embed(inputs["timestep"])[1 if projected else 0]

@@ -25,14 +25,6 @@ class AnyFlow(Family):
     def layout(self, model: nn.Module) -> Layout | None:
         return self.static(Part(0, "hidden_states", axis=2, size=model.config.out_channels))
 
-    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
-        return rows, frames, model.config.out_channels, height, width
-
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        batch, frames, _, height, width = inputs["hidden_states"].shape
-        t, h, w = model.config.patch_size
-        return batch, (frames // t) * (height // h) * (width // w), self.width(model)
-
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
         embed, t, r = model.condition_embedder, inputs["timestep"], inputs["r_timestep"]
         delta = r if embed.deltatime_type == "r" else t - r

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .family import BlockList, Family, Inputs
+from .family import BlockList, Inputs
 from .picture import Picture
 
 
@@ -32,9 +32,6 @@ class BriaFibo2(Picture):
 
     def timestep(self, t: torch.Tensor) -> torch.Tensor:
         return t / 1000
-
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        return Family.hidden_shape(self, model, inputs)  # the digest's length is not known in advance
 
     def encoder_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...] | None:
         """With the texts' own lengths, which the digest's depend on."""

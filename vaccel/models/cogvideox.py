@@ -35,22 +35,6 @@ class CogVideoX(Family):
         missing = -latents.shape[1] % (pipe.transformer.config.patch_size_t or 1)
         return torch.cat([latents[:, :1]] * missing + [latents], dim=1).contiguous()
 
-    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
-        p_t = model.config.patch_size_t or 1  # CogVideoX 1.5 fills frames up to whole patches
-        return rows, -(-frames // p_t) * p_t, model.config.out_channels, height, width
-
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        batch, frames, _, height, width = inputs["hidden_states"].shape
-        p, p_t = model.config.patch_size, model.config.patch_size_t or 1
-        inner = model.config.num_attention_heads * model.config.attention_head_dim
-        return batch, -(-frames // p_t) * (height // p) * (width // p), inner
-
-    def encoder_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        if "encoder_hidden_states" in inputs:
-            return super().encoder_shape(model, inputs)
-        inner = model.config.num_attention_heads * model.config.attention_head_dim
-        return len(inputs["hidden_states"]), model.config.max_text_seq_length, inner
-
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
         embedding = model.time_proj(inputs["timestep"]).to(inputs["hidden_states"].dtype)
         return model.time_embedding(embedding, inputs.get("timestep_cond"))

@@ -29,14 +29,6 @@ class ConsisID(Family):
     def layout(self, model: nn.Module) -> Layout | None:
         return self.static(Part(0, "hidden_states", axis=2, size=model.config.out_channels))
 
-    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
-        return rows, frames, model.config.out_channels, height, width
-
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        batch, frames, _, height, width = inputs["hidden_states"].shape
-        p = model.config.patch_size
-        return batch, frames * (height // p) * (width // p), self.width(model)
-
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
         embedding = model.time_proj(inputs["timestep"]).to(inputs["hidden_states"].dtype)
         return model.time_embedding(embedding, inputs.get("timestep_cond"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from .embedded import Embedded
-from .family import BlockList, Inputs
+from .family import BlockList
 from .layout import Layout, Part
 from .packed import Packed
 
@@ -22,12 +22,6 @@ class DualStream(Embedded, Packed):
 
     def layout(self, model: nn.Module) -> Layout | None:
         return self.static(Part(0, "hidden_states", axis=2, size=model.out_channels))
-
-    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
-        return rows, frames * (height // 2) * (width // 2), model.out_channels
-
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        return *inputs["hidden_states"].shape[:2], self.width(model)
 
 
 #: The second list where its blocks are given text and latents as one sequence.

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .embedded import Embedded
-from .family import BlockList, Family, Inputs
+from .family import BlockList, Inputs
 from .picture import Picture
 
 
@@ -21,8 +21,6 @@ class ErnieImage(Embedded, Picture):
     batched_guidance = True
     converts_timesteps = False
     shared_config = ("in_channels", "out_channels", "text_in_dim")
-
-    hidden_shape = Family.hidden_shape  # text is among them, whose length is not known in advance
 
     def width(self, model: nn.Module) -> int:
         return model.config.hidden_size

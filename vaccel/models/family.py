@@ -196,20 +196,6 @@ class Family:
         """Channels of the hidden states between blocks."""
         return model.config.num_attention_heads * model.config.attention_head_dim
 
-    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
-        """Shape of ``latents`` for so many latent frames, rows and columns.
-
-        Raises ``ValueError`` where nothing is known in advance.
-        """
-        raise ValueError(_unplanned(model))
-
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        """Shape of the hidden states that enter the blocks, [rows, tokens, width], to plan memory with.
-
-        Raises ``ValueError`` where nothing is known in advance.
-        """
-        raise ValueError(_unplanned(model))
-
     def encoder_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...] | None:
         """Shape of the text that blocks carry along, [rows, tokens, width], or what else changes with its length.
 
@@ -354,7 +340,3 @@ class _Described(Layout):
     def pack(self, answer: Any, inputs: Inputs) -> torch.Tensor:
         output = super().pack(answer, inputs)
         return self._family.prediction(self._model, inputs, output) if self.cuts else output
-
-
-def _unplanned(model: nn.Module) -> str:
-    return f"the sizes of a {type(model).__name__}'s tensors are not known in advance: see handle.nbytes after a run"

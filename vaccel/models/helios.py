@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .family import BlockList, Family, Inputs
+from .family import BlockList, Inputs
 from .video import Video
 
 HISTORY = ("latents_history_short", "latents_history_mid", "latents_history_long")
@@ -21,7 +21,6 @@ class Helios(Video):
     batched_guidance = False
     shared_config = ("in_channels", "out_channels", "text_dim")
     fresh = ("condition_embedder.time_embedder", "condition_embedder.time_proj", "norm_out", "proj_out")
-    hidden_shape = Family.hidden_shape  # with the history, whose length only a call says
     #: Histories of other lengths go through the blocks beside chunks of the same.
     carries_text = True
 

@@ -27,11 +27,6 @@ class HiDream(Picture):
     shared_config = ("in_channels", "out_channels", "caption_channels", "text_emb_dim")
     fresh = ("t_embedder", "final_layer")
 
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        batch, tokens, width = super().hidden_shape(model, inputs)
-        height, columns = inputs["hidden_states"].shape[-2:]
-        return batch, tokens if height == columns else model.max_seq, width  # pictures that are no squares are padded
-
     def rows(self, inputs: Inputs, rows: slice | list[int], layout: Layout | None = None) -> Inputs:
         layers = inputs["encoder_hidden_states_llama3"]  # [layers, rows, tokens, width]
         return {**super().rows(inputs, rows, layout), "encoder_hidden_states_llama3": layers[:, rows]}

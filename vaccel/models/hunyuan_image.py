@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 from torch import nn
 
@@ -29,14 +27,6 @@ class HunyuanImage(Picture):
     converts_timesteps = True
     shared_config = ("in_channels", "out_channels", "text_embed_dim", "text_embed_2_dim", "patch_size", "use_meanflow")
     fresh = ("time_guidance_embed", "norm_out", "proj_out")
-
-    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
-        time = (frames,) if len(model.config.patch_size) == 3 else ()
-        return rows, model.config.out_channels, *time, height, width
-
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        batch, _, *sizes = inputs["hidden_states"].shape
-        return batch, prod(n // p for n, p in zip(sizes, model.config.patch_size, strict=True)), self.width(model)
 
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
         others = {name: inputs.get(name) for name in ("guidance", "timestep_r")}

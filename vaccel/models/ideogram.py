@@ -24,9 +24,6 @@ class Ideogram(Packed):
     shared_config = ("in_channels", "llm_features_dim")
     fresh = ("t_embedding", "adaln_proj", "final_layer")
 
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        return *inputs["hidden_states"].shape[:2], self.width(model)
-
     def timestep(self, t: torch.Tensor) -> torch.Tensor:
         return 1 - t / 1000
 

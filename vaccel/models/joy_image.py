@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 from torch import nn
 
@@ -39,11 +37,6 @@ class JoyImageEdit(_Joy):
     transformers = ("JoyImageEditTransformer3DModel",)
     batched_guidance = False
 
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        batch, pictures, _, *sizes = inputs["hidden_states"].shape
-        tokens = prod(n // p for n, p in zip(sizes, model.config.patch_size, strict=True))
-        return batch, pictures * tokens, self.width(model)
-
 
 class JoyImageEditPlus(_Joy):
     """``JoyImageEditPlusTransformer3DModel``: patches of pictures of any size, [B, patches, C, 1, 2, 2]; one call."""
@@ -52,6 +45,3 @@ class JoyImageEditPlus(_Joy):
     transformers = ("JoyImageEditPlusTransformer3DModel",)
     batched_guidance = True
     spatial = False
-
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        return *inputs["hidden_states"].shape[:2], self.width(model)

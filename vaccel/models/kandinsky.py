@@ -29,14 +29,6 @@ class Kandinsky5(Family):
     def width(self, model: nn.Module) -> int:
         return model.config.model_dim
 
-    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
-        return rows, frames, height, width, model.config.out_visual_dim
-
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        batch, frames, height, width, _ = inputs["hidden_states"].shape
-        t, h, w = model.config.patch_size
-        return batch, (frames // t) * (height // h) * (width // w), self.width(model)
-
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
         return model.time_embeddings(inputs["timestep"])
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from .dual_stream import DualStream
-from .family import BlockList, Family, Inputs
+from .family import BlockList, Inputs
 
 
 class Krea2(DualStream):
@@ -24,7 +24,6 @@ class Krea2(DualStream):
     blocks = (BlockList("transformer_blocks", joined="encoder"),)
     indexes_blocks = False
     shared_config = ("in_channels", "text_hidden_dim", "num_text_layers")
-    hidden_shape = Family.hidden_shape  # text is among them, whose length is not known in advance
 
     def guidance(self, pipe: Any, stage: int, arguments: Mapping[str, Any]) -> float:
         return super().guidance(pipe, stage, arguments) + 1

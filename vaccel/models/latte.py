@@ -23,11 +23,6 @@ class Latte(Video):
     shared_config = ("in_channels", "out_channels", "caption_channels")
     fresh = ("adaln_single", "scale_shift_table", "proj_out")
 
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        frames = inputs["hidden_states"].shape[2]
-        batch, tokens, width = super().hidden_shape(model, inputs)
-        return batch * frames, tokens // frames, width
-
     def leaving(self, model: nn.Module, hidden: torch.Tensor, arriving: torch.Tensor, joined: str) -> torch.Tensor:
         return _turned(hidden, arriving.shape[1])
 

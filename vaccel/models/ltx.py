@@ -23,9 +23,6 @@ class LTX(Packed):
     shared_config = ("in_channels", "out_channels", "caption_channels")
     fresh = ("time_embed", "scale_shift_table", "proj_out")
 
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        return *inputs["hidden_states"].shape[:2], self.width(model)
-
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
         return adaln_embedding(model.time_embed, inputs, projected)
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .embedded import Embedded
-from .family import BlockList, Family, Inputs
+from .family import BlockList, Inputs
 from .picture import Picture
 from .rescaled import Rescaled
 
@@ -23,7 +23,6 @@ class Lumina2(Rescaled, Embedded, Picture):
     indexes_blocks = False
     batched_guidance = False
     shared_config = ("in_channels", "out_channels", "cap_feat_dim")
-    hidden_shape = Family.hidden_shape  # text is among them, whose length is not known in advance
 
     def timestep(self, t: torch.Tensor) -> torch.Tensor:
         return 1 - t / 1000

@@ -24,13 +24,6 @@ class NucleusImage(Rescaled, Packed):
     def timestep(self, t: torch.Tensor) -> torch.Tensor:
         return t / 1000
 
-    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
-        p = model.config.patch_size
-        return rows, (height // p) * (width // p), model.config.in_channels
-
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        return *inputs["hidden_states"].shape[:2], self.width(model)
-
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
         x = inputs["hidden_states"]
         return model.time_text_embed(inputs["timestep"].to(x.dtype), x)

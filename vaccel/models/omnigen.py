@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .family import BlockList, Family, Inputs
+from .family import BlockList, Inputs
 from .layout import Layout
 from .picture import Picture
 
@@ -29,13 +29,6 @@ class OmniGen(Picture):
 
     def width(self, model: nn.Module) -> int:
         return model.config.hidden_size
-
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        words = inputs.get("input_ids")
-        if words is None:  # as where memory is planned
-            return Family.hidden_shape(self, model, inputs)
-        batch, tokens, width = super().hidden_shape(model, inputs)
-        return batch, words.shape[1] + 1 + tokens, width
 
     def rows(self, inputs: Inputs, rows: slice | list[int], layout: Layout | None = None) -> Inputs:
         chosen = list(range(len(inputs["hidden_states"])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .family import Family, Inputs
+from .family import Family
 from .layout import Layout, Part
 
 
@@ -20,11 +20,3 @@ class Picture(Family):
         return self.static(
             Part(0, "hidden_states", axis=1, size=min(given, answered), out_axis=1, out_size=given * (answered > given))
         )
-
-    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
-        return rows, min(model.config.in_channels, self.answered(model)), height, width
-
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        batch, _, height, width = inputs["hidden_states"].shape
-        patch = model.config.patch_size
-        return batch, (height // patch) * (width // patch), self.width(model)

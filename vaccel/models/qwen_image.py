@@ -65,14 +65,6 @@ class QwenImage(Family):
     def timestep(self, t: torch.Tensor) -> torch.Tensor:
         return t / 1000
 
-    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
-        p = model.config.patch_size
-        return rows, frames * (height // p) * (width // p), model.config.in_channels
-
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        inner = model.config.num_attention_heads * model.config.attention_head_dim
-        return *inputs["hidden_states"].shape[:2], inner
-
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
         if projected:
             raise ValueError(

@@ -24,10 +24,6 @@ class StableAudio(Family):
     def layout(self, model: nn.Module) -> Layout | None:
         return self.static(Part(0, "hidden_states"))
 
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        batch, _, length = inputs["hidden_states"].shape
-        return batch, 1 + length, self.width(model)
-
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
         # The pipeline gives one timestep for all rows.
         return model.timestep_proj(model.time_proj(inputs["timestep"].to(model.dtype)))

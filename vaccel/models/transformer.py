@@ -27,9 +27,6 @@ class Transformer(Generic):
         self._reuses_other = type(family).reusing_inputs is not Family.reusing_inputs
         self._skips = type(family).skipped is not Family.skipped
 
-    def hidden_shape(self, inputs: Inputs) -> tuple[int, ...]:
-        return self.family.hidden_shape(self.model, inputs)
-
     def encoder_shape(self, inputs: Inputs) -> tuple[int, ...] | None:
         return self.family.encoder_shape(self.model, inputs)
 

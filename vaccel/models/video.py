@@ -24,19 +24,10 @@ class Video(Family):
             Part(0, "hidden_states", axis=1, size=min(given, answered), out_axis=1, out_size=given * (answered > given))
         )
 
-    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
-        config = model.config
-        return rows, min(config.in_channels, config.out_channels or config.in_channels), frames, height, width
-
     def patch(self, model: nn.Module) -> tuple[int, int, int]:
         """Frames, rows and columns of a token."""
         size, config = model.config.patch_size, model.config
         return (getattr(config, "patch_size_t", None) or 1, size, size) if isinstance(size, int) else tuple(size)
-
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        batch, _, frames, height, width = inputs["hidden_states"].shape
-        t, h, w = self.patch(model)
-        return batch, (frames // t) * (height // h) * (width // w), self.width(model)
 
 
 def adaln_embedding(embedder: Callable[..., Any], inputs: Inputs, projected: bool) -> torch.Tensor:

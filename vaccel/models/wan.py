@@ -38,15 +38,6 @@ class Wan(Family):
     def encode(self, pipe: Any, clip: torch.Tensor) -> torch.Tensor:
         return self._normalised(pipe, clip)
 
-    def latents_shape(self, model: nn.Module, rows: int, frames: int, height: int, width: int) -> tuple[int, ...]:
-        return rows, model.config.out_channels, frames, height, width
-
-    def hidden_shape(self, model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-        batch, _, frames, height, width = inputs["hidden_states"].shape
-        t, h, w = model.config.patch_size
-        inner = model.config.num_attention_heads * model.config.attention_head_dim
-        return batch, (frames // t) * (height // h) * (width // w), inner
-
     def modulation(self, model: nn.Module, inputs: Inputs, projected: bool) -> torch.Tensor:
         embedder, timestep = model.condition_embedder, inputs["timestep"]
         # A 2-D timestep (Wan 2.2 TI2V) has one value a token.

@@ -34,7 +34,3 @@ class Branches(Signal):
             return cond, uncond
         # A second call of another size (skipped layers, a perturbed one) is no unconditional branch.
         return (kept[0], kept[1]) if len(kept) > 1 and kept[0].shape == kept[1].shape else (kept[0], None)
-
-    @classmethod
-    def nbytes(cls, plan: Any) -> dict[str, int]:
-        return {} if "large.last" in plan.names else {"signal": plan.calls * plan.nbytes(plan.x)}

@@ -27,7 +27,3 @@ class Denoised(Signal):
     def value(self, following: Any) -> torch.Tensor:
         prediction = self.run.signal(Prediction).value(following)
         return self.run.denoise(prediction, self.entered, self.run.index)
-
-    @classmethod
-    def nbytes(cls, plan: Any) -> dict[str, int]:
-        return {"signal.latents": plan.nbytes(plan.sample)}

@@ -37,7 +37,3 @@ class ForecastError(Signal):
         else:
             call.ops.linear_combination_guided(cond, uncond, coefficients, *w, out, channel_dim=axis)
         return call.ops.norm(out)
-
-    @classmethod
-    def nbytes(cls, plan: Any) -> dict[str, int]:
-        return {"velocity.guided": plan.nbytes(plan.sample)}

@@ -24,7 +24,3 @@ class Prediction(Signal):
         stage = branches.stage
         out = self.run.buffers.like("signal.guided", cond)
         return stage.large.guided(cond, uncond, self.run.guidance(stage.index), out)
-
-    @classmethod
-    def nbytes(cls, plan: Any) -> dict[str, int]:
-        return {"signal.guided": plan.nbytes(plan.sample)} if plan.branches > 1 else {}

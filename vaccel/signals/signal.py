@@ -39,8 +39,3 @@ class Signal:
         """Of the full step that is over, None where there is none; ``following`` is the next step's first call, None
         at the end of the run."""
         raise NotImplementedError
-
-    @classmethod
-    def nbytes(cls, plan: Any) -> dict[str, int]:
-        """Bytes that it keeps, by name (``vaccel.engine.memory``)."""
-        return {}

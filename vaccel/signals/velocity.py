@@ -35,10 +35,6 @@ class Velocity(Signal):
         call.ops.cfg_combine(cond[0], uncond[0], guidance, out)
         return out
 
-    @classmethod
-    def nbytes(cls, plan: Any) -> dict[str, int]:
-        return {"velocity.guided": plan.nbytes(plan.sample)} if plan.branches > 1 else {}
-
 
 def both(calls: list[Any], terms: Any) -> tuple[list | None, list]:
     """(unconditional terms or None, conditional terms) of a step's calls; ``terms`` takes a call's history."""

@@ -45,7 +45,7 @@ def new_run(scope: Any, place: Place, stage: Any) -> Run:
 
     execute, without = executor(scope)
     run = Run(
-        method,
+        scope.decided_by(method),
         steps,
         scope.workspace.buffers,
         guidance=scope._guidance,
@@ -61,7 +61,7 @@ def new_run(scope: Any, place: Place, stage: Any) -> Run:
         execute.tell(run.trace.notes)
     elif without:
         run.trace.notes.append(f"no CUDA graphs: {without}")
-    session.traces.append(run.trace)
+    scope.traces.append(run.trace)
     return run
 
 
@@ -101,7 +101,7 @@ def check_experts(scope: Any) -> list[str]:
 def executor(scope: Any) -> tuple[Captures | None, str]:
     """What captures step functions, given the present state of models and buffers; or None, and why if there is more
     to say than that nobody wants it."""
-    captures, without = scope.session.captures(scope.workspace, scope.device)
+    captures, without = scope.captures()
     if captures is None:
         return None, without
     models = [m for s in scope.stages.values() for m in (s.large, s.small) if m is not None]

@@ -43,23 +43,29 @@ class Locator:
     def __init__(self, pipe: Any):
         self.pipe = pipe
         self._schedulers: list[Any] | None = None
+        self._before: list[Any] = []
         self._struck: set[str] = set()
         self._addressed: Place | None = None  # of the last call that was located by address
         self._last: tuple[Any, int, Any] | None = None  # (timesteps, position, value) of the last call
         self._values: tuple[Any, torch.Tensor] | None = None
         self._map: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._changes: tuple[Any, Any, int] | None = None
+        # Timesteps that were there before the call: of its loops only where no others are.
+        self._before = [scheduler.timesteps for scheduler in self.schedulers]
 
     @property
     def schedulers(self) -> list[Any]:
-        """Those that the pipeline has, its ``scheduler`` first."""
+        """Those that the pipeline has, its ``scheduler`` first; of a cascade those first that this call has set."""
         if self._schedulers is None:
             components = getattr(self.pipe, "components", None)
             every = {**(components if isinstance(components, dict) else {}), **getattr(self.pipe, "__dict__", {})}
             first = getattr(self.pipe, "scheduler", None)
-            found = [s for s in every.values() if hasattr(s, "timesteps") and hasattr(s, "step") and s is not first]
+            found = [s for s in every.values() if hasattr(s, "step") and s is not first]
             self._schedulers = [*([first] if first is not None else []), *found]
-        return [s for s in self._schedulers if getattr(s, "timesteps", None) is not None]
+        known = [s for s in self._schedulers if getattr(s, "timesteps", None) is not None]
+        if len(known) > 1:
+            known.sort(key=lambda s: any(s.timesteps is before for before in self._before))
+        return known
 
     def find(self, t: Any, *, converts: bool, at: int | None = None) -> Place | None:
         """The place of a call with timestep ``t``; None where nothing says it.

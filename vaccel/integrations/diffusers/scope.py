@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...engine.graphs import Captures
 from ...engine.run import Run
 from ...engine.trace import Trace
-from ...methods import Recording
+from ...methods import Method, Recording
 from ...out_of_memory import out_of_memory
 from . import guidance, ownership
 from .beginning import executor, new_run
@@ -20,6 +21,7 @@ from .falling_back import in_full_from_here
 from .locating import Locator, Place
 from .reporting import observed, report
 from .ruling import ruling_of
+from .workspace import Workspace
 
 #: The arguments by which diffusers' pipelines take a function that they call after each step.
 CALLBACKS = ("callback_on_step_end", "callback")
@@ -38,11 +40,15 @@ class Scope:
     where the scheduler's timesteps are others, or where the steps begin anew.
     """
 
+    #: Whether the call goes on without caches where there is no memory for them.
+    falls_back = True
+
     def __init__(
         self, session: Any, pipe: Any, args: tuple, kwargs: dict[str, Any], num_steps: int | None, scale: float = 1.0
     ):
         self.session, self.pipe, self.num_steps, self._scale = session, pipe, num_steps, scale
         self._args = args, kwargs
+        self.traces = session.traces
         self.run: Run | None = None
         self.device: torch.device | None = None  # of the latents, from the first call on
         self.began = 0.0  # when the loop did
@@ -89,15 +95,30 @@ class Scope:
                     f"a run of this {type(self.pipe).__name__} is open on this thread already: close it first. The "
                     "pipeline's own call opens its run by itself; handle.run() is for loops that call the transformer"
                 )
-        self.workspace = self.session.pool.take()
+        self.workspace = self.take()
         try:
             self.stages = self.session.stages(self.pipe, self.workspace, self.ruling.smalls)
         except BaseException:
-            self.session.pool.give_back(self.workspace, whole=False)
+            self.give_back(False)
             raise
         self._entered = _now()
         self._token = ownership.CURRENT.set(self)
         return self
+
+    def take(self) -> Workspace:
+        """What the call works with."""
+        return self.session.pool.take()
+
+    def give_back(self, whole: bool) -> None:
+        self.session.pool.give_back(self.workspace, whole=whole)
+
+    def captures(self) -> tuple[Captures | None, str]:
+        """What captures its steps, or nothing and why."""
+        return self.session.captures(self.workspace, self.device)
+
+    def decided_by(self, method: Method) -> Method:
+        """What decides in a run, where ``method`` was chosen."""
+        return method
 
     def _by_hand(self) -> bool:
         outer = ownership.CURRENT.get()
@@ -121,7 +142,7 @@ class Scope:
             if session.experts is not None:
                 session.experts.offload()
         finally:
-            session.pool.give_back(self.workspace, whole=kind is None)
+            self.give_back(kind is None)
         if self._pilot is not None and kind is None and self.run is not None:
             self._pilot.took(self.run.trace, self.marks, _now() - self._entered)
         report(self, kind)
@@ -199,7 +220,8 @@ class Scope:
         except Unfollowed as error:
             return self._give_up(module, inputs, error)
         except RuntimeError as error:
-            short = out_of_memory(error) if self.session.experts is None and self.run is not None else ""
+            going_on = self.falls_back and self.session.experts is None and self.run is not None
+            short = out_of_memory(error) if going_on else ""
             if not short:
                 raise
         finally:
@@ -256,7 +278,7 @@ class Scope:
         note = f"vaccel: {error}; computed in full"
         trace = self.run.trace if self.run is not None else Trace(self.ruling.method.to_json(), 0)
         if self.run is None:
-            self.session.traces.append(trace)
+            self.traces.append(trace)
         trace.notes.append(note)
         if not self.session.gave_up:
             self.session.gave_up = True

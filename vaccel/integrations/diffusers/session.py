@@ -14,7 +14,6 @@ from ... import capture
 from ...cache import Buffers
 from ...engine import graphs
 from ...engine.graphs import Captures
-from ...engine.memory import plan
 from ...engine.report import RunReport
 from ...engine.trace import Trace
 from ...experts.files import SavedExperts
@@ -29,7 +28,7 @@ from ...ops import certified
 from . import ownership
 from .attention import Attention
 from .auto import Pilot
-from .ruling import Ruling, ruling_of
+from .ruling import Ruling
 from .sampler import ExpertScheduler
 from .scope import Scope
 from .workspace import Pool, Workspace
@@ -271,20 +270,6 @@ class Session:
         self._collected.detach()
         _let_go(self._modules)
         self.pool.close()
-
-    def memory_plan(self, height: int, width: int, num_frames: int, batch: int, guidance: bool) -> dict[str, int]:
-        """Bytes of the buffers that a run of this size holds, without captured steps; see ``engine.memory.plan``."""
-        pipe = self.pipe
-        ruling = ruling_of(self) or self.ruling
-        stages = list(self.stages(pipe, Workspace(), ruling.smalls).values())
-        model = stages[0].large.model
-        time = getattr(pipe, "vae_scale_factor_temporal", 1)  # an image pipeline has no time
-        space = getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor
-        branches, batched = 1 + guidance, self.family.batched_guidance
-        rows = batch * (branches if batched else 1)
-        shape = self.family.latents_shape(model, rows, (num_frames - 1) // time + 1, height // space, width // space)
-        latents = torch.empty(shape, dtype=dtype_of(model), device="meta")
-        return plan(ruling.method, stages, latents, branches, batched=batched)
 
 
 def _let_go(modules: list[tuple[nn.Module, bool]]) -> None:
