@@ -27,7 +27,8 @@ def forecast(_, **given):
 
 
 def plan(_, **given):
-    with vaccel.accelerate(tiny.wan_pipeline(), vaccel.Schedule([0], num_steps=4)) as handle:
+    pipe = tiny.wan_pipeline()
+    with vaccel.accelerate(pipe, vaccel.Schedule([0], num_steps=4)) as handle:
         handle.memory_plan(height=32, width=32, num_frames=9, num_inference_steps=4, **given)
 
 

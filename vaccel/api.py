@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import nn
 
+from .cache.parked import Parking
 from .certify import first_use
 from .engine import graphs
 from .engine.report import RunReport
@@ -196,6 +198,8 @@ def accelerate(
     cuda_graphs: bool | None = None,
     attention: str | tuple[str, float] | None = None,
     strict: bool = True,
+    cache_device: str | None = None,
+    cache_dtype: torch.dtype | None = None,
 ) -> Handle:
     """Accelerates one diffusers pipeline object in place; its class and other pipelines stay as they are.
 
@@ -223,6 +227,11 @@ def accelerate(
             ``("sageattention", 0.1)`` sets another bound.
         strict: whether a loop whose steps cannot be followed raises at its first step; otherwise it is computed in
             full, with one warning and a note in the trace.
+        cache_device: "cpu" keeps hidden states (what LeMiCa, TeaCache and MixCache hold within a model) in host memory
+            between the calls that write and read them; on a GPU the copies there go on beside the next computation.
+            Such runs capture no CUDA graphs.  What is of the latents' size stays on the device.
+        cache_dtype: keeps them in fewer bits: ``torch.bfloat16``, ``torch.float16``, or ``torch.float8_e4m3fn`` or
+            ``torch.float8_e5m2`` with a scale a row.  The trace's notes say the largest relative L2 error.
 
     Returns the ``Handle``: ``handle.trace`` after a run, ``handle.remove()`` to undo.
 
@@ -232,6 +241,7 @@ def accelerate(
     not fit the number of steps raises at the first step of the run, before any forward.
     """
     method = Auto(psnr=VISIBLE) if method is None else required(method)
+    parking = Parking(cache_device, cache_dtype)
     if cuda_graphs:
         graphs.backend()
     denoisers = denoisers_of(pipe)
@@ -259,7 +269,7 @@ def accelerate(
     if (first := next(transformers[0].parameters(), None)) is not None:
         first_use(first.device)
     session = Session(pipe, method, described, smalls, notes=_outside(method, asked), compile=compile,
-                      cuda_graphs=cuda_graphs, strict=strict)  # fmt: skip
+                      cuda_graphs=cuda_graphs, strict=strict, parking=parking)  # fmt: skip
     session.attach()
     try:
         if saved is not None:

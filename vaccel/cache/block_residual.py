@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .parked import Parked
 from .store import Slot, Store
 
 
@@ -49,8 +50,8 @@ class _Slot(Slot):
         if self.buffers.fit(self.key, self.fits):  # an earlier run of the same kind has made it
             self.buffer = self.buffers.held(self.key)
 
-    def allocate(self, hidden: torch.Tensor) -> torch.Tensor:
+    def allocate(self, hidden: torch.Tensor) -> torch.Tensor | Parked:
         """The buffer for residuals like ``hidden``, which enters the blocks."""
-        self.buffer = self.buffers.like(self.key, hidden)
+        self.buffer = self.buffers.large(self.key, hidden)
         self.buffers.made(self.key, self.fits)
         return self.buffer

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .parked import store
 from .store import Slot, Store
 
 
@@ -46,7 +47,7 @@ class BlockState:
         self.tensors = self._make(hidden, encoder)
         for buffer, tensor in zip(self.tensors, (hidden, encoder), strict=False):
             if buffer is not None:
-                buffer.copy_(tensor)
+                store(buffer, tensor)
 
     def alone(self, rows: int) -> BlockState:
         """The same, not made yet, for calls that have just the rows that are kept."""
@@ -159,8 +160,8 @@ class States(Slot):
             def make(hidden: torch.Tensor, encoder: torch.Tensor | None) -> tuple:
                 call.buffers.made(self.key, fits)
                 change = call.buffers.empty(names[2], (rows,), torch.float32, hidden.device)
-                kept = None if encoder is None else call.buffers.like(names[1], encoder)
-                return call.buffers.like(names[0], hidden), kept, change
+                kept = None if encoder is None else call.buffers.large(names[1], encoder)
+                return call.buffers.large(names[0], hidden), kept, change
 
             there = tuple(call.buffers.held(name) for name in names) if known else None
             return BlockState(make, start, len(call.x), there)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 
+from .parked import Parked, Parking
 from .readings import Reading
 
+#: What parked buffers in host memory are counted under.
+HOST = "host"
 #: A mode for tests: every buffer is full of NaN until a run writes it, so that reading what nobody wrote shows.
 POISONED = os.environ.get("VACCEL_POISON") == "1"
 
@@ -20,7 +24,11 @@ class Buffers:
     (whether it holds anything of the current run) is for the run to know: a fresh run trusts none of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parking: Parking | None = None) -> None:
+        #: Where hidden states lie between calls.
+        self.parking = parking or Parking()
+        self._parked: dict[Hashable, Parked] = {}
+        self._errors: dict[torch.device, torch.Tensor] = {}
         self._tensors: dict[Hashable, torch.Tensor] = {}
         self._pinned: dict[Hashable, torch.Tensor] = {}
         self._constants: dict[Hashable, torch.Tensor] = {}
@@ -34,8 +42,9 @@ class Buffers:
         """The buffer ``key``, allocated on first use and whenever shape, dtype or device change; contents undefined."""
         t = self._tensors.get(key)
         if t is None or t.shape != torch.Size(shape) or t.dtype != dtype or t.device != torch.device(device):
+            pin = torch.device(device).type == "cpu" and self.parking.device == "cpu" and torch.cuda.is_available()
             with torch.inference_mode(False):  # an inference tensor could not be written to in a later no_grad run
-                t = torch.empty(tuple(shape), dtype=dtype, device=device)
+                t = torch.empty(tuple(shape), dtype=dtype, device=device, pin_memory=pin)
             if POISONED:
                 _poison(t)
             self.moves += key in self._tensors
@@ -49,6 +58,34 @@ class Buffers:
             return t
         return self.empty(key, tensor.shape, tensor.dtype, tensor.device)
 
+    def large(self, key: Hashable, tensor: torch.Tensor) -> torch.Tensor | Parked:
+        """The buffer ``key`` for hidden states like ``tensor``, parked where that is wanted; contents undefined."""
+        if not self.parking:
+            return self.like(key, tensor)
+        place, dtype = self.parking.place(tensor.device), self.parking.dtype or tensor.dtype
+        known = self._parked.get(key)
+        fits = known is not None and known.shape == tensor.shape and known.values.dtype == dtype
+        if not fits or known.values.device != place:
+            known = self._parked[key] = self._park(key, tensor, place, dtype)
+        return known
+
+    def _park(self, key: Hashable, tensor: torch.Tensor, place: torch.device, dtype: torch.dtype) -> Parked:
+        name = key if isinstance(key, tuple) else (key,)
+        values = self.empty((*name, "parked"), tensor.shape, dtype, place)
+        scales = error = None
+        if dtype.itemsize == 1:
+            scales = self.empty((*name, "scales"), (*tensor.shape[:-1], 1), torch.float32, place)
+        if dtype != tensor.dtype and dtype.itemsize <= tensor.dtype.itemsize:
+            error = self._errors.get(tensor.device)
+            if error is None:
+                with torch.inference_mode(False):
+                    error = self._errors[tensor.device] = torch.zeros(1, device=tensor.device)
+        return Parked(values, scales, error, [])
+
+    def lost(self) -> float | None:
+        """The largest relative L2 error of what was parked since a run began; None where nothing is lost."""
+        return max((float(error) for error in self._errors.values()), default=None)
+
     def constant(self, key: Hashable, device: torch.device | str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What ``make`` gives, made and brought to the device once; a few numbers, so not counted as held."""
         t = self._constants.get((key, device))
@@ -61,9 +98,10 @@ class Buffers:
         """The buffer ``key`` as it stands.  Raises ``KeyError`` if it was never allocated."""
         return self._tensors[key]
 
-    def held(self, key: Hashable) -> torch.Tensor | None:
-        """The buffer ``key`` as it stands, None if it was never allocated."""
-        return self._tensors.get(key)
+    def held(self, key: Hashable) -> Any:
+        """The buffer ``key`` as it stands, parked or not; None if it was never allocated."""
+        parked = self._parked.get(key)
+        return self._tensors.get(key) if parked is None else parked
 
     def made(self, key: Hashable, fits: Hashable) -> None:
         """Says what kind of call the buffers under ``key`` were made for, by what entered a model's blocks."""
@@ -86,6 +124,8 @@ class Buffers:
 
     def begin(self) -> None:
         """A run begins: what is here belongs to earlier ones."""
+        for error in self._errors.values():
+            error.zero_()
         if POISONED:
             for t in self._tensors.values():
                 _poison(t)
@@ -93,13 +133,15 @@ class Buffers:
     @property
     def nbytes(self) -> int:
         """Bytes held on the models' device."""
-        return sum(t.numel() * t.element_size() for t in self._tensors.values())
+        return sum(size for name, size in self.sizes().items() if name != HOST)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes by the names that their keys begin with, which are those of stores, signals and policies."""
+        """Bytes by the names that their keys begin with, which are those of stores, signals and policies; under "host"
+        those in host memory."""
         found: dict[str, int] = {}
         for key, t in self._tensors.items():
-            name = str(key[0] if isinstance(key, tuple) else key)
+            away = self.parking.device == "cpu" and isinstance(key, tuple) and key[-1] in ("parked", "scales")
+            name = HOST if away else str(key[0] if isinstance(key, tuple) else key)
             found[name] = found.get(name, 0) + t.numel() * t.element_size()
         return found
 
@@ -109,6 +151,8 @@ class Buffers:
         self._constants.clear()
         self._fits.clear()
         self._pinned.clear()
+        self._parked.clear()
+        self._errors.clear()
 
 
 def _poison(t: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import ops
 from ..cache.block_states import BlockState
+from ..cache.parked import Parked, store, stored
 from .family import BlockList, Family
 
 
@@ -71,7 +72,7 @@ class AddResidual(Replacement):
 
     def added(self, hidden: torch.Tensor, other: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         """The residuals of both lie one behind the other."""
-        buffer, size = self.buffer[:, 0], hidden[0].numel()
+        buffer, size = stored(self.buffer, hidden)[:, 0], hidden[0].numel()
         if other is not None:
             other = other + buffer[:, size:].view(other.shape)
         return self.beside(hidden + buffer[:, :size].view(hidden.shape), other)
@@ -79,7 +80,8 @@ class AddResidual(Replacement):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.both:
             return self.added(self.entering(args, kwargs), self.other(args, kwargs))
-        hidden, buffer = args[0] if args else kwargs[self.names[0]], self.buffer
+        hidden = args[0] if args else kwargs[self.names[0]]
+        buffer = self.buffer if self.buffer.__class__ is torch.Tensor else stored(self.buffer, hidden)
         if self.joined == "encoder" and buffer.shape[1] > hidden.shape[1]:
             buffer = buffer[:, -hidden.shape[1] :]  # what went before the hidden states is kept in a cache since then
         hidden = hidden + buffer
@@ -113,7 +115,8 @@ class AddFirst(Replacement):
         self.__dict__.update(first=first, family=family, model=model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        arriving, hidden = self.entering(args, kwargs), self.first.__dict__["entered"] + self.buffer
+        arriving, hidden = self.entering(args, kwargs), self.first.__dict__["entered"]
+        hidden = hidden + stored(self.buffer, hidden)
         self.first.__dict__["entered"] = None
         hidden = self.family.leaving(self.model, hidden, arriving, self.joined)
         return self.result(hidden, args, kwargs)
@@ -137,7 +140,10 @@ class StoreEntry(Replacement):
             hidden = flattened(hidden, self.other(args, kwargs))
         if self.buffer is None or self.buffer.shape != hidden.shape:
             self.__dict__["buffer"] = self.allocate(hidden)
-        self.buffer.copy_(hidden)
+        if isinstance(self.buffer, Parked):
+            self.__dict__["entered"] = hidden.clone()  # blocks may write into it
+        else:
+            self.buffer.copy_(hidden)
         return self._modules["block"](*args, **kwargs)
 
     __call__ = forward
@@ -158,7 +164,10 @@ class StoreExit(Replacement):
         hidden = flattened(out[self.at], out[1 - self.at]) if self.both else self.hidden_of(out)
         if self.several:
             hidden = self.family.entered(self.model, hidden, buffer, self.joined)
-        torch.sub(hidden, buffer, out=buffer)
+        if isinstance(buffer, Parked):
+            buffer.write(hidden - self.first.__dict__.pop("entered"))
+        else:
+            torch.sub(hidden, buffer, out=buffer)
         return out
 
     __call__ = forward
@@ -180,7 +189,10 @@ class KeepState(Replacement):
         own["hidden"], own["encoder"], own["change"] = (None,) * 3 if state is None else state.tensors
         own["start"], own["rows"] = (0, 1) if state is None else (state.start, state.rows)
         if self.hidden is not None:
-            self.relative_l1 = ops.inner(self.hidden.device, self.hidden.dtype).relative_l1
+            parked = isinstance(self.hidden, Parked)
+            self.relative_l1 = (
+                ops.relative_l1 if parked else ops.inner(self.hidden.device, self.hidden.dtype).relative_l1
+            )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = self._modules["block"](*args, **kwargs)
@@ -197,14 +209,14 @@ class KeepState(Replacement):
             self.state.keep(hidden, encoder)
             self.set(self.state)
             return out
-        rows = len(self.change)
+        rows, before = len(self.change), stored(kept, hidden)
         if len(hidden) == rows:
-            self.change.copy_(self.relative_l1(hidden, kept))
+            self.change.copy_(self.relative_l1(hidden, before))
         else:
-            self.change.copy_(self.relative_l1(hidden.reshape(rows, -1), kept.view(rows, -1)))
-        kept.copy_(hidden)
+            self.change.copy_(self.relative_l1(hidden.reshape(rows, -1), before.view(rows, -1)))
+        store(kept, hidden)
         if self.encoder is not None:
-            self.encoder.copy_(encoder)
+            store(self.encoder, encoder)
         return out
 
     __call__ = forward
@@ -222,10 +234,14 @@ class Resumption(Replacement):
         own["hidden"], own["encoder"] = (None, None) if state is None else state.tensors[:2]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden, encoder = self.hidden, self.encoder
+        if isinstance(hidden, Parked):
+            like = self.entering(args, kwargs)
+            hidden, encoder = hidden.read(like), None if encoder is None else encoder.read(like)
         if self.tokens_first:
-            return self.hidden.transpose(0, 1).contiguous()
+            return hidden.transpose(0, 1).contiguous()
         if self.returns == "hidden":
-            return self.hidden
-        return (self.hidden, self.encoder) if self.returns == "hidden_encoder" else (self.encoder, self.hidden)
+            return hidden
+        return (hidden, encoder) if self.returns == "hidden_encoder" else (encoder, hidden)
 
     __call__ = forward

@@ -55,7 +55,7 @@ def new_run(scope: Any, place: Place, stage: Any) -> Run:
         depth=next(iter(scope.stages.values())).large.depth,
         flow=levels,
     )
-    run.trace.notes.extend(notes)
+    run.trace.notes.extend([*notes, *_parking(scope, method)])
     run.trace.predict(**predicted)
     if execute is not None:
         execute.tell(run.trace.notes)
@@ -63,6 +63,13 @@ def new_run(scope: Any, place: Place, stage: Any) -> Run:
         run.trace.notes.append(f"no CUDA graphs: {without}")
     scope.traces.append(run.trace)
     return run
+
+
+def _parking(scope: Any, method: Method) -> list[str]:
+    """What is said of a method that keeps nothing large."""
+    if not scope.workspace.buffers.parking or any(store.inside for store in method.stores):
+        return []
+    return [f"{type(method).__name__} keeps no hidden states: cache_device and cache_dtype have nothing to park"]
 
 
 def flow(scope: Any, place: Place, method: Method) -> Flow | None:
@@ -106,6 +113,8 @@ def executor(scope: Any) -> tuple[Captures | None, str]:
         return None, without
     models = [m for s in scope.stages.values() for m in (s.large, s.small) if m is not None]
     refusals = [reason for model in models if (reason := model.uncapturable())]
+    if scope.workspace.buffers.parking:
+        refusals.append("hidden states are parked between calls (cache_device, cache_dtype)")
     state = (scope.workspace.buffers.moves, attention.active(), *(model.state() for model in models))
     captures.begin(state, refusals[0] if refusals else None)
     return captures, ""

@@ -17,6 +17,7 @@ from torch import nn
 
 from ... import deprecated
 from ...actions import Full
+from ...cache.buffers import HOST
 from ...methods import Method, Policy, RunInfo
 from . import ownership
 from .ruling import ruling_of
@@ -47,7 +48,7 @@ def planned(session: Any, call: Mapping[str, Any]) -> dict[str, int]:
             if scope.run is not None or "prompt" not in known or any(name in given for name in TEXTS):
                 raise
             sizes = _sizes(Rehearsal(session, pipe, {**given, "prompt": ""}), base)
-    return {**sizes, "total": sum(sizes.values())}
+    return {**sizes, "total": sum(size for name, size in sizes.items() if name != HOST)}
 
 
 def _sizes(scope: Rehearsal, base: type) -> dict[str, int]:
@@ -102,7 +103,7 @@ class Rehearsal(Scope):
         self.answer: torch.Tensor | None = None  # the models' latest
 
     def take(self) -> Workspace:
-        return Workspace()
+        return self.session.workspace()
 
     def give_back(self, whole: bool) -> None:
         pass

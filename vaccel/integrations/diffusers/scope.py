@@ -19,6 +19,7 @@ from . import guidance, ownership
 from .beginning import executor, new_run
 from .falling_back import in_full_from_here
 from .locating import Locator, Place
+from .refusals import check_small, refuse_gradients
 from .reporting import observed, report
 from .ruling import ruling_of
 from .workspace import Workspace
@@ -208,7 +209,7 @@ class Scope:
                 self.device = x.device
                 index, run = self._located(stage, t), self.run
             if torch.is_grad_enabled():
-                self._refuse_gradients(module, inputs)
+                refuse_gradients(module, inputs)
             if len(x) != self._rows:
                 self._look(stage, x)
             if index != run.index and (self._attends or run.index < 0):
@@ -235,7 +236,7 @@ class Scope:
     def _begins(self, run: Run, stage: Any, x: torch.Tensor) -> None:
         """A step begins."""
         if run.index < 0 and stage.small is not None:
-            _check_small(stage.small.model, x)
+            check_small(stage.small.model, x)
         if self._timed:
             self._mark(x.device)
         if self._guider is not None:
@@ -285,14 +286,6 @@ class Scope:
             warnings.warn(note, stacklevel=4)
         return ownership.plain_call(module)(**inputs)
 
-    def _refuse_gradients(self, module: nn.Module, inputs: dict[str, Any]) -> None:
-        given = (v for v in inputs.values() if isinstance(v, torch.Tensor))
-        if any(t.requires_grad for t in given) or any(p.requires_grad for p in module.parameters()):
-            raise ValueError(
-                "vaccel: an accelerated run computes no gradients: call the pipeline under torch.no_grad(), or use "
-                "handle.remove() before training through it"
-            )
-
     def _mark(self, device: torch.device) -> None:
         if device.type != "cuda":
             self.marks.append(_now())
@@ -305,6 +298,10 @@ class Scope:
         """The last step of a run is over."""
         if self._timed:
             self._mark(device)
+        lost = self.workspace.buffers.lost()
+        if lost:
+            kept = str(self.session.parking.dtype).removeprefix("torch.")
+            run.trace.notes.append(f"hidden states kept in {kept}: relative L2 error up to {lost:.2g}")
         if self._pilot is not None and isinstance(run.method, Recording):
             self._pilot.learn(self.pipe, run.trace, self.learning)
 
@@ -399,17 +396,6 @@ class Scope:
 
     def _new_run(self, place: Place, stage: Any) -> Any:
         return new_run(self, place, stage)
-
-
-def _check_small(small: nn.Module, x: torch.Tensor) -> None:
-    """Raises ``ValueError`` where the small model was left behind when the pipeline was moved."""
-    dtype = getattr(small, "dtype", x.dtype)
-    device = next((p.device for p in small.parameters()), x.device)
-    if dtype != x.dtype or (device != x.device and device.type != "meta" and "_hf_hook" not in small.__dict__):
-        raise ValueError(
-            f"the small model is {dtype} on {device}, the pipeline runs in {x.dtype} on {x.device}: move it too, with "
-            f"small.to({str(x.device)!r}, {x.dtype})"
-        )
 
 
 def _rows(tensors: Any) -> list[int]:

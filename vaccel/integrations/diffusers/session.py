@@ -12,6 +12,7 @@ from torch import nn
 
 from ... import capture
 from ...cache import Buffers
+from ...cache.parked import Parking
 from ...engine import graphs
 from ...engine.graphs import Captures
 from ...engine.report import RunReport
@@ -59,6 +60,7 @@ class Session:
         cuda_graphs: bool | None = False,
         strict: bool = True,
         keep_traces: int = 16,
+        parking: Parking | None = None,
     ):
         self._pipe, self.family = weakref.ref(pipe), family
         self.compile, self.strict, self.gave_up = compile, strict, False
@@ -74,7 +76,8 @@ class Session:
         self.refused: list[str] = []
         #: Whether steps are captured; None for where that is certified and steps are launch-bound.
         self.cuda_graphs = cuda_graphs
-        self.pool = Pool(Workspace)
+        self.parking = parking or Parking()
+        self.pool = Pool(self.workspace)
         self.traces: deque[Trace] = deque(maxlen=keep_traces)
         self.removed = True
         # By registered module; given back too where the pipeline is garbage-collected without remove().
@@ -104,6 +107,10 @@ class Session:
     def method(self) -> Method:
         """What decides where nothing else is named."""
         return self.ruling.method
+
+    def workspace(self) -> Workspace:
+        """What a run works with, with nothing in it yet."""
+        return Workspace(self.parking)
 
     @property
     def buffers(self) -> Buffers:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from torch import nn
 
 from ...cache import Buffers
+from ...cache.parked import Parking
 from ...engine.graphs import Captures
 from ...models import Family, model_of
 from ...models.compiling import Compiler
@@ -21,8 +22,8 @@ from ...models.generic import Generic
 class Workspace:
     """Of one run at a time.  ``captures`` are there once a run has asked for them."""
 
-    def __init__(self) -> None:
-        self.buffers = Buffers()
+    def __init__(self, parking: Parking | None = None) -> None:
+        self.buffers = Buffers(parking)
         self.captures: Captures | None = None
         self._models: list[Generic] = []
 
