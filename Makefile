@@ -7,7 +7,7 @@ DEMO_STAMP := $(VENV)/.installed-for-demo
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 NATIVE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo compare test fast lint bench compile-check emulate installs wheels conformance docs doctor clean
+.PHONY: demo compare test fast lint bench compile-check emulate installs wheels conformance settings docs doctor clean
 
 # Three clips in full and fast, side by side; its set-up brings no more than it needs.
 demo: $(DEMO_STAMP)
@@ -57,6 +57,11 @@ wheels: $(STAMP)
 # Every pipeline of diffusers that can be built offline, and docs/pipelines.md; an interrupted run goes on.
 conformance: $(STAMP)
 	$(BIN)/python tests/conformance.py
+
+# Everything that users set on a pipeline, in every order and with every method, and docs/settings.md; goes on likewise.
+settings: $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torchao bitsandbytes gguf
+	$(BIN)/python tests/settings_table.py
 
 # The documentation's site, in out/site; a link that leads nowhere fails it.
 docs: $(STAMP)

@@ -52,7 +52,12 @@ def examined(name: str, pipe: str) -> dict[str, Any]:
     began, setting = time.perf_counter(), load_all()[name]
     found: dict[str, Any] = {"setting": name, "pipe": pipe, "missing": setting.missing, "cells": []}
     if not setting.missing:
-        found["cells"] = [dataclasses.asdict(cell) for cell in cells(setting, pipe)]
+        try:
+            found["cells"] = [dataclasses.asdict(cell) for cell in cells(setting, pipe)]
+        except Exception as error:  # of the plain pipeline under the setting: the others go on
+            said = f"{type(error).__name__}: {error}"
+            wrong = {"setting": name, "pipe": pipe, "order": "-", "method": "-", "outcome": "wrong", "said": said}
+            found["cells"] = [wrong]
     return found | {"seconds": round(time.perf_counter() - began, 1)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -9,10 +10,11 @@ import re
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import nn
 
 import vaccel
@@ -163,7 +165,7 @@ def _kinds(value: Any) -> str:
 def cells(setting: Setting, pipe_name: str, orders: tuple[str, ...] = ORDERS) -> list[Cell]:
     """Every cell of a setting on one pipeline."""
     subject, found = SUBJECTS[pipe_name], []
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _backend_kept():
         warnings.simplefilter("ignore")
         right = right_of(setting, subject, folder)
         chosen = {
@@ -177,6 +179,16 @@ def cells(setting: Setting, pipe_name: str, orders: tuple[str, ...] = ORDERS) ->
                 outcome, said = _examined(setting, subject, order, name, method, steps, right, under)
                 found.append(Cell(setting.name, pipe_name, order, name, outcome, said))
     return found
+
+
+@contextlib.contextmanager
+def _backend_kept() -> Iterator[None]:
+    """diffusers' attention backend of the whole process as it was: to set a model's own sets that one too."""
+    active, _ = _AttentionBackendRegistry.get_active_backend()
+    try:
+        yield
+    finally:
+        _AttentionBackendRegistry.set_active_backend(active)
 
 
 def _plain_under(setting: Setting, subject: Subject, right: Right) -> tuple[list[Any], Tensors]:
