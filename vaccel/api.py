@@ -190,6 +190,7 @@ def accelerate(
     cuda_graphs: bool | None = None,
     attention: str | tuple[str, float] | None = None,
     strict: bool = True,
+    process_group: Any = None,
 ) -> Handle:
     """Accelerates one diffusers pipeline object in place; its class and other pipelines stay as they are.
 
@@ -217,6 +218,9 @@ def accelerate(
             ``("sageattention", 0.1)`` sets another bound.
         strict: whether a loop whose steps cannot be followed raises at its first step; otherwise it is computed in
             full, with one warning and a note in the trace.
+        process_group: the ranks of ``torch.distributed`` that take part in each call of the transformer, and so must
+            decide alike.  By default as the models show: diffusers' ``enable_parallelism``, sharded parameters (tensor
+            parallelism, FSDP2).  Ranks that hold whole models are left alone.
 
     Returns the ``Handle``: ``handle.trace`` after a run, ``handle.remove()`` to undo.
 
@@ -253,7 +257,7 @@ def accelerate(
     if (first := next(transformers[0].parameters(), None)) is not None:
         first_use(first.device)
     session = Session(pipe, method, described, smalls, notes=_outside(method, asked), compile=compile,
-                      cuda_graphs=cuda_graphs, strict=strict)  # fmt: skip
+                      cuda_graphs=cuda_graphs, strict=strict, process_group=process_group)  # fmt: skip
     session.attach()
     try:
         if saved is not None:

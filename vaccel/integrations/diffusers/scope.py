@@ -13,13 +13,13 @@ from torch import nn
 from ...engine.run import Run
 from ...engine.trace import Trace
 from ...methods import Recording
-from ...out_of_memory import out_of_memory
 from . import guidance, ownership
 from .beginning import executor, new_run
-from .falling_back import in_full_from_here
+from .falling_back import in_full_from_here, short_of_memory
 from .locating import Locator, Place
 from .reporting import observed, report
 from .ruling import ruling_of
+from .together import agreement_for
 
 #: The arguments by which diffusers' pipelines take a function that they call after each step.
 CALLBACKS = ("callback_on_step_end", "callback")
@@ -92,6 +92,7 @@ class Scope:
         self.workspace = self.session.pool.take()
         try:
             self.stages = self.session.stages(self.pipe, self.workspace, self.ruling.smalls)
+            self.agreement = agreement_for(self)
         except BaseException:
             self.session.pool.give_back(self.workspace, whole=False)
             raise
@@ -115,6 +116,8 @@ class Scope:
                 stacklevel=2,
             )
         session = self.session
+        if kind is not None and self.agreement is not None:
+            self.agreement.leave(exception[0])
         try:
             if kind is None and self.run is not None:
                 self.run.close()
@@ -199,8 +202,7 @@ class Scope:
         except Unfollowed as error:
             return self._give_up(module, inputs, error)
         except RuntimeError as error:
-            short = out_of_memory(error) if self.session.experts is None and self.run is not None else ""
-            if not short:
+            if not (short := short_of_memory(self, error)):
                 raise
         finally:
             self._calling = False
