@@ -66,14 +66,14 @@ def finish(*processes: BaseProcess, timeout: float = 300) -> None:
 
 
 def together(function: Callable[..., None], *args: Any, count: int = 2) -> None:
-    """The same in ``count`` processes that are one another's ranks, as ``torchrun`` starts them on CPUs; all end well."""
+    """The same in ``count`` processes that are one another's ranks, as ``torchrun`` starts them on CPUs."""
     finish(*ranks(function, *args, count=count))
 
 
 def ranks(
     function: Callable[..., None], *args: Any, count: int = 2, environment: dict[str, str] | None = None
 ) -> list[BaseProcess]:
-    """Such processes, started."""
+    """Such processes, started and not waited for."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import tiny
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import vaccel
 from vaccel.cache import Buffers
+from vaccel.parallel.sharing import shared_with
 
 STEPS = 8
 #: (method, whether it needs a small model)
@@ -226,6 +228,47 @@ def sharded(folder: str) -> None:
             fully_shard(block)
         fully_shard(pipe.transformer)
         write(folder, "fsdp", *made(pipe, ["teacache", "blocks", "forecast"]))
+        write(folder, "seen", {"none": torch.zeros(1)}, _seen())
+
+
+def _seen() -> list[list[int]]:
+    """Whom a model shows to share it by diffusers' configuration of tensor parallelism, and by replicated weights."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, distribute_module, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2,))
+    configured, copied = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    tensor = SimpleNamespace(_mesh=mesh)
+    configured._parallel_config = SimpleNamespace(context_parallel_config=None, tensor_parallel_config=tensor)
+
+    def replicate(name: str, module: torch.nn.Module, mesh: Any) -> None:
+        for key, weight in list(module.named_parameters()):
+            module.register_parameter(key, torch.nn.Parameter(distribute_tensor(weight, mesh, [Replicate()])))
+
+    distribute_module(copied, mesh, replicate)
+    return [list(shared_with(configured)), list(shared_with(copied))]
+
+
+def page(folder: str, blocks: list[str]) -> None:
+    """The blocks of a page of the documentation, each with a pipeline of its own."""
+    warnings.simplefilter("ignore")
+    torch.accelerator.device_count = lambda: 1
+    names: dict[str, Any] = {"vaccel": vaccel, "prompt": "a red cat runs", "model": model, "x": torch.ones(1, 4, 8, 8)}
+    names |= {"cond": 0.5, "uncond": -0.25, "timesteps": range(1000, 0, -20)}
+    names["solver"] = SimpleNamespace(step=lambda v, t, x: x - v / 50)
+    os.environ["XDG_CACHE_HOME"], said = folder, []
+    for block in blocks:
+        names["pipe"] = shown = pipeline()
+        calls, kind = {**tiny.WAN_CALL, "generator": torch.Generator().manual_seed(0)}, type(shown)
+
+        def call(self: Any, *args: Any, kind: type = kind, calls: dict = calls, **kwargs: Any) -> Any:
+            return kind.__call__(self, *args, **{**calls, **kwargs})
+
+        shown.__class__ = type(kind.__name__, (kind,), {"__call__": call})
+        exec(block, names)
+        said.append((names.pop("handle", None) or names["run"]).trace.timeline())
+    write(folder, "page", {"none": torch.zeros(1)}, said)
+    dist.destroy_process_group()
 
 
 def apart(folder: str) -> None:
@@ -236,7 +279,7 @@ def apart(folder: str) -> None:
 
 
 def unlike(folder: str) -> None:
-    """What one rank of those that share a model does otherwise is an error on all, before any forward; then they go on."""
+    """What one rank of those that share a model does otherwise is an error on all; then they go on."""
     said: dict[str, str] = {}
     with world() as rank:
         pipe, group = pipeline(), {"process_group": dist.group.WORLD}

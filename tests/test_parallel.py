@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import processes
@@ -91,6 +92,19 @@ def test_fsdp(tmp_path, alone):
             assert said[name]["timeline"] == alone[name][1]
             assert torch.equal(clip, alone[name][0]), "whole parameters at every forward: the same bits"
             assert "2 ranks decide together: 0, 1" in said[name]["notes"]
+    for _, seen in ranks.read(tmp_path, "seen", 2):
+        assert seen == [[0, 1], []], "weights that every rank has whole are shared with nobody"
+
+
+def test_the_page(tmp_path):
+    text = (Path(__file__).parent.parent / "docs" / "parallel.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
+    processes.together(ranks.page, str(tmp_path), blocks)
+    (_, first), (_, second) = ranks.read(tmp_path, "page", 2)
+    assert first == second
+    assert len(first) == len(blocks) == 3
+    assert [len(timeline) for timeline in first] == [50] * 3
+    assert "p" in first[0]
 
 
 DISAGREE = {"larger": (40.0, [*EVERY[5:], "guarded"]), "no numbers": (float("nan"), EVERY[5:8])}
@@ -168,9 +182,10 @@ def test_one_process_agrees_with_nobody():
 
 def test_a_group_without_ranks_is_refused():
     pipe = ranks.pipeline()
-    with vaccel.accelerate(pipe, ranks.METHODS["easycache"][0], process_group=object()):
-        with pytest.raises(ValueError, match="torch.distributed is not initialised"):
-            ranks.latents(pipe)
+    handle = vaccel.accelerate(pipe, ranks.METHODS["easycache"][0], process_group=object())
+    with pytest.raises(ValueError, match=r"torch\.distributed is not initialised"):
+        ranks.latents(pipe)
+    handle.remove()
     plain = ranks.latents(pipe)
     assert torch.isfinite(plain).all(), "the pipeline is as it was"
 

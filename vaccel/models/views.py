@@ -42,7 +42,7 @@ def _parts(model: nn.Module, attributes: Sequence[str]) -> list[Any]:
 
 
 def shallow(model: nn.Module) -> nn.Module:
-    """``copy.copy``; of a module that FSDP2 shards, whose class makes a whole new model when it is copied, as its own."""
+    """``copy.copy``; also of a module that FSDP2 shards, whose class would make a whole new model to be filled."""
     kinds = type(model).__mro__
     sharded = [number for number, kind in enumerate(kinds) if kind.__name__ == "FSDPModule"]
     if not sharded:
