@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import vaccel
 from vaccel.cache import Buffers
+from vaccel.parallel import exchange
 from vaccel.parallel.sharing import shared_with
 
 STEPS = 8
@@ -104,9 +105,16 @@ def made(pipe: Any, names: list[str], **options: Any) -> tuple[dict[str, torch.T
             clips[name], said[name] = latents(pipe), {"timeline": "F" * STEPS, "notes": []}
             continue
         with vaccel.accelerate(pipe, method, small=small() if needs_small else None, **options) as handle:
+            before = _exchanges()
             clips[name] = latents(pipe)
             said[name] = {"timeline": handle.trace.timeline(), "notes": handle.trace.notes}
+            said[name]["exchanges"] = _exchanges() - before
     return clips, said
+
+
+def _exchanges() -> int:
+    """How often ranks have told one another something so far."""
+    return sum(each.count for each in exchange._exchanges.values())
 
 
 def write(folder: str, key: str, clips: dict[str, torch.Tensor], said: Any) -> None:
@@ -294,8 +302,15 @@ def unlike(folder: str) -> None:
 
         failing("methods", vaccel.EasyCache(threshold=0.3 + rank / 10, warmup=2))
         failing("start", vaccel.Schedule([0], num_steps=STEPS if rank == 0 else STEPS + 1))
+        failing("aborted", METHODS["easycache"][0], callback_on_step_end=_aborts)
         failing("same", METHODS["easycache"][0])
         write(folder, "unlike", {"none": torch.zeros(1)}, said)
+
+
+def _aborts(pipe: Any, step: int, t: Any, given: dict) -> dict:
+    if step == 3:
+        raise RuntimeError("on all ranks")
+    return given
 
 
 # -- what goes wrong -------------------------------------------------------------------------------------------------

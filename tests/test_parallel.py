@@ -20,6 +20,8 @@ EVERY = list(ranks.METHODS)
 #: Ways of sharing a model -> the methods that are tried with it, on two ranks and on four.
 TWO = {"ulysses 2": EVERY, "ring 2": ["plain", "easycache"], "tensor": ["plain", "blocks", "prior", "direction"]}
 FOUR = {"ring 2, ulysses 2": ["plain", "blocks", "mixcache"], "tensor": ["plain", "direction"]}
+#: Methods that decide nothing on the way.
+FIXED = ("blocks", "resume", "forecast")
 #: Units in the last place of the stream that a block adds to, by which its three sums (both attentions, the
 #: feed-forward) may be off where ranks add their terms in another order: one each.
 UNITS = 3
@@ -83,6 +85,8 @@ def _equal(folder, way, name, count, alone):
         if name != "plain":
             every = ", ".join(map(str, range(count)))
             assert f"{count} ranks decide together: {every}" in said[name]["notes"]
+            asked = said[name]["exchanges"] - 2  # its method and number of steps: a length, a text
+            assert asked == 0 if name in FIXED else 0 < asked <= ranks.STEPS
 
 
 def test_fsdp(tmp_path, alone):
@@ -165,6 +169,7 @@ def test_ranks_that_are_told_to_do_different_things(tmp_path):
     assert "begin different runs: rank 0 8 steps of" in first["methods"]
     assert "ValueError: rank 1, which shares this model, cannot begin the run: this schedule is for 9" in first["start"]
     assert second["start"].startswith("ValueError: this schedule is for 9 steps, the run has 8")
+    assert first["aborted"] == second["aborted"] == "RuntimeError: on all ranks"
     assert first["same"] == second["same"], "and then they go on"
     assert "r" in first["same"]
 

@@ -148,15 +148,17 @@ class Exchange:
     def leave(self, call: int, why: str) -> None:
         """This rank's call has ended before its end: the others, who may wait for it, shall know."""
         with contextlib.suppress(RuntimeError):
-            self._store.set(f"left/{call}/{self.rank}", json.dumps(why[:400]))
+            self._store.set(f"left/{call}/{self.rank}", json.dumps([self.count, why[:400]]))
 
     def _who_left(self, call: int) -> str:
         """Which other rank has ended the same call, and why."""
         for rank in self.ranks:
             key = f"left/{call}/{rank}"
             with contextlib.suppress(RuntimeError, ValueError):
-                if rank != self.rank and self._store.check([key]):
-                    why = json.loads(self._store.get(key))
+                if rank == self.rank or not self._store.check([key]):
+                    continue
+                count, why = json.loads(self._store.get(key))
+                if count < self.count:  # else it has left after it said its part of this exchange
                     return f"rank {rank}, which shares this model, has ended its call ({why})"
         return ""
 
