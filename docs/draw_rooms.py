@@ -21,7 +21,8 @@ PACKAGE = ROOT / "vaccel"
 #: From the ground up: room -> what it is, in a few words.
 STOREYS: tuple[dict[str, str], ...] = (
     {"csrc": "C++ and CUDA kernels, the schedule solver", "kernels": "Triton kernels"},
-    {"reference": "the fp64 truth", "ops": "fused formulas, by kernels that proved themselves"},
+    {"reference": "the fp64 truth", "ops": "fused formulas, by kernels that proved themselves",
+     "parallel": "ranks of one mind"},
     {"actions": "what stands in for a forward", "cache": "what computed steps leave", "signals": "what rules watch"},
     {"models": "any denoiser, from outside", "planning": "levels, schedules, calibrations"},
     {"methods": "one file a method: the rule that picks an action"},

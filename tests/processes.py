@@ -67,10 +67,18 @@ def finish(*processes: BaseProcess, timeout: float = 300) -> None:
 
 def together(function: Callable[..., None], *args: Any, count: int = 2) -> None:
     """The same in ``count`` processes that are one another's ranks, as ``torchrun`` starts them on CPUs."""
+    finish(*ranks(function, *args, count=count))
+
+
+def ranks(
+    function: Callable[..., None], *args: Any, count: int = 2, environment: dict[str, str] | None = None
+) -> list[BaseProcess]:
+    """Such processes, started and not waited for."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared["ACCELERATE_USE_CPU"] = "true"
-    ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    finish(*(start(function, *args, environment=rank) for rank in ranks))
+    shared |= environment or {}
+    each = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [start(function, *args, environment=rank) for rank in each]

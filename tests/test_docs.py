@@ -104,7 +104,7 @@ BEFORE: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/own-loop.md": own_loop,
 }
 #: Pages whose blocks run in tests of their own.
-ELSEWHERE = {"docs/comfyui.md": "test_comfyui.py"}
+ELSEWHERE = {"docs/comfyui.md": "test_comfyui.py", "docs/parallel.md": "test_parallel.py"}
 
 
 def test_pages_with_code_are_found():

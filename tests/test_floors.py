@@ -11,7 +11,7 @@ import vaccel
 
 ROOT = Path(vaccel.__file__).parent
 FLOORS = [
-    ("reference", "ops", "extras", "built", "capture", "deprecated", "out_of_memory"),
+    ("reference", "ops", "extras", "built", "capture", "deprecated", "out_of_memory", "parallel"),
     ("certify", "proving"),
     ("actions", "cache", "signals"),
     ("models", "planning"),

@@ -200,6 +200,7 @@ def accelerate(
     strict: bool = True,
     cache_device: str | None = None,
     cache_dtype: torch.dtype | None = None,
+    process_group: Any = None,
 ) -> Handle:
     """Accelerates one diffusers pipeline object in place; its class and other pipelines stay as they are.
 
@@ -232,6 +233,9 @@ def accelerate(
             Such runs capture no CUDA graphs.  What is of the latents' size stays on the device.
         cache_dtype: keeps them in fewer bits: ``torch.bfloat16``, ``torch.float16``, or ``torch.float8_e4m3fn`` or
             ``torch.float8_e5m2`` with a scale a row.  The trace's notes say the largest relative L2 error.
+        process_group: the ranks of ``torch.distributed`` that take part in each call of the transformer, and so must
+            decide alike.  By default as the models show: diffusers' ``enable_parallelism``, sharded parameters (tensor
+            parallelism, FSDP2).  Ranks that hold whole models are left alone.
 
     Returns the ``Handle``: ``handle.trace`` after a run, ``handle.remove()`` to undo.
 
@@ -269,7 +273,8 @@ def accelerate(
     if (first := next(transformers[0].parameters(), None)) is not None:
         first_use(first.device)
     session = Session(pipe, method, described, smalls, notes=_outside(method, asked), compile=compile,
-                      cuda_graphs=cuda_graphs, strict=strict, parking=parking)  # fmt: skip
+                      cuda_graphs=cuda_graphs, strict=strict, parking=parking,
+                      process_group=process_group)  # fmt: skip
     session.attach()
     try:
         if saved is not None:

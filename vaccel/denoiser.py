@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .cache.buffers import Buffers
+from .engine.opening import opened
 from .engine.run import Run
 from .engine.trace import Trace
 from .methods import Method
@@ -17,6 +18,7 @@ from .methods.base import required
 from .models import Family, find, model_of
 from .models.call import Model, Stage
 from .models.generic import Generic, PlainCallable
+from .parallel import agreement_of
 from .planning.flow import Flow
 from .planning.schema import step_count
 
@@ -39,6 +41,8 @@ class Denoiser:
         denoise: (prediction, x, step index) -> x_0 estimate, for methods that watch it.
         channel_axis: of the latents that callables are given, for methods whose weights go by channel; by default 1, of
             latents [B, a, b] the shorter of both.
+        process_group: the ranks of ``torch.distributed`` that take part in each call of the models, and so must decide
+            alike; by default as transformers show it.  Callables show nothing.
 
     Raises ``ValueError`` when ``small`` is missing, or a method brings weights of its own or needs the inside of a
     plain callable.
@@ -54,6 +58,7 @@ class Denoiser:
         family: str | Family | None = None,
         denoise: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] | None = None,
         channel_axis: int | None = None,
+        process_group: Any = None,
     ):
         if required(method).needs_small and small is None:
             raise ValueError(f"{type(method).__name__} needs the small model of the family: pass small")
@@ -62,6 +67,7 @@ class Denoiser:
         if any(kind.name == "denoised" for kind in method.watches) and denoise is None:
             raise ValueError(f"{type(method).__name__} watches the x_0 estimate: pass denoise=...")
         self.method, self.guidance, self._denoise = method, guidance, denoise
+        self.process_group = process_group
         self._axis, pair = channel_axis, ((large, False), (small, True))
         models = [_model(m, family, is_small, channel_axis) for m, is_small in pair if m is not None]
         inside = [store for store in method.stores if store.inside]
@@ -123,15 +129,22 @@ class DenoiserRun:
                 model.refresh()
         # Given back when the context ends, or when the run is garbage-collected.
         self._given_back = weakref.finalize(self, denoiser._idle.append, taken)
-        self._run = Run(
-            denoiser.method,
-            num_steps,
-            self._buffers,
-            guidance=lambda stage: denoiser.guidance,
-            denoise=denoiser._denoise,
-            depth=getattr(self._stage.large, "depth", 0),
-            flow=flow,
-        )
+        models = [getattr(model, "model", None) for model in (self._stage.large, self._stage.small)]
+        self._agreement = agreement = agreement_of(models, denoiser.process_group)
+
+        def made() -> Run:
+            return Run(
+                denoiser.method,
+                num_steps,
+                self._buffers,
+                guidance=lambda stage: denoiser.guidance,
+                denoise=denoiser._denoise,
+                depth=getattr(self._stage.large, "depth", 0),
+                flow=flow,
+                agreement=agreement,
+            )
+
+        self._run = opened(agreement, made)
 
     @property
     def trace(self) -> Trace:
@@ -179,6 +192,8 @@ class DenoiserRun:
                 self._denoiser.finished(self._run.trace)
         else:  # an aborted run leaves nothing
             self._buffers.clear()
+            if self._agreement is not None:
+                self._agreement.leave(exception[0])
         self._given_back()
 
 

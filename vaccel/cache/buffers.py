@@ -35,6 +35,8 @@ class Buffers:
         self._fits: dict[Hashable, Hashable] = {}
         #: How often a buffer has been put elsewhere: as long as it stays, every address given out is good.
         self.moves = 0
+        #: (key, values, rule) -> the values that count, where several ranks decide together.
+        self.agree: Callable[[Hashable, list, str], list] | None = None
 
     def empty(
         self, key: Hashable, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
@@ -115,12 +117,17 @@ class Buffers:
         """Copies ``tensor`` into the buffer ``key`` and returns the buffer."""
         return self.like(key, tensor).copy_(tensor)
 
-    def read(self, key: Hashable, tensor: torch.Tensor) -> Reading:
-        """``tensor``'s values for the host to read later; the last reading of ``key`` must have been read by now."""
+    def read(self, key: Hashable, tensor: torch.Tensor, rule: str = "largest") -> Reading:
+        """``tensor``'s values for the host to read later; the last reading of ``key`` must have been read by now.
+
+        Whatever a decision depends on is read here: where several ranks share the model, all of them read the same, of
+        each number the "largest" that one of them has, or by ``rule`` the "mean".
+        """
         pinned = self._pinned.get(key)
         if tensor.is_cuda and (pinned is None or pinned.shape != tensor.shape or pinned.dtype != tensor.dtype):
             pinned = self._pinned[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return Reading(tensor, pinned)
+        agree = self.agree
+        return Reading(tensor, pinned, None if agree is None else lambda values: agree(key, values, rule))
 
     def begin(self) -> None:
         """A run begins: what is here belongs to earlier ones."""

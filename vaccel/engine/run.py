@@ -19,6 +19,7 @@ from ..cache import Buffers
 from ..methods import Method, Observation, Policy, RunInfo
 from ..models.call import Stage
 from ..ops import certified
+from ..parallel import Agreement
 from ..planning.channels import Channels
 from ..planning.flow import Flow
 from ..planning.schema import step_count
@@ -83,6 +84,7 @@ class Run:
             place for captured graphs.
         depth: how many blocks the large model has, 0 if unknown.
         flow: the run's noise levels; if not given, evenly spaced ones of a model that predicts velocities.
+        agreement: with whom decisions are made, where several ranks share the model's calls.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Run:
         execute: Callable[..., Any] | None = None,
         depth: int = 0,
         flow: Flow | None = None,
+        agreement: Agreement | None = None,
     ):
         step_count(num_steps)
         self.method, self.num_steps, self.buffers, self.execute = method, num_steps, buffers, execute
@@ -104,6 +107,7 @@ class Run:
         self.flow = flow or Flow.even(num_steps)
         self.trace = Trace(method.to_json(), num_steps)
         buffers.begin()
+        self.agreement, buffers.agree = agreement, None if agreement is None else self._agree
         info = RunInfo(num_steps, buffers, depth, flow, self.trace.notes.append, self.trace.deliver, self.trace.predict)
         self.policy = method.start(info)
         self.stores = method.stores
@@ -217,6 +221,10 @@ class Run:
             self._finish()
         return output
 
+    def _agree(self, key: Any, values: list[Any], rule: Any) -> list[Any]:
+        """What all ranks read where this one reads ``values``."""
+        return self.agreement.values(f"step {self.index}, {key}", values, rule)
+
     def only_looked(self, stage: Stage) -> None:
         """The last call's model was run to see how its answers lie, and the step took another action."""
         self.record.large += self.calls_bound[stage.index, self.within[stage.index] - 1].forwards
@@ -329,6 +337,8 @@ class Run:
 
     def _finish(self) -> None:
         self.trace.finished = True
+        if self.agreement is not None and self.agreement.spread:
+            self.trace.notes.append(f"the ranks' signals differed by up to {self.agreement.spread:.1g}, relatively")
         if self._finishes:
             seen = self._seen(None) if self._observes_late and self.action.is_full else Observation(self.action)
             self.policy.finish(self.step, seen)

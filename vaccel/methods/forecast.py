@@ -344,7 +344,7 @@ class _Policy(Policy):
             self.computed.insert(0, step.index)
             self._compute(step.index)
         if self.straightness is not None and seen.velocity_products is not None:
-            self.products = self.run.buffers.read("velocity.products", seen.velocity_products)
+            self.products = self.run.buffers.read("velocity.products", seen.velocity_products, "mean")
         if seen.forecast_error is not None:
             self.reading = self.run.buffers.read("forecast.error", seen.forecast_error)
 

@@ -109,7 +109,8 @@ class _Policy(Policy):
             return
         signal = getattr(seen, self.config.signal)
         if self.previous is not None and self.previous.shape == signal.shape:
-            change = torch.tanh(ops.relative_l1(signal, self.previous)).tolist()
+            change = torch.tanh(ops.relative_l1(signal, self.previous))
+            change = self.run.buffers.read("srdiffusion.change", change).tolist()
             step.record(change=change)
             if self.change is not None and step.index + 1 > self.config.fix_steps:
                 drops = [before - now for before, now in zip(self.change, change, strict=True)]

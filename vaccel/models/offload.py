@@ -30,6 +30,8 @@ def at_root(model: nn.Module) -> Iterator[None]:
     whole, group = getattr(model, "_hf_hook", None), group_hook(model)
     if whole is not None:
         whole.pre_forward(model)
+    if any(kind.__name__ == "FSDPModule" for kind in type(model).__mro__):
+        model.unshard()  # on every rank: all of them ask the same; it is the root's, which stays whole till its end
     if group is None:
         yield
         return

@@ -27,6 +27,8 @@ class Replacement(nn.Module):
         self.returns, self.names = of.returns, (of.hidden, of.encoder)
         self.at = 1 if of.returns == "encoder_hidden" else 0  # where a block's tuple has the hidden states
         self.both, self.tokens_first = of.both, of.tokens_first
+        #: Context parallelism hands a block its rank's part of the tokens: what does that where a block is replaced.
+        self.__dict__["split"] = None
 
     def entering(self, args: tuple, kwargs: dict) -> torch.Tensor:
         return args[0] if args else kwargs[self.names[0]]
@@ -57,6 +59,8 @@ class PassThrough(Replacement):
     """The identity."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.split is not None:
+            args, kwargs = self.split(args, kwargs)
         return self.result(self.entering(args, kwargs), args, kwargs)
 
     __call__ = forward
@@ -78,6 +82,8 @@ class AddResidual(Replacement):
         return self.beside(hidden + buffer[:, :size].view(hidden.shape), other)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.split is not None:
+            args, kwargs = self.split(args, kwargs)
         if self.both:
             return self.added(self.entering(args, kwargs), self.other(args, kwargs))
         hidden = args[0] if args else kwargs[self.names[0]]
@@ -98,6 +104,8 @@ class Remember(PassThrough):
         self.__dict__.update(entered=None, family=family)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.split is not None:
+            args, kwargs = self.split(args, kwargs)
         hidden = self.entering(args, kwargs)
         self.__dict__["entered"] = self.family.entering(hidden, kwargs)
         return self.result(hidden, args, kwargs)
@@ -135,9 +143,10 @@ class StoreEntry(Replacement):
         self.allocate: Callable[[torch.Tensor], torch.Tensor] = torch.empty_like
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = self.family.entering(self.entering(args, kwargs), kwargs)
+        mine, named = (args, kwargs) if self.split is None else self.split(args, kwargs)  # the block splits by itself
+        hidden = self.family.entering(self.entering(mine, named), named)
         if self.both:
-            hidden = flattened(hidden, self.other(args, kwargs))
+            hidden = flattened(hidden, self.other(mine, named))
         if self.buffer is None or self.buffer.shape != hidden.shape:
             self.__dict__["buffer"] = self.allocate(hidden)
         if isinstance(self.buffer, Parked):

@@ -19,12 +19,14 @@ from torch import nn
 from ..cache.block_states import BlockState
 from .compiling import Compiler, full_graph
 from .family import BlockList, Family
+from .parallel_hooks import Split, splitting
 from .replacements import (
     AddFirst,
     AddResidual,
     KeepState,
     PassThrough,
     Remember,
+    Replacement,
     Resumption,
     StoreEntry,
     StoreExit,
@@ -37,6 +39,17 @@ def _parts(model: nn.Module, attributes: Sequence[str]) -> list[Any]:
     """What a view has taken over from its model, beside what they share by register (weights, inner modules)."""
     own = [v for k, v in model.__dict__.items() if k not in HOOK_ATTRIBUTES]
     return [*own, *model._modules.values(), *(b for a in attributes for b in model._modules[a])]
+
+
+def shallow(model: nn.Module) -> nn.Module:
+    """``copy.copy``; also of a module that FSDP2 shards, whose class would make a whole new model to be filled."""
+    kinds = type(model).__mro__
+    sharded = [number for number, kind in enumerate(kinds) if kind.__name__ == "FSDPModule"]
+    if not sharded:
+        return copy.copy(model)
+    made = object.__new__(kinds[sharded[-1] + 1])
+    made.__setstate__(dict(model.__dict__))
+    return made
 
 
 class View:
@@ -53,7 +66,7 @@ class View:
         self._kept: dict[int, KeepState | Resumption] = {}
         self._states: dict[int, BlockState] | None = None  # those of the last call
         self._of = _parts(model, self.attributes)
-        self.module = copy.copy(model)
+        self.module = shallow(model)
         self.module.__dict__["_modules"] = dict(model._modules)
         for name in HOOK_ATTRIBUTES:
             self.module.__dict__.pop(name, None)
@@ -129,9 +142,17 @@ class _Blocks:
             if block is not None:
                 own = getattr(self.model, one.attribute)[number]
                 if block is not own:
+                    _split_within(block, splitting(own))
                     block.__dict__.update({name: getattr(own, name) for name in self.family.block_attributes})
                 lists[one.attribute].append(block)
         return View(self.model, self.family, lists)
+
+
+def _split_within(block: nn.Module | None, split: Split | None) -> None:
+    """What stands in a block's place takes this rank's part of what enters there."""
+    while split is not None and isinstance(block, Replacement):
+        block.__dict__["split"] = split
+        block = block._modules.get("block")
 
 
 def recording_view(

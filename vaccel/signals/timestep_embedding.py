@@ -36,7 +36,7 @@ class TimestepEmbedding:
         self._last[key] = index, now.shape
         change = None
         if before == (index - 1, now.shape):
-            change = ops.relative_l1(now, self.buffers.of(("modulation", key))).tolist()
+            change = self._read(ops.relative_l1(now, self.buffers.of(("modulation", key))), key)
         self.buffers.keep(("modulation", key), now)
         return change
 
@@ -44,4 +44,7 @@ class TimestepEmbedding:
         every = None if self.timesteps is None else model.modulations(inputs, self.timesteps, projected)
         if every is None:
             return None
-        return [None, *([value] for value in ops.relative_l1(every[1:], every[:-1]).tolist())]
+        return [None, *([value] for value in self._read(ops.relative_l1(every[1:], every[:-1]), "all"))]
+
+    def _read(self, changes: torch.Tensor, key: Any) -> list[float]:
+        return self.buffers.read(("modulation.change", key), changes).tolist()

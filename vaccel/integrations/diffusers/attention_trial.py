@@ -25,6 +25,7 @@ from ...models.generic import Generic
 from ...models.structures import tensors_of
 from ...models.weights_digest import digest
 from . import ownership
+from .together import refused as refusal
 
 #: Through which of its methods the engine asks a model for a forward that is its first.
 FORWARDS = ("full", "recording")
@@ -136,6 +137,8 @@ class Trials:
                 refused = f"it failed ({said[0][:160]})"
             finally:
                 self._use(mine, quantised=False)
+        scope = ownership.CURRENT.get()
+        refused = refusal(None if scope is None else scope.agreement, label, refused)
         verdict = self._known[model.model] = Verdict(label, weights, error, refused)
         self._use(mine, quantised=not self._refused_among(mine))
         self._say(verdict)

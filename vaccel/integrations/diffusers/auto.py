@@ -62,6 +62,16 @@ def durations(marks: list[Any]) -> list[float]:
     return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks)]
 
 
+class Chosen(NamedTuple):
+    """What a run is to be: its method, what its trace is to say and to expect, the file of what is learnt of it, None
+    where another process keeps that."""
+
+    method: Method
+    note: str
+    file: Path | None
+    predicted: dict[str, float]
+
+
 class Choice(NamedTuple):
     """A run's method, what its trace is to say of it ("" for nothing), the file of what is learnt of such runs, and the
     candidate that was chosen; None where nothing was predicted."""
@@ -78,6 +88,9 @@ class Choice(NamedTuple):
             return {}
         psnr = dict(zip(("psnr", "psnr_low"), self.candidate.psnr or (), strict=False))
         return {"error": self.candidate.error, **psnr}
+
+    def taken(self) -> Chosen:
+        return Chosen(self.method, self.note, self.file, self.predicted)
 
 
 class Pilot:
@@ -253,14 +266,14 @@ class Pilot:
                 warnings.warn(f"vaccel: {error}; it counts for nothing", stacklevel=2)
             return None
 
-    def learn(self, pipe: Any, trace: Trace, file: Path) -> None:
-        """Adds a recorded run to what is known, in the cache folder.
+    def learn(self, pipe: Any, trace: Trace, file: Path | None) -> None:
+        """Adds a recorded run to what is known, in the cache folder; where ``file`` is None another process does.
 
         Whatever goes wrong is a warning and a note: the run itself has succeeded.
         """
         recorded: Recorded | None = trace.delivered
         trace.delivered = None
-        if recorded is None:  # its trace says why
+        if recorded is None or file is None:  # its trace says why
             return
         try:
             with self._lock:

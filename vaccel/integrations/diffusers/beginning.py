@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...engine.graphs import Captures
+from ...engine.opening import opened
 from ...engine.run import Run
 from ...methods import Method
 from ...planning.flow import Flow
@@ -15,6 +16,7 @@ from . import attention, guidance
 from .fitting import mismatches
 from .locating import Place
 from .schedulers import denoised, flow_of, with_response
+from .together import UNCAPTURED, chosen
 
 
 def new_run(scope: Any, place: Place, stage: Any) -> Run:
@@ -34,9 +36,12 @@ def new_run(scope: Any, place: Place, stage: Any) -> Run:
         # What is learnt of a cascade's first loop is nothing to its second one.
         bound = [*guidance.bound(scope.arguments), *([stage.index] if stage.index else [])]
         modules = [each.large.model for each in scope.stages.values()]
-        chosen = ruling.pilot.choose(pipe, modules, steps, levels, scales, bound)
-        method, scope.learning, predicted = chosen.method, chosen.file, chosen.predicted
-        notes += [chosen.note] if chosen.note else []
+
+        def choose() -> Any:
+            return ruling.pilot.choose(pipe, modules, steps, levels, scales, bound)
+
+        method, note, scope.learning, predicted = chosen(scope.agreement, choose)
+        notes += [note] if note else []
 
     def x_0(prediction: torch.Tensor, x: torch.Tensor, index: int) -> torch.Tensor:
         if place.scheduler is None:
@@ -44,17 +49,22 @@ def new_run(scope: Any, place: Place, stage: Any) -> Run:
         return denoised(place.scheduler, prediction, x, begin + index)
 
     execute, without = executor(scope)
-    run = Run(
-        scope.decided_by(method),
-        steps,
-        scope.workspace.buffers,
-        guidance=scope._guidance,
-        denoise=x_0,
-        timesteps=place.timesteps[begin : place.total] if place.own else None,
-        execute=execute,
-        depth=next(iter(scope.stages.values())).large.depth,
-        flow=levels,
-    )
+
+    def made() -> Run:
+        return Run(
+            scope.decided_by(method),
+            steps,
+            scope.workspace.buffers,
+            guidance=scope._guidance,
+            denoise=x_0,
+            timesteps=place.timesteps[begin : place.total] if place.own else None,
+            execute=execute,
+            depth=next(iter(scope.stages.values())).large.depth,
+            flow=levels,
+            agreement=scope.agreement,
+        )
+
+    run = opened(scope.agreement, made)
     run.trace.notes.extend([*notes, *_parking(scope, method)])
     run.trace.predict(**predicted)
     if execute is not None:
@@ -112,7 +122,8 @@ def executor(scope: Any) -> tuple[Captures | None, str]:
     if captures is None:
         return None, without
     models = [m for s in scope.stages.values() for m in (s.large, s.small) if m is not None]
-    refusals = [reason for model in models if (reason := model.uncapturable())]
+    refusals = [UNCAPTURED] if scope.agreement is not None else []
+    refusals += [reason for model in models if (reason := model.uncapturable())]
     if scope.workspace.buffers.parking:
         refusals.append("hidden states are parked between calls (cache_device, cache_dtype)")
     state = (scope.workspace.buffers.moves, attention.active(), *(model.state() for model in models))

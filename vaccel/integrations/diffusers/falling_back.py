@@ -7,7 +7,25 @@ from typing import Any
 
 from torch import nn
 
+from ...out_of_memory import out_of_memory
+from ...parallel import RanksApart
 from . import ownership
+from .together import short_alone
+
+
+def short_of_memory(scope: Any, error: RuntimeError) -> str:
+    """What an error of a call says of memory that has run out, where caches can be given up for it; else "".
+
+    Raises ``RuntimeError`` where this rank alone would have to.
+    """
+    if not scope.falls_back or scope.session.experts is not None or scope.run is None:
+        return ""
+    if isinstance(error, RanksApart):
+        return ""
+    said = out_of_memory(error)
+    if said and scope.agreement is not None:
+        short_alone(scope, said, error)
+    return said
 
 
 def in_full_from_here(scope: Any, module: nn.Module, inputs: dict[str, Any], said: str) -> Any:

@@ -14,14 +14,14 @@ from ...engine.graphs import Captures
 from ...engine.run import Run
 from ...engine.trace import Trace
 from ...methods import Method, Recording
-from ...out_of_memory import out_of_memory
 from . import guidance, ownership
 from .beginning import executor, new_run
-from .falling_back import in_full_from_here
+from .falling_back import in_full_from_here, short_of_memory
 from .locating import Locator, Place
 from .refusals import check_small, refuse_gradients
 from .reporting import observed, report
 from .ruling import ruling_of
+from .together import agreement_for
 from .workspace import Workspace
 
 #: The arguments by which diffusers' pipelines take a function that they call after each step.
@@ -99,6 +99,7 @@ class Scope:
         self.workspace = self.take()
         try:
             self.stages = self.session.stages(self.pipe, self.workspace, self.ruling.smalls)
+            self.agreement = agreement_for(self)
         except BaseException:
             self.give_back(False)
             raise
@@ -137,6 +138,8 @@ class Scope:
                 stacklevel=2,
             )
         session = self.session
+        if kind is not None and self.agreement is not None:
+            self.agreement.leave(exception[0])
         try:
             if kind is None and self.run is not None:
                 self.run.close()
@@ -221,9 +224,7 @@ class Scope:
         except Unfollowed as error:
             return self._give_up(module, inputs, error)
         except RuntimeError as error:
-            going_on = self.falls_back and self.session.experts is None and self.run is not None
-            short = out_of_memory(error) if going_on else ""
-            if not short:
+            if not (short := short_of_memory(self, error)):
                 raise
         finally:
             self._calling = False

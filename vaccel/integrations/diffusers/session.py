@@ -61,9 +61,11 @@ class Session:
         strict: bool = True,
         keep_traces: int = 16,
         parking: Parking | None = None,
+        process_group: Any = None,
     ):
         self._pipe, self.family = weakref.ref(pipe), family
         self.compile, self.strict, self.gave_up = compile, strict, False
+        self.process_group = process_group  # of the ranks that share the denoisers' calls; None: as these show
         there = denoisers_of(pipe)
         #: The attributes that are accelerated, in the order of the run; a denoiser's number is its place here.
         self.names = tuple(dict.fromkeys((*NAMES[:2], *there)))
