@@ -19,7 +19,7 @@ FLOORS = [
     ("engine",),
     ("experts",),
     ("integrations",),
-    ("api", "denoiser"),
+    ("api", "denoiser", "continuous", "joint_forward"),
     ("calibrate", "distill", "evaluate", "explain", "exports", "batch", "demo", "app", "cli", "__main__"),
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .cache.buffers import Buffers
+from .engine.call import Call
 from .engine.run import Run
 from .engine.trace import Trace
 from .methods import Method
@@ -153,18 +154,26 @@ class DenoiserRun:
             return self._step(i, t, x, cond, uncond)
 
     def _step(self, i: int, t: Any, x: torch.Tensor, cond: Any, uncond: Any) -> torch.Tensor:
-        run = self._run
+        return self._carried_out(*self._decided(i, t, x, cond, uncond))
+
+    def _decided(self, i: int, t: Any, x: torch.Tensor, cond: Any, uncond: Any) -> tuple[Call, list[Any]]:
+        """The step's first call, its action decided, and the models' inputs for every branch."""
+        run, large = self._run, self._stage.large
         if not self._given_back.alive:
             raise ValueError("this run is over: open another with denoiser.run(num_steps)")
         if i != run.index + 1 or not 0 <= i < run.num_steps:
             raise ValueError(f"step {i} of {run.num_steps} after step {run.index}: steps come once each, in order")
-        outputs, stage = [], self._stage
         run.branches = 1 if uncond is None else 2
-        for condition in (cond,) if uncond is None else (cond, uncond):
-            inputs = _inputs(stage.large, x, t, condition)
-            outputs.append(run.call(i, stage, inputs, stage.large.latents(inputs)))
+        asked = [_inputs(large, x, t, condition) for condition in ((cond,) if uncond is None else (cond, uncond))]
+        return run.reached(i, self._stage, asked[0], large.latents(asked[0]))[0], asked
+
+    def _carried_out(self, first: Call, asked: list[Any]) -> torch.Tensor:
+        """The guided output of the step that ``_decided`` has begun."""
+        run, stage = self._run, self._stage
+        outputs = [run.carried_out(first, True)]
+        outputs += [run.call(run.index, stage, inputs, stage.large.latents(inputs)) for inputs in asked[1:]]
         run.hold_guidance()  # until the next step, whatever the caller sets for that
-        if uncond is None:
+        if len(outputs) == 1:
             return outputs[0]
         cond, uncond = outputs
         return stage.large.guided(cond, uncond, self._denoiser.guidance, torch.empty_like(cond))

@@ -173,6 +173,23 @@ class Run:
             branch: which one it is, for a loop that knows and calls them in any order; numbered from 0 as they first
                 come.  By default they are told apart by their order within the step.
         """
+        call, begins = self.reached(index, stage, inputs, x, batched, condition, branch)
+        return self.carried_out(call, begins)
+
+    def reached(
+        self,
+        index: int,
+        stage: Stage,
+        inputs: Any,
+        x: torch.Tensor,
+        batched: bool = False,
+        condition: Any = None,
+        branch: int | None = None,
+    ) -> tuple[Call, bool]:
+        """The first half of ``call``: the invocation, and whether a step begins with it, whose action is decided now.
+
+        ``carried_out`` is to follow.  In between, ``action`` says what the step will ask of the models.
+        """
         begins, number = index != self.index, self.calls
         if branch is not None:
             number = branch + 1  # the same one at every step
@@ -198,13 +215,15 @@ class Run:
         call.inputs, call.x = inputs, x
         if begins:
             self._begin(index, stage, call)
-            action = self.action
-        else:
-            action = self.action
-            if missing := action.missing(call):
-                action = self._instead(action, call, missing)
+        return call, begins
+
+    def carried_out(self, call: Call, begins: bool) -> torch.Tensor:
+        """The second half of ``call``: the output by the step's action."""
+        action, index, stage = self.action, self.index, call.stage
+        if not begins and (missing := action.missing(call)):
+            action = self._instead(action, call, missing)
         self.calls += 1
-        self.within[stage.index] = branch + 1
+        self.within[stage.index] = call.branch + 1
         output = action.run(call)
         if begins and self._observes_early and index < self.last:
             seen = self._early
