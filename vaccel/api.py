@@ -254,6 +254,7 @@ def accelerate(
         first_use(first.device)
     session = Session(pipe, method, described, smalls, notes=_outside(method, asked), compile=compile,
                       cuda_graphs=cuda_graphs, strict=strict)  # fmt: skip
+    session.for_all = isinstance(family, str)
     session.attach()
     try:
         if saved is not None:
