@@ -12,7 +12,6 @@ import torch
 
 from .actions import ModelName
 from .denoiser import Denoiser
-from .engine.call import Call
 from .engine.trace import Trace
 from .joint_forward import Answering, Ask, answer_together
 from .methods import Method
@@ -142,9 +141,10 @@ class BatchedRun:
     def __init__(self, denoiser: Denoiser, num_steps: int, flow: Flow | None, answering: dict[ModelName, Answering]):
         self._denoiser, self._answering = denoiser, answering
         self._run = denoiser.run(num_steps, flow)
+        self._run._run.halts = True
         self._lock = threading.Lock()
         self._over = False
-        self._begun: tuple[Call, list[Any]] | None = None
+        self._begun: tuple[int, list[Any]] | None = None
 
     @property
     def trace(self) -> Trace:
@@ -196,7 +196,9 @@ class BatchedRun:
         t = torch.as_tensor(t, device=x.device)
         if t.shape not in ((), (len(x),)):
             raise ValueError(f"t must be a number or a tensor [] or [{len(x)}], got {list(t.shape)}")
-        self._begun = self._run._decided(i, t.expand(len(x)), x, cond, uncond)
+        asked = self._run._asked(i, t.expand(len(x)), x, cond, uncond)
+        self._run._called(i, asked[0])  # which halts once its step is decided
+        self._begun = i, asked
 
     def _asks(self) -> list[Ask]:
         """What its step will ask of the models."""
@@ -205,7 +207,7 @@ class BatchedRun:
         return [self._answering[model].expect(inputs[branch]) for model, branch in wanted if branch < len(inputs)]
 
     def _finish(self) -> torch.Tensor:
-        output = self._run._carried_out(*self._begun)
+        output = self._run._answered(*self._begun)
         run = self._run._run
         if run.index == run.last:
             run.close()

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from .cache.buffers import Buffers
-from .engine.call import Call
 from .engine.run import Run
 from .engine.trace import Trace
 from .methods import Method
@@ -154,29 +153,31 @@ class DenoiserRun:
             return self._step(i, t, x, cond, uncond)
 
     def _step(self, i: int, t: Any, x: torch.Tensor, cond: Any, uncond: Any) -> torch.Tensor:
-        return self._carried_out(*self._decided(i, t, x, cond, uncond))
+        return self._answered(i, self._asked(i, t, x, cond, uncond))
 
-    def _decided(self, i: int, t: Any, x: torch.Tensor, cond: Any, uncond: Any) -> tuple[Call, list[Any]]:
-        """The step's first call, its action decided, and the models' inputs for every branch."""
-        run, large = self._run, self._stage.large
+    def _asked(self, i: int, t: Any, x: torch.Tensor, cond: Any, uncond: Any) -> list[Any]:
+        """The models' inputs at step ``i`` for every branch."""
+        run = self._run
         if not self._given_back.alive:
             raise ValueError("this run is over: open another with denoiser.run(num_steps)")
         if i != run.index + 1 or not 0 <= i < run.num_steps:
             raise ValueError(f"step {i} of {run.num_steps} after step {run.index}: steps come once each, in order")
         run.branches = 1 if uncond is None else 2
-        asked = [_inputs(large, x, t, condition) for condition in ((cond,) if uncond is None else (cond, uncond))]
-        return run.reached(i, self._stage, asked[0], large.latents(asked[0]))[0], asked
+        conditions = (cond,) if uncond is None else (cond, uncond)
+        return [_inputs(self._stage.large, x, t, condition) for condition in conditions]
 
-    def _carried_out(self, first: Call, asked: list[Any]) -> torch.Tensor:
-        """The guided output of the step that ``_decided`` has begun."""
-        run, stage = self._run, self._stage
-        outputs = [run.carried_out(first, True)]
-        outputs += [run.call(run.index, stage, inputs, stage.large.latents(inputs)) for inputs in asked[1:]]
-        run.hold_guidance()  # until the next step, whatever the caller sets for that
+    def _called(self, i: int, inputs: Any) -> torch.Tensor:
+        large = self._stage.large
+        return self._run.call(i, self._stage, inputs, large.latents(inputs))
+
+    def _answered(self, i: int, asked: list[Any]) -> torch.Tensor:
+        """The guided output."""
+        outputs = [self._called(i, inputs) for inputs in asked]
+        self._run.hold_guidance()  # until the next step, whatever the caller sets for that
         if len(outputs) == 1:
             return outputs[0]
         cond, uncond = outputs
-        return stage.large.guided(cond, uncond, self._denoiser.guidance, torch.empty_like(cond))
+        return self._stage.large.guided(cond, uncond, self._denoiser.guidance, torch.empty_like(cond))
 
     def __enter__(self) -> DenoiserRun:
         return self

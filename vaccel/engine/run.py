@@ -124,6 +124,9 @@ class Run:
         self._latest: dict[int, Call] = {}  # by their number within a step, whichever model they were of
         self.computed: list[int] = []  # steps whose action was to compute, newest first
         self.shared: dict[str, Any] = {}  # what an action leaves for the other branches of the current step
+        #: Whether a step stops between its decision and what follows from it, until its first call comes again, and the
+        #: call that did: in between, ``action`` says what the step will ask of the models.
+        self.halts, self.halted = False, None
         self.step = Step(self)
         self.first_call: Call | None = None  # of the current step
         self._early = Observation(None)  # of steps that show nothing but their action, or what is known within them
@@ -173,53 +176,39 @@ class Run:
             branch: which one it is, for a loop that knows and calls them in any order; numbered from 0 as they first
                 come.  By default they are told apart by their order within the step.
         """
-        call, begins = self.reached(index, stage, inputs, x, batched, condition, branch)
-        return self.carried_out(call, begins)
-
-    def reached(
-        self,
-        index: int,
-        stage: Stage,
-        inputs: Any,
-        x: torch.Tensor,
-        batched: bool = False,
-        condition: Any = None,
-        branch: int | None = None,
-    ) -> tuple[Call, bool]:
-        """The first half of ``call``: the invocation, and whether a step begins with it, whose action is decided now.
-
-        ``carried_out`` is to follow.  In between, ``action`` says what the step will ask of the models.
-        """
-        begins, number = index != self.index, self.calls
-        if branch is not None:
-            number = branch + 1  # the same one at every step
-        elif begins:
-            branch = number = 0
+        call = self.halted
+        if call is None:
+            begins, number = index != self.index, self.calls
+            if branch is not None:
+                number = branch + 1  # the same one at every step
+            elif begins:
+                branch = number = 0
+            else:
+                branch = self.within.get(stage.index, 0)
+            call = self.calls_bound.get((stage.index, branch))
+            if (
+                call is None
+                or call.shape != x.shape
+                or call.dtype != x.dtype
+                or call.batched != batched
+                or (self.kinds and call.kind != self._kind(branch))
+            ):
+                call = self._bind(stage, branch, number, x, batched, condition)
+            elif call.condition is condition or (condition.__class__ is list and _alike(call.condition, condition)):
+                call.settled = True
+            elif call.settled:
+                call = self._bind(stage, branch, number, x, batched, condition)
+            else:
+                call.condition = condition
+            call.inputs, call.x = inputs, x
+            if begins:
+                self._begin(index, stage, call)
+                if self.halts:
+                    self.halted = call
+                    return x
         else:
-            branch = self.within.get(stage.index, 0)
-        call = self.calls_bound.get((stage.index, branch))
-        if (
-            call is None
-            or call.shape != x.shape
-            or call.dtype != x.dtype
-            or call.batched != batched
-            or (self.kinds and call.kind != self._kind(branch))
-        ):
-            call = self._bind(stage, branch, number, x, batched, condition)
-        elif call.condition is condition or (condition.__class__ is list and _alike(call.condition, condition)):
-            call.settled = True
-        elif call.settled:
-            call = self._bind(stage, branch, number, x, batched, condition)
-        else:
-            call.condition = condition
-        call.inputs, call.x = inputs, x
-        if begins:
-            self._begin(index, stage, call)
-        return call, begins
-
-    def carried_out(self, call: Call, begins: bool) -> torch.Tensor:
-        """The second half of ``call``: the output by the step's action."""
-        action, index, stage = self.action, self.index, call.stage
+            self.halted, begins = None, True
+        action = self.action
         if not begins and (missing := action.missing(call)):
             action = self._instead(action, call, missing)
         self.calls += 1
@@ -343,7 +332,7 @@ class Run:
     def release(self) -> None:
         """Lets go of every tensor: the run is over before its end, and only its trace is left."""
         self.calls_bound, self._latest, self.shared, self.first_call = {}, {}, {}, None
-        self.step._call = None
+        self.step._call = self.halted = None
         self.signals_computed, self.watched, self._signals = [], [], {}
 
     def _finish(self) -> None:
