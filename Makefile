@@ -73,13 +73,14 @@ doctor: $(STAMP)
 	$(BIN)/vaccel doctor
 
 # torch first and pinned; the build then sees it, and --no-build-isolation keeps pip from fetching another.
-# k-diffusion without what it asks for: the tests of ComfyUI's nodes load its samplers alone.
+# k-diffusion without what it asks for: the tests of ComfyUI's nodes load its samplers alone.  vllm-omni likewise: the
+# tests of the serving plug-in run its pipelines on a double of vLLM (tests/vllm_double.py).
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) $(BUILDS)
 	$(PIP) --no-build-isolation -e ".[all,test,lint]"
-	$(PIP) --no-deps "k-diffusion==0.1.1.post1"
+	$(PIP) --no-deps "k-diffusion==0.1.1.post1" "vllm-omni==0.30.0"
 	touch $@ $(DEMO_STAMP)
 
 # Of torch the build without CUDA, where there is no GPU and its index answers: PyPI's for Linux is ten times as large.

@@ -79,6 +79,18 @@ def own_loop() -> dict[str, Any]:
             "text": torch.zeros(1, 8, tiny.wan_transformer().config.text_dim)}  # fmt: skip
 
 
+def serving() -> dict[str, Any]:
+    from vaccel.planning.flow import Flow
+
+    def noise(seed):
+        return torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+    transformer = tiny.wan_transformer()
+    text = {"text": torch.ones(1, 8, transformer.config.text_dim)}
+    return {**shown(), "torch": torch, "Flow": Flow, "transformer": transformer, "noise": noise, "text": text,
+            "no_text": {"text": -text["text"]}}  # fmt: skip
+
+
 def distilled() -> dict[str, Any]:
     from vaccel.demo import family
 
@@ -102,6 +114,7 @@ BEFORE: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/methods/mixcache.md": with_calibrations,
     "docs/methods/dual-expert.md": distilled,
     "docs/own-loop.md": own_loop,
+    "docs/serving.md": serving,
 }
 #: Pages whose blocks run in tests of their own.
 ELSEWHERE = {"docs/comfyui.md": "test_comfyui.py", "docs/parallel.md": "test_parallel.py"}

@@ -19,8 +19,8 @@ FLOORS = [
     ("engine",),
     ("experts",),
     ("integrations",),
-    ("api", "denoiser"),
-    ("calibrate", "distill", "evaluate", "explain", "exports", "batch", "demo", "app", "cli", "__main__"),
+    ("api", "denoiser", "continuous", "joint_forward"),
+    ("calibrate", "distill", "evaluate", "explain", "exports", "batch", "demo", "app", "serving", "cli", "__main__"),
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

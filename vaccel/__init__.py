@@ -16,6 +16,7 @@ from .extras import needed
 if TYPE_CHECKING:
     from . import actions, ops
     from .api import Handle, accelerate
+    from .continuous import BatchedDenoiser
     from .denoiser import Denoiser
     from .engine import graphs
     from .engine.trace import Trace
@@ -39,6 +40,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Auto",
+    "BatchedDenoiser",
     "Denoiser",
     "DirectionMagnitude",
     "DualExpert",
@@ -63,7 +65,8 @@ __all__ = [
 # Imported on first use: the ops and methods do not need diffusers, and `vaccel --help` does not need torch.
 #: name -> its module
 _LAZY = dict.fromkeys(__all__, "methods") | {
-    "Denoiser": "denoiser", "Handle": "api", "Trace": "engine.trace", "accelerate": "api",
+    "BatchedDenoiser": "continuous", "Denoiser": "denoiser", "Handle": "api", "Trace": "engine.trace",
+    "accelerate": "api",
 }  # fmt: skip
 #: name -> the module that it is
 _MODULES = {"artifacts": "planning.artifacts", "graphs": "engine.graphs"} | {

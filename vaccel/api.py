@@ -275,6 +275,7 @@ def accelerate(
     session = Session(pipe, method, described, smalls, notes=_outside(method, asked), compile=compile,
                       cuda_graphs=cuda_graphs, strict=strict, parking=parking,
                       process_group=process_group)  # fmt: skip
+    session.for_all = isinstance(family, str)
     session.attach()
     try:
         if saved is not None:

@@ -166,21 +166,31 @@ class DenoiserRun:
             return self._step(i, t, x, cond, uncond)
 
     def _step(self, i: int, t: Any, x: torch.Tensor, cond: Any, uncond: Any) -> torch.Tensor:
+        return self._answered(i, self._asked(i, t, x, cond, uncond))
+
+    def _asked(self, i: int, t: Any, x: torch.Tensor, cond: Any, uncond: Any) -> list[Any]:
+        """The models' inputs at step ``i`` for every branch."""
         run = self._run
         if not self._given_back.alive:
             raise ValueError("this run is over: open another with denoiser.run(num_steps)")
         if i != run.index + 1 or not 0 <= i < run.num_steps:
             raise ValueError(f"step {i} of {run.num_steps} after step {run.index}: steps come once each, in order")
-        outputs, stage = [], self._stage
         run.branches = 1 if uncond is None else 2
-        for condition in (cond,) if uncond is None else (cond, uncond):
-            inputs = _inputs(stage.large, x, t, condition)
-            outputs.append(run.call(i, stage, inputs, stage.large.latents(inputs)))
-        run.hold_guidance()  # until the next step, whatever the caller sets for that
-        if uncond is None:
+        conditions = (cond,) if uncond is None else (cond, uncond)
+        return [_inputs(self._stage.large, x, t, condition) for condition in conditions]
+
+    def _called(self, i: int, inputs: Any) -> torch.Tensor:
+        large = self._stage.large
+        return self._run.call(i, self._stage, inputs, large.latents(inputs))
+
+    def _answered(self, i: int, asked: list[Any]) -> torch.Tensor:
+        """The guided output."""
+        outputs = [self._called(i, inputs) for inputs in asked]
+        self._run.hold_guidance()  # until the next step, whatever the caller sets for that
+        if len(outputs) == 1:
             return outputs[0]
         cond, uncond = outputs
-        return stage.large.guided(cond, uncond, self._denoiser.guidance, torch.empty_like(cond))
+        return self._stage.large.guided(cond, uncond, self._denoiser.guidance, torch.empty_like(cond))
 
     def __enter__(self) -> DenoiserRun:
         return self

@@ -43,6 +43,13 @@ class Action:
         """What is computed in this action's place where something is missing."""
         return ACTIONS["F"]()
 
+    def forwards(self, branches: int) -> tuple[tuple[ModelName, int], ...]:
+        """The forwards that a step of so many branches makes where nothing is missing: (model, branch) of each.
+
+        For whoever computes those of several runs in one batch; what is left out here is computed alone.
+        """
+        return ()
+
     def run(self, call: Any) -> torch.Tensor:
         """The model's output [rows, ...] for the call, computed or substituted."""
         raise NotImplementedError

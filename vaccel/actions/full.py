@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from .base import Action
+from .base import Action, ModelName
 from .forecast import as_weights, weights_json
 from .weights import Weights
 
@@ -28,6 +28,9 @@ class Full(Action):
     def __post_init__(self) -> None:
         if self.correction is not None:
             as_weights(self, "correction")
+
+    def forwards(self, branches: int) -> tuple[tuple[ModelName, int], ...]:
+        return tuple(("large", branch) for branch in range(branches))
 
     def run(self, call: Any) -> torch.Tensor:
         output = call.compute()

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from .base import Action
+from .base import Action, ModelName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,9 @@ class Guidance(Action):
 
     def missing(self, call: Any) -> str:
         return missing_delta(call)
+
+    def forwards(self, branches: int) -> tuple[tuple[ModelName, int], ...]:
+        return (("large", 0),)
 
     def run(self, call: Any) -> torch.Tensor:
         return with_delta(call, None)

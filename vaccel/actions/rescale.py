@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from .base import Action
+from .base import Action, ModelName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,10 @@ class Rescale(Action):
             return "large.last"
         needs_small = call.branch > 0 and self.magnitude == "small" and self.cfg_reuse
         return "magnitude of the small model" if needs_small and "magnitude" not in call.run.shared else ""
+
+    def forwards(self, branches: int) -> tuple[tuple[ModelName, int], ...]:
+        both = not self.cfg_reuse and self.magnitude == "small"
+        return tuple(("small", branch) for branch in range(branches if both else 1))
 
     def run(self, call: Any) -> torch.Tensor:
         residual = call.slots["large.output"].buffer

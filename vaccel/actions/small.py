@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from .base import Action
+from .base import Action, ModelName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +16,9 @@ class Small(Action):
 
     letter: ClassVar[str] = "s"
     about: ClassVar[str] = "computed by the small model"
+
+    def forwards(self, branches: int) -> tuple[tuple[ModelName, int], ...]:
+        return tuple(("small", branch) for branch in range(branches))
 
     def run(self, call: Any) -> torch.Tensor:
         return call.compute_small()

@@ -27,7 +27,7 @@ def cache_dit(
     ] = "taylorseer",
     first_blocks: Annotated[int, typer.Option(min=1, help="Blocks that cache-dit always computes.")] = 1,
 ) -> None:  # fmt: skip
-    """Write which steps are computed as cache-dit's steps_computation_mask; SGLang and vLLM-Omni read the file too.
+    """Write which steps are computed as cache-dit's steps_computation_mask; SGLang's diffusers backend reads it too.
 
     What stands in for skipped steps is cache-dit's own, so a calibration's predictions are not of such runs.
     """
@@ -40,3 +40,31 @@ def cache_dit(
     mask = config["cache_config"]["steps_computation_mask"]
     say("".join("F" if computed else "-" for computed in mask))
     say(f"{out}: {sum(mask)} of {len(mask)} steps computed")
+
+
+@app.command("sglang")
+def sglang(
+    artifact: Annotated[Path, typer.Argument(help="Of `vaccel calibrate forecast` or `lemica`.", exists=True)],
+    budget: Annotated[int, typer.Option(min=2, help="How many steps are computed.")],
+    out: Annotated[Path, typer.Option(help="File to write, a variable a line.")] = Path("sglang.env"),
+    stands_in: Annotated[
+        str,
+        typer.Option(help="What cache-dit puts in for skipped steps: taylorseer or residual.",
+                     autocompletion=among(STANDS_IN)),
+    ] = "taylorseer",
+    first_blocks: Annotated[int, typer.Option(min=1, help="Blocks that cache-dit always computes.")] = 1,
+) -> None:  # fmt: skip
+    """Write which steps are computed as the variables that SGLang's own pipelines read: env $(cat FILE) sglang serve.
+
+    For requests of as many steps as were calibrated. What stands in for skipped steps is cache-dit's own, so a
+    calibration's predictions are not of such runs.
+    """
+    with clear_errors("nothing was written", then="vaccel calibrate forecast PIPELINE --out forecast.json"):
+        from ..exports import sglang as made
+        from ..planning import files
+
+        variables = made(artifact, budget, stands_in=stands_in, first_blocks=first_blocks)
+        files.write_text(out, "".join(f"{name}={value}\n" for name, value in variables.items()))
+    counts = [variables[f"SGLANG_CACHE_DIT_SCM_{which}_BINS"].split(",") for which in ("COMPUTE", "CACHE")]
+    computed, cached = (sum(map(int, each)) for each in counts)
+    say(f"{out}: {computed} of {computed + cached} steps computed")

@@ -128,6 +128,9 @@ class Run:
         self._latest: dict[int, Call] = {}  # by their number within a step, whichever model they were of
         self.computed: list[int] = []  # steps whose action was to compute, newest first
         self.shared: dict[str, Any] = {}  # what an action leaves for the other branches of the current step
+        #: Whether a step stops between its decision and what follows from it, until its first call comes again, and the
+        #: call that did: in between, ``action`` says what the step will ask of the models.
+        self.halts, self.halted = False, None
         self.step = Step(self)
         self.first_call: Call | None = None  # of the current step
         self._early = Observation(None)  # of steps that show nothing but their action, or what is known within them
@@ -177,38 +180,43 @@ class Run:
             branch: which one it is, for a loop that knows and calls them in any order; numbered from 0 as they first
                 come.  By default they are told apart by their order within the step.
         """
-        begins, number = index != self.index, self.calls
-        if branch is not None:
-            number = branch + 1  # the same one at every step
-        elif begins:
-            branch = number = 0
+        call = self.halted
+        if call is None:
+            begins, number = index != self.index, self.calls
+            if branch is not None:
+                number = branch + 1  # the same one at every step
+            elif begins:
+                branch = number = 0
+            else:
+                branch = self.within.get(stage.index, 0)
+            call = self.calls_bound.get((stage.index, branch))
+            if (
+                call is None
+                or call.shape != x.shape
+                or call.dtype != x.dtype
+                or call.batched != batched
+                or (self.kinds and call.kind != self._kind(branch))
+            ):
+                call = self._bind(stage, branch, number, x, batched, condition)
+            elif call.condition is condition or (condition.__class__ is list and _alike(call.condition, condition)):
+                call.settled = True
+            elif call.settled:
+                call = self._bind(stage, branch, number, x, batched, condition)
+            else:
+                call.condition = condition
+            call.inputs, call.x = inputs, x
+            if begins:
+                self._begin(index, stage, call)
+                if self.halts:
+                    self.halted = call
+                    return x
         else:
-            branch = self.within.get(stage.index, 0)
-        call = self.calls_bound.get((stage.index, branch))
-        if (
-            call is None
-            or call.shape != x.shape
-            or call.dtype != x.dtype
-            or call.batched != batched
-            or (self.kinds and call.kind != self._kind(branch))
-        ):
-            call = self._bind(stage, branch, number, x, batched, condition)
-        elif call.condition is condition or (condition.__class__ is list and _alike(call.condition, condition)):
-            call.settled = True
-        elif call.settled:
-            call = self._bind(stage, branch, number, x, batched, condition)
-        else:
-            call.condition = condition
-        call.inputs, call.x = inputs, x
-        if begins:
-            self._begin(index, stage, call)
-            action = self.action
-        else:
-            action = self.action
-            if missing := action.missing(call):
-                action = self._instead(action, call, missing)
+            self.halted, begins = None, True
+        action = self.action
+        if not begins and (missing := action.missing(call)):
+            action = self._instead(action, call, missing)
         self.calls += 1
-        self.within[stage.index] = branch + 1
+        self.within[stage.index] = call.branch + 1
         output = action.run(call)
         if begins and self._observes_early and index < self.last:
             seen = self._early
@@ -332,7 +340,7 @@ class Run:
     def release(self) -> None:
         """Lets go of every tensor: the run is over before its end, and only its trace is left."""
         self.calls_bound, self._latest, self.shared, self.first_call = {}, {}, {}, None
-        self.step._call = None
+        self.step._call = self.halted = None
         self.signals_computed, self.watched, self._signals = [], [], {}
 
     def _finish(self) -> None:

@@ -1,4 +1,4 @@
-"""A path of computed steps as cache-dit's ``steps_computation_mask``, which SGLang and vLLM-Omni read too."""
+"""A path of computed steps as cache-dit's ``steps_computation_mask``; SGLang's diffusers backend reads it too."""
 
 from __future__ import annotations
 

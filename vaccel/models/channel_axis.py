@@ -27,8 +27,14 @@ def axis_of(shape: Sequence[int], config: Mapping[str, Any] | None = None) -> in
 
 
 def config_of(model: Any) -> Mapping[str, Any]:
-    """A model's configuration; empty where it has none that could be read."""
+    """A model's or a scheduler's configuration; empty where it has none that could be read."""
     config = getattr(model, "config", None)
     if isinstance(config, Mapping):
         return config
-    return {k: v for k, v in getattr(config, "__dict__", {}).items() if isinstance(k, str)}
+    # An object, whose fields may be its class's.
+    held = {**getattr(type(config), "__dict__", {}), **getattr(config, "__dict__", {})} if config is not None else {}
+    return {k: v for k, v in held.items() if isinstance(k, str) and not k.startswith("_") and _plain(v)}
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, list, tuple, dict))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..planning.artifacts import SCHEMA, Fitted, fitted
+from .channel_axis import config_of
 from .contents import hash_of
 from .denoisers import denoisers_of
 from .weights_digest import identity
@@ -77,4 +78,4 @@ def differences(made_with: Fitted, models: Mapping[str, nn.Module], scheduler: A
 
 
 def _config(thing: Any) -> dict[str, Any]:
-    return {k: v for k, v in dict(thing.config).items() if not k.startswith("_")}
+    return {k: v for k, v in config_of(thing).items() if not k.startswith("_")}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...models.channel_axis import config_of
 from ...planning import flow
 from ...planning.flow import Flow
 from ...planning.levels import check_falling
@@ -19,7 +20,7 @@ OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", 
 
 def _kind(scheduler: Any) -> str | None:
     """What the scheduler takes a prediction for; None where it does not say."""
-    config = scheduler.config
+    config = config_of(scheduler)
     if config.get("use_flow_sigmas", False):
         return "flow_prediction"
     said = config.get("prediction_type")
@@ -31,7 +32,7 @@ def _kind(scheduler: Any) -> str | None:
 
 def _inverted(scheduler: Any) -> bool:
     """Whether its sigmas are shares of the sample and not of the noise, and velocities point the other way (Mochi)."""
-    return bool(scheduler.config.get("invert_sigmas", False))
+    return bool(config_of(scheduler).get("invert_sigmas", False))
 
 
 def _alpha_sigma(scheduler: Any, begin: int = 0) -> list[tuple[float, float]] | None:
@@ -41,7 +42,8 @@ def _alpha_sigma(scheduler: Any, begin: int = 0) -> list[tuple[float, float]] | 
     which are the ratio of both.
     """
     sigmas, timesteps = getattr(scheduler, "sigmas", None), torch.as_tensor(scheduler.timesteps)
-    own = any(scheduler.config.get(name, False) for name in OWN_SIGMAS) or bool((timesteps != timesteps.long()).any())
+    own = any(config_of(scheduler).get(name, False) for name in OWN_SIGMAS)
+    own = own or bool((timesteps != timesteps.long()).any())
     cumulative = getattr(scheduler, "alphas_cumprod", None)
     fits = sigmas is not None and len(sigmas) in (len(timesteps), len(timesteps) + 1)
     if fits and (own or cumulative is None):

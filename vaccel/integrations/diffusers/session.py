@@ -71,6 +71,7 @@ class Session:
         self.names = tuple(dict.fromkeys((*NAMES[:2], *there)))
         self.families: dict[int, Family] = {}  # by those numbers
         self._numbers = [n for n, name in enumerate(self.names) if name in there]
+        self.for_all = False  # whether the family was named, for every denoiser
         self._pilots: dict[Method, Pilot] = {}
         #: What decides where nothing else is named.
         self.ruling = self.rule(method, smalls, notes)
@@ -175,6 +176,8 @@ class Session:
 
         Raises ``ValueError`` where another kind has taken the place of one that was accelerated.
         """
+        if self.for_all:
+            return self.family
         own, known = find(module), self.families.get(number)
         if known is None and not self.families:
             return self.family
