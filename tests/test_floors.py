@@ -20,7 +20,7 @@ FLOORS = [
     ("experts",),
     ("integrations",),
     ("api", "denoiser"),
-    ("calibrate", "distill", "evaluate", "explain", "exports", "batch", "demo", "app", "cli", "__main__"),
+    ("calibrate", "distill", "evaluate", "explain", "exports", "batch", "cluster", "demo", "app", "cli", "__main__"),
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
