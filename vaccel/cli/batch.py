@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import typer
 
-from .cluster import Cluster, crew_of, threads
+from .cluster import Cluster, anywhere, crew_of, threads
 from .completion import after
 from .console import Bar, clear_errors, followed_by, leave, say
 from .loading import Loaded, automatic, contender
@@ -84,8 +84,8 @@ def _on_ray(prompts: list[str], out: Path, asked: Asked, cluster: Cluster, bar: 
     told, attached = options_of(chosen, fps=asked.fps, measure=asked.measure, compile=asked.compile)
 
     def setup(share: int) -> Setup:
-        return Setup("clips", asked.pipeline, asked.steps, asked.small, asked.call or [], asked.dtype, threads(), share,
-                     told, attached)  # fmt: skip
+        return Setup("clips", anywhere(asked.pipeline), asked.steps, anywhere(asked.small), asked.call or [],
+                     asked.dtype, threads(), share, told, attached)  # fmt: skip
 
     def looking(what: str) -> None:
         bar.update(0, len(prompts), what)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -67,6 +68,11 @@ class Cluster(NamedTuple):
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--ray") from None
         return self
+
+
+def anywhere(name: str | None) -> str | None:
+    """A folder by its whole path, which it must have on every machine; any other name as it is."""
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 def threads() -> int:
