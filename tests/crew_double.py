@@ -1,12 +1,14 @@
-"""Workers without Ray: the real class in this process, or one that makes clips of nothing; ended and lost at will."""
+"""Workers without Ray: the real class in this process, or one that makes clips of nothing; ended and lost at will.
+
+Nothing here waits for torch: Ray's processes import it too.
+"""
 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import msgspec
 
 from vaccel.cluster import messages
 from vaccel.cluster.crew import LostError
@@ -33,6 +35,21 @@ class Plain:
 
     def leave(self, nothing: bytes = b"") -> bytes:
         return messages.write(Reply())
+
+
+class Slow(Plain):
+    """Takes a moment for a clip, long enough to be killed in it."""
+
+    def work(self, task: bytes) -> bytes:
+        time.sleep(0.4)
+        return super().work(task)
+
+
+class Large(Plain):
+    """Sends more than it should."""
+
+    def work(self, task: bytes) -> bytes:
+        return bytes(3 * 2**20)
 
 
 def content_of(prompt: str, seed: int) -> bytes:
@@ -73,7 +90,7 @@ class Here:
         found = [call for call in calls if call in self.ended]
         if found or not calls or not seconds:
             return found
-        number, worker, method, data = chosen = self.chance.choice(list(calls))
+        _, worker, method, data = chosen = self.chance.choice(list(calls))
         self.count[method] = turn = self.count.get(method, 0) + 1
         self.seen(method, turn)
         if self.workers[worker][1] and self.losing(method, turn):
@@ -96,6 +113,3 @@ class Here:
     @property
     def alive(self) -> int:
         return sum(worker[1] for worker in self.workers)
-
-
-__all__ = ["FINGERPRINT", "Here", "Plain", "content_of", "msgspec"]

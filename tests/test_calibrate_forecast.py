@@ -387,5 +387,5 @@ def test_times_are_those_of_the_steps_that_were_computed(monkeypatch):
 
     monkeypatch.setattr(reporting, "RunReport", told)
     call = {**tiny.WAN_CALL, "guidance_scale": 5.0, "num_inference_steps": 30}
-    times = module._timed(tiny.wan_pipeline(), "a red cat runs", 0, call, 30)["times"]
+    times = module.times_of(tiny.wan_pipeline(), "a red cat runs", 0, call, 30)["times"]
     assert (times["full"], times["skipped"]) == (1.0, 0.01)
