@@ -31,7 +31,8 @@ STOREYS: tuple[dict[str, str], ...] = (
     {"integrations": "diffusers, ComfyUI: whose call it is, where a step is"},
     {"api": "accelerate and its handle", "denoiser": "hand-written loops"},
     {"calibrate": "measure", "distill": "train", "evaluate": "compare", "explain": "a trace",
-     "exports": "hosts", "batch": "many clips", "demo": "families", "app": "a page", "cli": "commands"},
+     "exports": "hosts", "batch": "many clips", "cluster": "by Ray", "demo": "families", "app": "a page",
+     "cli": "commands"},
 )  # fmt: skip
 COLOURS = (
     "#86694a", "#a06f3c", "#b98233", "#728f4a", "#3f8763", "#2f8080", "#3578a0", "#4668b0", "#6a5ab0", "#8f559c"

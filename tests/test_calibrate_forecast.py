@@ -103,11 +103,11 @@ def test_error_growth_never_rises_along_a_run():
 
 
 def test_where_error_growth_is_measured():
-    assert module._positions(50, 10) == [2, 3, 4, 6, 8, 10, 13, 18, 26, 38]
-    assert module._positions(50, 3) == [2, 8, 38]
-    assert module._positions(50, 0) == []
-    assert module._positions(3, 10) == []
-    assert module._positions(4, 10) == [2, 3]
+    assert module.positions_of(50, 10) == [2, 3, 4, 6, 8, 10, 13, 18, 26, 38]
+    assert module.positions_of(50, 3) == [2, 8, 38]
+    assert module.positions_of(50, 0) == []
+    assert module.positions_of(3, 10) == []
+    assert module.positions_of(4, 10) == [2, 3]
 
 
 def test_without_tails_and_trials_error_growth_is_that_of_other_models(tmp_path):
@@ -387,5 +387,5 @@ def test_times_are_those_of_the_steps_that_were_computed(monkeypatch):
 
     monkeypatch.setattr(reporting, "RunReport", told)
     call = {**tiny.WAN_CALL, "guidance_scale": 5.0, "num_inference_steps": 30}
-    times = module._timed(tiny.wan_pipeline(), "a red cat runs", 0, call, 30)["times"]
+    times = module.times_of(tiny.wan_pipeline(), "a red cat runs", 0, call, 30)["times"]
     assert (times["full"], times["skipped"]) == (1.0, 0.01)

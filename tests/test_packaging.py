@@ -34,7 +34,7 @@ def test_the_package_itself_needs_little():
     assert {module_of(r) for r in project()["dependencies"]} == {"torch", "numpy", "safetensors", "msgspec", "filelock"}
 
 
-@pytest.mark.parametrize("extra", ["diffusers", "cli", "report", "train", "app"])
+@pytest.mark.parametrize("extra", ["diffusers", "cli", "report", "train", "app", "ray"])
 def test_what_an_extra_brings_is_named_by_it(extra):
     found = project()["optional-dependencies"]
     for module in map(module_of, found[extra]):

@@ -13,6 +13,7 @@ EXTRAS = {
     "app": ("gradio",),
     "train": ("peft",),
     "gpu": ("triton", "pynvml"),
+    "ray": ("ray",),
     "quality": ("pycvvdp", "torchmetrics"),
 }
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -14,6 +15,8 @@ from ..planning import files, json_lines
 #: Of a manifest that is read: a million clips of a long prompt each.
 MOST_BYTES = 2**31
 NAME = "manifest.jsonl"
+#: What a whole batch locks; the manifest's own lock is for a line.
+LOCKED = "batch.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,27 @@ def jobs_of(prompts: Iterable[str], seed: int = 0) -> list[Job]:
     return found
 
 
+def fingerprint_of(header: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits of plain data that clips are made by."""
+    text = json.dumps(header, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def alone(folder: str | Path) -> Iterator[None]:
+    """One process at a time makes clips in a folder, which must exist: another would make the same ones.
+
+    Raises ``ValueError`` where one is at it, ``OSError`` where the folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.locked(Path(folder) / LOCKED, patience=0))
+        except TimeoutError:
+            said = f"another process makes clips in {folder}: wait for it, or choose another folder"
+            raise ValueError(said) from None
+        yield
+
+
 class Manifest:
     """The clips in a folder.
 
@@ -43,7 +67,7 @@ class Manifest:
 
     Args:
         folder: of the clips.
-        header: what all of them are made by; plain data.
+        header: what all of them are made by, plain data; or its fingerprint.
         suffix: of the clips' files.
 
     Attributes:
@@ -52,10 +76,9 @@ class Manifest:
     Raises ``ValueError`` for a file that is too large to be read, ``OSError`` where it cannot be.
     """
 
-    def __init__(self, folder: str | Path, header: Mapping[str, Any], suffix: str = ".mp4"):
+    def __init__(self, folder: str | Path, header: Mapping[str, Any] | str, suffix: str = ".mp4"):
         self.folder, self.path, self.suffix = Path(folder), Path(folder) / NAME, suffix
-        text = json.dumps(header, sort_keys=True, default=str)
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.fingerprint = header if isinstance(header, str) else fingerprint_of(header)
         self.notes: list[str] = []
         self._made: dict[tuple[str, int], dict[str, Any]] = {}
         if self.path.is_file():

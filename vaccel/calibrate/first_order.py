@@ -27,6 +27,14 @@ def of_class(kind: type, scheduler: Any, **settings: Any) -> Any:
     return kind.from_config({name: value for name, value in known.items() if name in taken})
 
 
+def named(name: str, scheduler: Any) -> Any:
+    """A scheduler of the class of this name with the settings of another one.  Raises ``ValueError`` for no class."""
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise ValueError(f"{name!r} is no scheduler class of diffusers")
+    return of_class(kind, scheduler)
+
+
 def first_order(scheduler: Any) -> Any | None:
     """Euler for flows, DDIM for diffusion, on the same levels; None where the scheduler is one, or says too little."""
     config, name = scheduler.config, type(scheduler).__name__

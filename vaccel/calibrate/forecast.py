@@ -28,7 +28,9 @@ from ..models import find, fingerprints
 from ..models.denoisers import main_denoiser
 from ..planning.calibration import Calibration, error_growth_of, packed, sample_of
 from ..planning.flow import Flow
+from ..planning.joining import tried
 from ..planning.levels import read_products
+from ..planning.packing import added
 from ..planning.paths import Plan
 from .first_order import fewer
 from .first_order import first_order as other_solver
@@ -83,22 +85,21 @@ def calibrate_forecast(
 
     Raises ``ValueError`` when ``path`` holds a calibration of something else, or a setting is out of range.
     """
-    _check(pipe, bands, tails, tail_samples, trials)
-    steps = steps_of(call)
-    header = fingerprints.header(Forecast.id, pipe, call, num_steps=steps, bands=bands)
+    header = header_of(pipe, call, bands=bands, tails=tails, tail_samples=tail_samples, trials=trials)
+    steps = header["num_steps"]
     samples, timed = Samples(Path(path), header, prompts, seeds), {}
-    jobs, chosen = samples.jobs, _positions(steps, tails)
+    jobs, chosen = samples.jobs, positions_of(steps, tails)
     other = other_solver(pipe.scheduler) if first_order else None
     recorded = steps + (fewer(steps) if other is not None else 0)
     work = len(jobs) * (recorded + sum(steps - j for j in chosen))
     total = work + len(jobs) * (steps + sum(round(share * steps) for share in trials) if trials else 0)
 
-    def sample_of_job(number: int, begin: int, end: int) -> _Sample:
+    def sample_of_job(number: int, begin: int, end: int) -> SampleRun:
         """A job, whose progress is its share of the work from ``begin`` to ``end``."""
         _, prompt, seed = jobs[number]
         part = (end - begin) / len(jobs)
         report = functools.partial(_report, progress, prompt, begin + part * number, part, total)
-        return _Sample(pipe, prompt, seed, call, bands, keep, report, other, metrics)
+        return SampleRun(pipe, prompt, seed, call, bands, keep, report, other, metrics)
 
     with prompts_encoded_once(pipe):
         for number, (key, *_) in enumerate(jobs):
@@ -108,19 +109,22 @@ def calibrate_forecast(
                 samples.save()
         for number, (key, *_) in enumerate(jobs):
             data = dict(samples.data[key])
-            if trials and not {"trials", "curves"} & set(data):
-                known = _calibration_without(samples, key)
+            if trials and not tried(data):
+                known = known_of(without(samples.header, samples.others, samples.data, key))
                 data |= sample_of_job(number, work, total).run_trials(known, trials, data)
             elif "products" not in data:
                 continue
             samples.data[key] = {**data, "done": True}
             samples.save()
         if trials and "times" not in samples.others:
-            timed = _timed(pipe, *runs_of(prompts, seeds)[0], call, steps)
+            timed = times_of(pipe, *runs_of(prompts, seeds)[0], call, steps)
     return samples.merge(**timed)
 
 
-def _check(pipe: Any, bands: int, tails: int, tail_samples: int | None, trials: Sequence[float]) -> None:
+def header_of(
+    pipe: Any, call: dict[str, Any], *, bands: int, tails: int, tail_samples: int | None, trials: Sequence[float]
+) -> dict[str, Any]:
+    """What all samples share.  Raises ``ValueError`` for a setting out of range."""
     if bands not in (1, 2) or not 0 <= tails <= len(POSITIONS):
         raise ValueError(f"bands must be 1 or 2 and tails 0 to {len(POSITIONS)}, got {bands} and {tails}")
     if bands == 2 and not find(main_denoiser(pipe)).spatial:
@@ -129,6 +133,7 @@ def _check(pipe: Any, bands: int, tails: int, tail_samples: int | None, trials: 
         raise ValueError(f"tail_samples must be 0 or more, got {tail_samples}")
     if not all(0 < share <= 1 for share in trials):
         raise ValueError(f"trials are shares of all steps, above 0 and at most 1: got {list(trials)}")
+    return fingerprints.header(Forecast.id, pipe, call, num_steps=steps_of(call), bands=bands)
 
 
 def _report(progress: Progress, prompt: str, begin: float, part: float, total: int, share: float) -> None:
@@ -136,13 +141,13 @@ def _report(progress: Progress, prompt: str, begin: float, part: float, total: i
     progress(round(begin + part * share), total, prompt)
 
 
-def _positions(steps: int, count: int) -> list[int]:
+def positions_of(steps: int, count: int) -> list[int]:
     """The steps at which error growth is measured."""
     shares = [POSITIONS[round(k)] for k in np.linspace(0, len(POSITIONS) - 1, count)] if count else []
     return sorted({min(max(2, round(share * steps)), steps - 1) for share in shares} if steps > 3 else ())
 
 
-def _timed(pipe: Any, prompt: str, seed: int, call: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
+def times_of(pipe: Any, prompt: str, seed: int, call: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
     """Seconds of a computed step, of a skipped one, and of the rest of a call; medians of three runs."""
     found: list[tuple[float, float, float]] = []
     for _ in range(3 if steps > 3 else 0):
@@ -162,20 +167,36 @@ def _timed(pipe: Any, prompt: str, seed: int, call: dict[str, Any], steps: int) 
     return {"times": dict(zip(names, map(statistics.median, zip(*found, strict=True)), strict=True))} if found else {}
 
 
-def _calibration_without(samples: Samples, key: str) -> Calibration:
-    """The calibration by all samples but one; by that one too where it is the only one or is in the sum already."""
-    data = {**samples.header, **samples.others, "samples": samples.data}
-    others = {name: s for name, s in data["samples"].items() if name != key}
-    if not others or "products" not in data["samples"][key]:
-        return Calibration(data)
-    known = Calibration({**data, "samples": others})
-    # Error growth is not measured on every sample, so that of all samples is used.
-    growth = [s["error_growth"] for s in data["samples"].values()]
-    known.error_growth = error_growth_of(growth, known.gram.levels[:-1])
+def without(
+    header: Mapping[str, Any], others: Mapping[str, Any], samples: Mapping[str, Any], key: str
+) -> dict[str, Any]:
+    """What a calibration knows by all samples but one, as plain data for ``known_of``; by that one too where it is the
+    only one or is in the sum already.
+
+    Args:
+        others, samples: an artifact's, as ``Samples`` has them.
+    """
+    chosen = {name: samples[name] for name in sorted(samples)}  # the file's order, whatever the order of measuring
+    growth = None
+    if len(chosen) > 1 and "products" in chosen[key]:
+        # Error growth is not measured on every sample, so that of all samples is used.
+        growth = [s["error_growth"] for s in chosen.values()]
+        del chosen[key]
+    kept = [others["products"]] if "products" in others else []
+    kept += [s["products"] for s in chosen.values() if "products" in s]
+    plain = {name: {n: v for n, v in s.items() if n != "products"} for name, s in chosen.items()}
+    return {"data": {**header, **others, "samples": plain, "products": added(kept)}, "growth": growth}
+
+
+def known_of(plain: dict[str, Any]) -> Calibration:
+    """The calibration that ``without`` describes."""
+    known = Calibration(plain["data"])
+    if plain["growth"] is not None:
+        known.error_growth = error_growth_of(plain["growth"], known.gram.levels[:-1])
     return known
 
 
-class _Sample:
+class SampleRun:
     """One prompt and seed: its full run, its replays and its trial runs."""
 
     def __init__(

@@ -63,29 +63,20 @@ def calibrate_lemica(
     if hopeless is not None:
         deprecated.warn("calibrate_lemica", "hopeless")
         min_budget = hopeless
-    if max_gap < 2 or batch < 1 or stride < 1:
-        raise ValueError(f"max_gap must be >= 2, batch and stride >= 1: got {max_gap}, {batch} and {stride}")
-    if compare not in ("latents", "pixels"):
-        raise ValueError(f"compare must be 'latents' or 'pixels', got {compare!r}")
-    steps = steps_of(call, 3)
-    _evenly_spaced(steps - 1, min_budget, max_gap)  # refuses what cannot be
     settings = {"reuse": reuse, "max_gap": max_gap, "compare": compare, "tails": tails, "stride": stride,
-                "min_budget": min_budget, "num_steps": steps}  # fmt: skip
-    if tails == "small" and small is not None:
-        settings["small"] = fingerprints.identity({"small": small})["weights"]
-    samples = Samples(Path(path), fingerprints.header(LeMiCa.id, pipe, call, **settings), prompts, list(seeds))
+                "min_budget": min_budget}  # fmt: skip
+    header = header_of(pipe, call, small, batch=batch, **settings)
+    samples = Samples(Path(path), header, prompts, list(seeds))
     jobs = samples.jobs
     for key, sample in samples.data.items():
         if sample.get("done"):  # and the process was killed before it could delete the record
-            _record_of(Path(path), key).unlink(missing_ok=True)
-    with Replayer(pipe, call, small=small, reuse=reuse, tails=tails, stride=stride, max_gap=max_gap,
-                  output="latent" if compare == "latents" else "pt") as replayer:  # fmt: skip
+            record_of(Path(path), key).unlink(missing_ok=True)
+    with replayer_of(pipe, call, small, **settings) as replayer:
         for number, (key, prompt, seed) in enumerate(jobs):
-            sample = samples.data.get(key) or {"errors": {}, "forwards": 0, "small_forwards": 0}
-            kept = _record_of(Path(path), key)
+            sample = samples.data.get(key) or dict(NOTHING, errors={})
+            kept = record_of(Path(path), key)
             if not sample.get("done"):
-                recorded = {"header": hash_of(json.dumps([samples.header, prompt, seed], sort_keys=True))}
-                for done, total in _measure(replayer, sample, kept, recorded, prompt, seed, max_gap, batch, min_budget):
+                for done, total in measure(replayer, sample, kept, header, prompt, seed, batch):
                     samples.data[key] = sample
                     samples.save()
                     progress(number * total + done, len(jobs) * total, prompt)
@@ -96,23 +87,52 @@ def calibrate_lemica(
     return samples.merge()
 
 
-def _record_of(path: Path, key: str) -> Path:
+#: A sample of which no edge is measured yet.
+NOTHING: dict[str, Any] = {"errors": {}, "forwards": 0, "small_forwards": 0}
+
+
+def header_of(
+    pipe: Any, call: dict[str, Any], small: nn.Module | None, *, batch: int, max_gap: int, stride: int, compare: str,
+    tails: str, min_budget: int | None, reuse: str,
+) -> dict[str, Any]:  # fmt: skip
+    """What all samples share.  Raises ``ValueError`` for a setting out of range."""
+    if max_gap < 2 or batch < 1 or stride < 1:
+        raise ValueError(f"max_gap must be >= 2, batch and stride >= 1: got {max_gap}, {batch} and {stride}")
+    if compare not in ("latents", "pixels"):
+        raise ValueError(f"compare must be 'latents' or 'pixels', got {compare!r}")
+    steps = steps_of(call, 3)
+    _evenly_spaced(steps - 1, min_budget, max_gap)  # refuses what cannot be
+    settings = {"reuse": reuse, "max_gap": max_gap, "compare": compare, "tails": tails, "stride": stride,
+                "min_budget": min_budget, "num_steps": steps}  # fmt: skip
+    if tails == "small" and small is not None:
+        settings["small"] = fingerprints.identity({"small": small})["weights"]
+    return fingerprints.header(LeMiCa.id, pipe, call, **settings)
+
+
+def replayer_of(
+    pipe: Any, call: dict[str, Any], small: nn.Module | None, *, compare: str, min_budget: int | None, **settings: Any
+) -> Replayer:
+    """What replays the samples of a calibration with these settings."""
+    return Replayer(pipe, call, small=small, output="latent" if compare == "latents" else "pt", **settings)
+
+
+def record_of(path: Path, key: str) -> Path:
     """Where the full run of a sample is kept until all of its edges are measured."""
     return path.with_name(f"{path.name}.{key}.record.safetensors")
 
 
-def _measure(
-    replayer: Replayer,
-    sample: dict[str, Any],
-    kept: Path,
-    recorded: dict[str, str],
-    prompt: str,
-    seed: int,
-    max_gap: int,
-    batch: int,
-    min_budget: int | None,
+def measure(
+    replayer: Replayer, sample: dict[str, Any], kept: Path, header: dict[str, Any], prompt: str, seed: int, batch: int
 ) -> Iterator[tuple[int, int]]:
-    """Measures the missing edges of one sample; yields (replayed steps done, their total) after every batch."""
+    """Measures the missing edges of one sample; yields (replayed steps done, their total) after every batch.
+
+    Args:
+        sample: is added to.
+        kept: the file of the sample's full run; made where there is none of exactly this.
+        header: the calibration's.
+    """
+    recorded = {"header": hash_of(json.dumps([header, prompt, seed], sort_keys=True))}
+    max_gap, min_budget = header["max_gap"], header["min_budget"]
     record = _recorded(replayer, kept, recorded, prompt, seed)
     errors, last = sample["errors"], len(record.outputs) - 1
     even = _evenly_spaced(last, min_budget, max_gap)

@@ -46,17 +46,22 @@ def calibrate_mixcache(
 
     Raises ``ValueError`` when ``path`` holds a calibration of something else, or a candidate does not exist.
     """
-    steps_of(call)
-    depth = len(StandIn(pipe, None).blocks)
-    chosen = MixCache(candidates=candidates).keeps_states(depth)
-    header = fingerprints.header(MixCache.id, pipe, call, candidates=list(chosen))
+    header = header_of(pipe, call, candidates)
     samples = Samples(Path(path), header, prompts, list(seeds))
+    chosen = tuple(header["candidates"])
     with prompts_encoded_once(pipe):
-        return samples.fill(lambda prompt, seed: _profile(pipe, prompt, seed, call, chosen), progress)
+        return samples.fill(lambda prompt, seed: sample_of(pipe, prompt, seed, call, chosen), progress)
+
+
+def header_of(pipe: Any, call: dict[str, Any], candidates: tuple[int, ...] | None) -> dict[str, Any]:
+    """What all samples share.  Raises ``ValueError`` for a candidate that does not exist, and for too few steps."""
+    steps_of(call)
+    chosen = MixCache(candidates=candidates).keeps_states(len(StandIn(pipe, None).blocks))
+    return fingerprints.header(MixCache.id, pipe, call, candidates=list(chosen))
 
 
 @torch.no_grad()
-def _profile(pipe: Any, prompt: str, seed: int, call: dict[str, Any], candidates: tuple[int, ...]) -> dict[str, Any]:
+def sample_of(pipe: Any, prompt: str, seed: int, call: dict[str, Any], candidates: tuple[int, ...]) -> dict[str, Any]:
     """One sample: the changes of the guided output, and the impact of every level at every step."""
     measured = _Measuring(pipe, candidates, call)
     with StandIn(pipe, measured):

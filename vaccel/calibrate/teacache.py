@@ -35,15 +35,18 @@ def calibrate_teacache(
 
     Raises ``ValueError`` when ``path`` holds a calibration of something else.
     """
+    samples = Samples(Path(path), header_of(pipe, call, retention), prompts, list(seeds))
+    return samples.fill(lambda prompt, seed: sample_of(pipe, prompt, seed, call, retention), progress)
+
+
+def header_of(pipe: Any, call: dict[str, Any], retention: bool) -> dict[str, Any]:
+    """What all samples share.  Raises ``ValueError`` for a number of steps that nothing can be measured with."""
     steps_of(call)
-    samples = Samples(
-        Path(path), fingerprints.header("teacache", pipe, call, retention=retention), prompts, list(seeds)
-    )
-    return samples.fill(lambda prompt, seed: _sample(pipe, prompt, seed, call, retention), progress)
+    return fingerprints.header("teacache", pipe, call, retention=retention)
 
 
 @torch.no_grad()
-def _sample(pipe: Any, prompt: str, seed: int, call: dict[str, Any], retention: bool) -> dict[str, list[float]]:
+def sample_of(pipe: Any, prompt: str, seed: int, call: dict[str, Any], retention: bool) -> dict[str, list[float]]:
     """One full run: the changes of embedding and output from step to step."""
     family = find(main_denoiser(pipe))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -4,41 +4,82 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from ..deprecated import note
+from .cluster import Cluster, Gpus, Ray, Workers, anywhere, crew_of, threads
 from .console import Bar, clear_errors, say
 from .loading import Loaded
 from .options import Call, Dtype, Pipeline, PromptFile, Prompts, Seeds, Small, Steps, one_of, prompts_of
 
 app = typer.Typer(no_args_is_help=True, help="Measure what a method needs to know about a model.")
 
-#: Frames a second that clips are compared at.
-FPS = 12
 Artifact = Annotated[Path, typer.Option(help="Artifact to write, or to resume.")]
 
 
-def _calibrated(
-    pipeline: str, small: str | None, call: list[str] | None, dtype: str, steps: int, out: Path,
-    prompt: list[str] | None, prompts: Path | None, measure: Callable[..., dict[str, Any]], *, of_small: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Loads the pipeline and returns ``measure(loaded, prompts, path, call=..., progress=...)``, showing progress."""
-    from ..demo import family
+class Asked(NamedTuple):
+    """What every calibration is asked for."""
+
+    pipeline: str
+    small: str | None
+    call: list[str] | None
+    dtype: str
+    steps: int
+    out: Path
+    prompt: list[str] | None
+    prompts: Path | None
+    seeds: list[int] | None
+    cluster: Cluster
+
+
+#: (pipeline, prompts, path, call=..., progress=...) -> the artifact's data.
+Measure = Callable[..., dict[str, Any]]
+
+
+def _calibrated(asked: Asked, method: str, options: dict[str, Any], measure: Measure) -> dict[str, Any]:
+    """Calibrates, showing progress: in this process by ``measure``, by workers with the same ``options``."""
     from ..planning import files
 
+    out = asked.out
     with clear_errors(f"{out} keeps what was measured, the same command resumes it"):
         files.check(out)
-        loaded = Loaded(pipeline, small, call, dtype)
-        if of_small:
-            if loaded.small is None:
-                raise typer.BadParameter("there is no small model: pass --small", param_hint="--of-small")
-            loaded.pipe.transformer = loaded.small
-        chosen = prompts_of(prompt, prompts, family.calibration_captions(8) if pipeline == "demo" else None)
+        if asked.cluster.checked().address is not None:
+            return _on_ray(asked, method, options)
+        loaded = Loaded(asked.pipeline, asked.small, asked.call, asked.dtype)
         with Bar() as bar:
-            call = {"num_inference_steps": steps, **loaded.call}
-            return measure(loaded, chosen, out, call=call, progress=bar.update)
+            call = {"num_inference_steps": asked.steps, **loaded.call}
+            return measure(loaded, _prompts(asked), out, call=call, progress=bar.update)
+
+
+def _prompts(asked: Asked) -> list[str]:
+    from ..demo import family
+
+    default = family.calibration_captions(8) if asked.pipeline == "demo" else None
+    return prompts_of(asked.prompt, asked.prompts, default)
+
+
+def _on_ray(asked: Asked, method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The samples by workers, the fit here."""
+    from ..calibrate.samples import runs_of
+    from ..cluster.messages import MOST_SAMPLE, Setup
+    from ..cluster.recording import record
+
+    prompts = _prompts(asked)
+    wanted = len(runs_of(prompts, asked.seeds))
+
+    def setup(share: int) -> Setup:
+        return Setup(method, anywhere(asked.pipeline), asked.steps, anywhere(asked.small), asked.call or [],
+                     asked.dtype, threads(), share, options)  # fmt: skip
+
+    with Bar() as bar:
+
+        def looking(what: str) -> None:
+            bar.update(0, wanted, what)
+
+        with crew_of(asked.cluster, setup, wanted, looking, MOST_SAMPLE) as crew:
+            return record(crew, method, prompts, asked.seeds, asked.out, options, bar.update)
 
 
 @app.command("teacache")
@@ -54,14 +95,23 @@ def calibrate_teacache(
     small: Small = None,
     of_small: Annotated[bool, typer.Option("--of-small", help="Fit for the small model instead.")] = False,
     dtype: Dtype = "float32",
+    ray: Ray = None,
+    workers: Workers = None,
+    gpus_per_worker: Gpus = None,
 ) -> None:
     """Fit TeaCache's coefficients by full runs of a model. Resumable: run it again after Ctrl-C."""
     from ..calibrate import calibrate_teacache as run
 
     def measure(loaded: Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
+        if of_small:
+            if loaded.small is None:
+                raise typer.BadParameter("there is no small model: pass --small", param_hint="--of-small")
+            loaded.pipe.transformer = loaded.small
         return run(loaded.pipe, chosen, path, seeds=seed, retention=retention, **options)
 
-    data = _calibrated(pipeline, small, call, dtype, steps, out, prompt, prompts, measure, of_small=of_small)
+    cluster = Cluster(ray, workers, gpus_per_worker)
+    asked = Asked(pipeline, small, call, dtype, steps, out, prompt, prompts, seed, cluster)
+    data = _calibrated(asked, "teacache", {"retention": retention, "of_small": of_small}, measure)
     say(f"{out}: {len(data['samples'])} samples, coefficients {data['fields']['coefficients']}")
 
 
@@ -91,6 +141,9 @@ def calibrate_lemica(
         Path | None,
         typer.Option("--from", help="Forecast artifact to work the errors out from, without a run.", exists=True),
     ] = None,
+    ray: Ray = None,
+    workers: Workers = None,
+    gpus_per_worker: Gpus = None,
 ) -> None:
     """Measure the final error of every stretch of skipped steps. Resumable after Ctrl-C; also runs under torchrun.
 
@@ -104,16 +157,18 @@ def calibrate_lemica(
         say(note("vaccel calibrate lemica", "--hopeless"), "yellow")
         min_budget = hopeless
 
+    settings = {"reuse": reuse, "max_gap": max_gap, "compare": compare_in, "tails": tails, "stride": stride,
+                "batch": batch, "min_budget": min_budget}  # fmt: skip
+
     def measure(loaded: Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
-        return run(
-            loaded.pipe, chosen, path, seeds=seed, small=loaded.small, reuse=reuse, max_gap=max_gap,
-            compare=compare_in, tails=tails, stride=stride, batch=batch, min_budget=min_budget, **options,
-        )  # fmt: skip
+        return run(loaded.pipe, chosen, path, seeds=seed, small=loaded.small, **settings, **options)
 
     one_of("--reuse", reuse, ("blocks", "residual"))
     one_of("--compare", compare_in, ("latents", "pixels"))
     one_of("--tails", tails, ("exact", "coarse", "small", "none"))
-    data = _calibrated(pipeline, small, call, dtype, steps, out, prompt, prompts, measure)
+    cluster = Cluster(ray, workers, gpus_per_worker)
+    asked = Asked(pipeline, small, call, dtype, steps, out, prompt, prompts, seed, cluster)
+    data = _calibrated(asked, "lemica", settings, measure)
     measured = next(iter(data["samples"].values()))["errors"]
     forwards = sum(s["forwards"] for s in data["samples"].values())
     say(f"{out}: {len(data['samples'])} samples, {len(measured)} edges each, {forwards} forwards")
@@ -162,55 +217,50 @@ def calibrate_forecast(
         str | None, typer.Option(help="Another scheduler class of diffusers, on the pipeline's own settings.")
     ] = None,
     dtype: Dtype = "float32",
+    ray: Ray = None,
+    workers: Workers = None,
+    gpus_per_worker: Gpus = None,
 ) -> None:
     """Measure weights, error growth and PSNR by budget. Resumable after Ctrl-C; also runs under torchrun."""
     from ..calibrate import calibrate_forecast as run
+    from ..calibrate.first_order import named
     from ..calibrate.forecast import BUDGETS
     from ..calibrate.refining import refine as search
+    from ..evaluate import fidelity
+
+    further = _further(metrics)
+    settings = {"bands": bands, "tails": tails, "tail_samples": tail_samples, "trials": BUDGETS if trials else (),
+                "keep": keep, "first_order": first_order}  # fmt: skip
 
     def measure(loaded: Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
         if solver is not None:
-            loaded.pipe.scheduler = _solver(solver, loaded.pipe.scheduler)
+            loaded.pipe.scheduler = named(solver, loaded.pipe.scheduler)
         made = run(
-            loaded.pipe, chosen, path, seeds=seed or None, bands=bands, tails=tails, tail_samples=tail_samples,
-            trials=BUDGETS if trials else (), keep=keep, first_order=first_order, metrics=further, **options,
-        )  # fmt: skip
+            loaded.pipe, chosen, path, seeds=seed or None, **settings, metrics=fidelity.beside(further), **options
+        )
         if refine:
             made = search(loaded.pipe, path, chosen, refine, seeds=seed or None, **options)
         return made
 
     one_of("--keep", keep, ("device", "host"))
-    further = _further(metrics)
-    data = _calibrated(pipeline, None, call, dtype, steps, out, prompt, prompts, measure)
+    cluster = Cluster(ray, workers, gpus_per_worker)
+    if refine and ray is not None:
+        raise typer.BadParameter("is one search by one process: run it without --ray afterwards", param_hint="--refine")
+    asked = Asked(pipeline, None, call, dtype, steps, out, prompt, prompts, seed or None, cluster)
+    told = {**settings, "trials": list(settings["trials"]), "metrics": further, "solver": solver}
+    data = _calibrated(asked, "forecast", told, measure)
     forwards = sum(s["forwards"] for s in data["samples"].values())
     say(f"{out}: {len(data['samples'])} samples, {forwards} forwards")
 
 
-def _further(names: str | None) -> dict[str, Any]:
-    """Metrics by these names, as a calibration takes them."""
+def _further(names: str | None) -> list[str]:
+    """Names of metrics that a calibration takes, each of which can be measured here."""
     from ..evaluate import fidelity
 
     if names is None:
-        return {}
+        return []
     with clear_errors("nothing was written", then="vaccel doctor"):
-        found = fidelity.chosen(names.split(","))
-    return {
-        metric.name: lambda full, made, measure=metric.measure: measure(full, made, FPS)
-        for metric in found
-        if metric.name not in fidelity.YARDSTICKS
-    }
-
-
-def _solver(name: str, known: Any) -> Any:
-    """A scheduler of this class with the settings of the pipeline's own, whatever the shift of its levels is called."""
-    import diffusers
-
-    from ..calibrate.first_order import of_class
-
-    kind = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise typer.BadParameter(f"{name!r} is no scheduler class of diffusers", param_hint="--solver")
-    return of_class(kind, known)
+        return list(fidelity.beside(names.split(",")))
 
 
 @app.command("merge")
@@ -244,6 +294,9 @@ def calibrate_mixcache(
         typer.Option(help="Block to resume after. Repeat for more; quarters of the depth by default."),
     ] = None,
     dtype: Dtype = "float32",
+    ray: Ray = None,
+    workers: Workers = None,
+    gpus_per_worker: Gpus = None,
 ) -> None:
     """Measure the impact of each level of caching. Resumable after Ctrl-C; also runs under torchrun."""
     from ..calibrate import calibrate_mixcache as run
@@ -251,7 +304,9 @@ def calibrate_mixcache(
     def measure(loaded: Loaded, chosen: list[str], path: Path, **options: Any) -> dict[str, Any]:
         return run(loaded.pipe, chosen, path, seeds=seed, candidates=tuple(candidate) if candidate else None, **options)
 
-    found = _calibrated(pipeline, None, call, dtype, steps, out, prompt, prompts, measure)["fields"]
+    cluster = Cluster(ray, workers, gpus_per_worker)
+    asked = Asked(pipeline, None, call, dtype, steps, out, prompt, prompts, seed, cluster)
+    found = _calibrated(asked, "mixcache", {"candidates": candidate or None}, measure)["fields"]
     say(f"{out}: theta {found['theta']:.3g}, d1 {found['d1']:.3g}, d2 {found['d2']:.3g}, blocks "
                   f"{found['candidates']}, impacts of step {found['step_impact']:.3g}, cfg "
                   f"{found.get('cfg_impact', 0):.3g}")  # fmt: skip

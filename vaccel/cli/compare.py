@@ -73,7 +73,7 @@ def compare(
         specs = method or (default_methods(loaded.folder) if pipeline == "demo" else None)
         if not specs:
             raise typer.BadParameter("give at least one method", param_hint="--method")
-        contenders = [contender(text, loaded, pipeline, steps) for text in specs]
+        contenders = [contender(text, loaded.folder, pipeline, steps) for text in specs]
         arguments = {"num_inference_steps": steps, **loaded.call}
         if loaded.checker is not None and not all(map(_in_grammar, chosen)):
             loaded.checker = None  # it understands captions of the demo's grammar only

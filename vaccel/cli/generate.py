@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .batch import batch
+from .batch import Asked, batch
+from .cluster import Cluster, Gpus, Ray, Workers
 from .completion import after, methods
 from .console import clear_errors, followed_by, leave, refuse, say
 from .loading import Loaded, automatic, contender
@@ -56,11 +57,15 @@ def generate(
             help="JSON of what was computed, for `vaccel explain`.", show_default="OUT's name with .trace.json"
         ),
     ] = None,
+    ray: Ray = None,
+    workers: Workers = None,
+    gpus_per_worker: Gpus = None,
 ) -> None:
     """Write one clip, and the trace of what was computed for it (`vaccel explain` draws it).
 
     With --prompts a clip for every line of the file, into a folder, with a manifest.jsonl of what was made and how; the
-    same command goes on where one was stopped. Exit status: 1 where a clip failed, 2 for input that cannot be used.
+    same command goes on where one was stopped; with --ray on many machines. Exit status: 1 where a clip failed, 2 for
+    input that cannot be used.
     """
     if (prompt is None) == (prompts is None):
         raise typer.BadParameter("give one prompt, or --prompts FILE for many", param_hint="PROMPT")
@@ -68,10 +73,10 @@ def generate(
         if trace is not None:
             raise typer.BadParameter("the timelines of many clips are in their manifest", param_hint="--trace")
         lines = prompts_of(None, prompts, None)
-        return batch(
-            lines, out or Path("clips"), pipeline, method, small, call, dtype, steps=steps, seed=seed, fps=fps,
-            compile=compile, measure=measure,
-        )  # fmt: skip
+        asked = Asked(pipeline, method, small, call, dtype, steps, seed, fps, compile, measure)
+        return batch(lines, out or Path("clips"), asked, Cluster(ray, workers, gpus_per_worker).checked())
+    if ray is not None or workers is not None or gpus_per_worker is not None:
+        raise typer.BadParameter("is for --prompts: one clip is made by one pipeline", param_hint="--ray")
     if measure:
         raise typer.BadParameter("is for --prompts; `vaccel compare` measures one", param_hint="--measure")
     import torch
@@ -84,8 +89,8 @@ def generate(
         if trace is not None:
             check_trace(trace, out)
         loaded = Loaded(pipeline, small, call, dtype)
-        text = method or automatic(loaded)
-        chosen = contender(text, loaded, pipeline, steps)
+        text = method or automatic(loaded.folder, demo=pipeline == "demo")
+        chosen = contender(text, loaded.folder, pipeline, steps)
         if trace is not None and chosen.kind != "vaccel":
             raise typer.BadParameter(f"{text} leaves no trace", param_hint="--trace")
         if chosen.needs_small and loaded.small is None:

@@ -67,19 +67,19 @@ class Loaded:
         self.call |= given
 
 
-def contender(text: str, loaded: Loaded, pipeline: str, steps: int) -> Any:
-    """What ``--method`` names, with its artifacts.  Raises as ``parse_contender`` does, with what to type."""
+def contender(text: str, folder: Path, pipeline: str, steps: int) -> Any:
+    """What ``--method`` names, with its artifacts in ``folder``.  Raises as ``parse_contender``, with what to type."""
     from ..evaluate import parse_contender
 
     with followed_by(after(text, pipeline, steps)):
-        return parse_contender(text, loaded.folder)
+        return parse_contender(text, folder)
 
 
-def automatic(loaded: Loaded) -> str:
+def automatic(folder: Path, *, demo: bool) -> str:
     """The method where none is named, as it is written: ``accelerate``'s own, with the calibration of the demo's."""
     from ..methods.auto import VISIBLE
 
-    calibrated = loaded.checker is not None and (loaded.folder / "forecast.json").is_file()
+    calibrated = demo and (folder / "forecast.json").is_file()
     known = "artifact='forecast.json', " if calibrated else ""
     return f"Auto({known}psnr={VISIBLE:g})"
 

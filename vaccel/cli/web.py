@@ -58,7 +58,7 @@ def web(
         from ..app.studio import studio_of
 
         loaded = Loaded(pipeline, small, call, dtype)
-        chosen = [contender(text, loaded, pipeline, steps) for text in method or ()]
+        chosen = [contender(text, loaded.folder, pipeline, steps) for text in method or ()]
         settings = {"examples": [p for p in prompt or () if p.strip()], "fps": fps}
         if pipeline != "demo":
             settings = {"examples": settings["examples"] or EXAMPLES, "fps": fps or 12, "name": pipeline}

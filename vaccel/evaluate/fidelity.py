@@ -92,6 +92,16 @@ def chosen(names: Iterable[str] | None = None) -> list[Metric]:
     return [metric for metric in METRICS.values() if metric.name in {*YARDSTICKS, *named}]
 
 
+def beside(names: Iterable[str], fps: float = 12) -> dict[str, Callable[[np.ndarray, np.ndarray], float | None]]:
+    """Metrics by these names, without the yardsticks, as calibrations take them.  Raises as ``chosen`` does."""
+    names = list(names)
+    return {
+        metric.name: lambda full, made, measure=metric.measure: measure(full, made, fps)
+        for metric in (chosen(names) if names else ())
+        if metric.name not in YARDSTICKS
+    }
+
+
 def decibels(reference: np.ndarray, output: np.ndarray) -> tuple[str, float]:
     """The yardstick's name and its value: PSNR of clips, SNR of sounds."""
     name = "snr" if is_sound(reference) else "psnr"

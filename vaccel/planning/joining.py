@@ -98,7 +98,7 @@ def _forecast(old: Mapping[str, Any], new: Mapping[str, Any], part: bool) -> dic
             samples[key] = sample
         elif "products" in there and "products" in sample:
             samples[key] = sample if _steps_of(sample) >= _steps_of(there) else there
-        elif _tried(sample) and not _tried(there):
+        elif tried(sample) and not tried(there):
             samples[key] = {name: value for name, value in sample.items() if name not in ("products", "done")}
     source = old if old else new
     kept = [source["products"]] if "products" in source else []
@@ -119,10 +119,10 @@ def _forecast(old: Mapping[str, Any], new: Mapping[str, Any], part: bool) -> dic
 
 def _steps_of(sample: Sample) -> int:
     """How far a sample is."""
-    return _tried(sample) + bool(sample.get("done"))
+    return tried(sample) + bool(sample.get("done"))
 
 
-def _tried(sample: Sample) -> bool:
+def tried(sample: Sample) -> bool:
     """Whether its trial runs were made; older calibrations have them under another name."""
     return "curves" in sample or "trials" in sample
 
