@@ -20,7 +20,20 @@ FLOORS = [
     ("experts",),
     ("integrations",),
     ("api", "denoiser", "continuous", "joint_forward"),
-    ("calibrate", "distill", "evaluate", "explain", "exports", "batch", "cluster", "demo", "app", "serving", "cli", "__main__"),
+    (
+        "calibrate",
+        "distill",
+        "evaluate",
+        "explain",
+        "exports",
+        "batch",
+        "cluster",
+        "demo",
+        "app",
+        "serving",
+        "cli",
+        "__main__",
+    ),
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
