@@ -6,6 +6,7 @@ import asyncio
 import copy
 import pickle
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,6 +16,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanVideoToVi
 
 import vaccel
 from vaccel.integrations.diffusers.ownership import CURRENT
+from vaccel.models.weights_digest import digest
 
 STEPS = 12
 EVERY_THIRD = list(range(0, STEPS, 3))
@@ -75,6 +77,43 @@ def test_a_pipeline_passes_for_what_it_was(wan, tmp_path):
     assert type(wan) is cls
     assert type(wan.transformer) is transformer_cls is type(other.transformer)
     assert (set(vars(wan)), set(vars(wan.transformer))) == before
+
+
+@pytest.mark.parametrize("method", [methods()[0], methods()[3]], ids=["blocks", "states"])
+def test_a_run_that_begins_within_anothers_call_finds_the_models_own_blocks(wan, method):
+    """Where hooks sit on a model, other blocks are in it for the length of a call: views made then must not be of them,
+    nor a digest of its weights."""
+    hook = wan.transformer.register_forward_hook(lambda *_: None)
+    plain = digest(wan.transformer)
+    inside, on, encoded = threading.Event(), threading.Event(), threading.Event()
+    with vaccel.accelerate(wan, method) as handle:
+        expected = tiny.latents(wan, "a blue bird")
+        handle._session.pool.idle.clear()  # so that every view is made anew
+
+        def pause(*_):
+            if threading.current_thread() is first and len(handle.traces[-1].steps) == 2 and not inside.is_set():
+                inside.set()
+                assert on.wait(60)
+
+        first = threading.Thread(target=tiny.latents, args=(wan,))
+        paused = wan.transformer.patch_embedding.register_forward_pre_hook(pause)
+        first.start()
+        assert inside.wait(60)
+        other = copy.copy(wan)
+        other.scheduler = type(wan.scheduler).from_config(wan.scheduler.config)
+        with ThreadPoolExecutor(2) as pool:
+            told = wan.text_encoder.register_forward_hook(lambda *_: encoded.set())
+            second = pool.submit(tiny.latents, other, "a blue bird")
+            weights = pool.submit(digest, wan.transformer)
+            assert encoded.wait(60)
+            time.sleep(0.5)  # they get as far as they can beside a call that stands still
+            on.set()
+            told.remove()
+            assert torch.equal(second.result(60), expected)
+            assert weights.result(60) == plain
+        first.join()
+        paused.remove()
+    hook.remove()
 
 
 def test_calls_outside_a_run_are_the_plain_model(wan):

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import threading
 import warnings
-import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -25,18 +23,13 @@ from .channel_axis import axis_of, config_of
 from .compiling import Compiler
 from .family import Family, Inputs
 from .layout import Layout
+from .locks import lock_of
 from .offload import at_root, led
 from .standing import listener, standing
 from .structures import tensors_of
 from .views import View, plain_view
 
 _numbers = itertools.count()
-_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-
-
-def lock_of(model: nn.Module) -> threading.RLock:
-    """One for every module: where hooks sit on it, its blocks are exchanged for the length of a call."""
-    return _locks.setdefault(model, threading.RLock())
 
 
 def hooked(model: nn.Module) -> bool:
@@ -203,8 +196,9 @@ class Generic:
 
     def refresh(self) -> None:
         """Drops views of what has been replaced since: a LoRA at the root, a head, a block.  Called as a run opens."""
-        for name in [name for name, view in self._views.items() if view.stale()]:
-            del self._views[name]
+        with self._lock:  # in which another run may have other blocks
+            for name in [name for name, view in self._views.items() if view.stale()]:
+                del self._views[name]
         self.looked = None
         self._look()
 
@@ -219,7 +213,8 @@ class Generic:
         """
         view = self._views.get(name)
         if view is None:
-            view = self._views[name] = make(self.model, self.family)
+            with self._lock:
+                view = self._views[name] = make(self.model, self.family)
             if self.compiler is not None:
                 view.compile(self.compiler)
         if prepare is not None:
@@ -247,7 +242,9 @@ class Generic:
 
     def state(self) -> Hashable:
         """Equal as long as what a captured step has fixed of the model stands as it stood."""
-        return standing(self.model), *(expert.state() for expert in self.experts if expert is not self)
+        with self._lock:
+            stands = standing(self.model)
+        return stands, *(expert.state() for expert in self.experts if expert is not self)
 
     def uncapturable(self) -> str | None:
         """Why no CUDA graph of it can be captured, as far as can be seen before trying."""

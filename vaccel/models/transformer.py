@@ -33,7 +33,8 @@ class Transformer(Generic):
     @property
     def depth(self) -> int:
         """How many blocks it has."""
-        return sum(len(getattr(self.model, one.attribute)) for one in self.family.blocks)
+        with self._lock:
+            return sum(len(getattr(self.model, one.attribute)) for one in self.family.blocks)
 
     def recording(self, inputs: Inputs, residual: Any, states: dict[int, BlockState]) -> torch.Tensor:
         """A forward that leaves the residual of its blocks and the states after some of them behind, where asked to.

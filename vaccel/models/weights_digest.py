@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from .contents import Leaf, contents_of, hash_of
+from .locks import lock_of
 
 
 @torch.no_grad()
@@ -79,7 +80,8 @@ def _of_adapter(name: str, tuners: set[str]) -> bool:
 def _described(model: nn.Module, cached: bool) -> tuple[_Found, list[tuple[str, str]]]:
     """What a model consists of, and (name, digest) of all contents."""
     found = _Found()
-    modules = list(model.named_modules())
+    with lock_of(model):
+        modules = list(model.named_modules())
     for name, tensor, file in _tensors(modules):
         found.add(name, tensor, file)
         plain = type(tensor) in (torch.Tensor, nn.Parameter) or nn.parameter.is_lazy(tensor)

@@ -20,7 +20,8 @@ from typing import Any
 
 from torch import nn
 
-from ...models.generic import hooked, lock_of
+from ...models.generic import hooked
+from ...models.locks import lock_of
 from .ruling import ruling_of
 
 #: Where a pipeline object keeps who accelerates it.
