@@ -1,9 +1,10 @@
 """A thousand mixed requests from four threads: ``python bench/soak.py [--requests 1000]``.
 
 A tiny Wan pipeline is asked by shallow copies, as a server would ask it: other prompts, seeds and methods
-(``handle.using``), a request in ten aborted at some step; between rounds the LoRA is switched.  Every clip is compared
-with the one that its request alone gives.  Told are the clips that differ, memory along the way, and vaccel's own
-processor time a call from a run's third step on (what ``Run.call`` takes beside the model's forwards).
+(``handle.using``), a request in ten aborted at some step; between rounds the LoRA is switched, and in every second one a
+hook sits on the transformer, as offload has them.  Every clip is compared with the one that its request alone gives.
+Told are the clips that differ, memory along the way, and vaccel's own processor time a call from a run's third step on
+(what ``Run.call`` takes beside the model's forwards), by method and by whether the step was computed.
 """
 
 from __future__ import annotations
@@ -49,9 +50,12 @@ class Aborted(Exception):  # noqa: N818
     """A client has gone."""
 
 
-def watched(model: Any, took: list[float]) -> None:
-    """Collects the thread's processor time of every ``Run.call`` beside what the model's forward takes."""
-    forward, call = model.forward, Run.call
+def watched(kind: type, took: list[tuple[str, float]]) -> None:
+    """Collects the thread's processor time of every ``Run.call`` beside what the model's forward takes.
+
+    It is the class that is watched: on the model itself it would be a hook, and views would be swapped into it.
+    """
+    forward, call = kind.forward, Run.call
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         start = time.thread_time()
@@ -66,9 +70,10 @@ def watched(model: Any, took: list[float]) -> None:
             return call(self, *args, **kwargs)
         finally:
             if args[0] > 1:  # a run's first steps plan it and make its buffers
-                took.append(time.thread_time() - start - OWN.model)
+                what = "computed" if self.action.is_full else "skipped"
+                took.append((f"{type(self.method).__name__}, {what}", time.thread_time() - start - OWN.model))
 
-    model.forward, Run.call = timed, own
+    kind.forward, Run.call = timed, own
 
 
 def digest(clip: torch.Tensor) -> str:
@@ -120,7 +125,7 @@ def main(
         config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_v"], init_lora_weights=False)
         pipe.transformer.add_adapter(config, adapter_name=name)
     handle, took, memory, wrong = vaccel.accelerate(pipe, METHODS[0]), [], [], []
-    watched(pipe.transformer, took)
+    watched(tiny.WanTransformer3DModel, took)
     alone: dict[tuple[str, int, int], str] = {}
     aborted = done = 0
     with ThreadPoolExecutor(THREADS) as pool:
@@ -131,21 +136,28 @@ def main(
             for prompt, method, _ in jobs:
                 if (name, prompt, method) not in alone:
                     alone[name, prompt, method] = request(pipe, handle, (prompt, method, -1))
+            hook = pipe.transformer.register_forward_hook(lambda *_: None) if turn % 2 else None
             for job, found in zip(jobs, pool.map(lambda job: request(pipe, handle, job), jobs), strict=True):
                 done += 1
                 aborted += found == "aborted"
                 if found not in ("aborted", alone[name, job[0], job[1]]):
                     wrong.append([name, *job])
+            if hook is not None:
+                hook.remove()
             memory.append([round(process.memory_info().rss / 2**20, 1), handle.nbytes])
             said = f"{len(wrong)} wrong, {memory[-1][0]} MiB, {handle.nbytes} bytes cached"
             print(f"{done}/{requests} requests, {said}", flush=True)
     handle.remove()
-    times = sorted(took[len(took) // 10 :])  # the first tenth warms up
-    own = {"median_us": 1e6 * statistics.median(times), "p99_us": 1e6 * times[int(0.99 * len(times))]}
+    own = {}
+    for name in sorted({name for name, _ in took}):
+        times = sorted(seconds for each, seconds in took[len(took) // 10 :] if each == name)  # the first tenth warms up
+        if times:
+            median, late = (1e6 * t for t in (statistics.median(times), times[int(0.99 * len(times))]))
+            own[name] = {"median_us": round(median, 1), "p99_us": round(late, 1), "calls": len(times)}
+            print(f"{name}: {median:.0f} us a call in the median, {late:.0f} at the 99th percentile", flush=True)
     data = {"requests": done, "aborted": aborted, "wrong": wrong, "threads": THREADS, "memory_mib_and_cached": memory,
-            "own": {**own, "calls": len(times)}}  # fmt: skip
-    path = results.write("soak", data, folder=out)
-    print(f"{own['median_us']:.0f} us a call in the median, {own['p99_us']:.0f} at the 99th percentile; {path}")
+            "own": own}  # fmt: skip
+    print(results.write("soak", data, folder=out))
     sys.exit(int(bool(wrong)))
 
 

@@ -14,12 +14,12 @@ evidence is overwhelming.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from .calibration import Calibration
+from .gram import ridged
 
 #: How much straight lines turn between the levels 0 and 1, relative to their middle.
 SLOPE = 4.0
@@ -40,6 +40,12 @@ def straightened(known: Calibration, share: float) -> Calibration:
     line = 1 + SLOPE * np.outer(levels, levels)
     own = known.gram.products.sum(axis=(0, 1))
     return known.of((1 - share) * own + share * line * np.trace(own) / np.trace(line))
+
+
+@functools.lru_cache(maxsize=64)
+def _candidates(known: Calibration) -> np.ndarray:
+    """The products of every share, [shares, T, T]."""
+    return np.stack([straightened(known, share).gram.grouped("tensor")[0] for share in SHARES])
 
 
 class Straightness:
@@ -68,14 +74,16 @@ class Straightness:
         count = min(len(steps), self.order + 1, len(products))
         steps, products = list(steps[:count]), np.asarray(products, float)[:count, :count]
         if count > 1 and np.isfinite(products).all() and np.trace(products) > 0:
-            self.scores = FADES * self.scores + [self._score(share, steps, products) for share in SHARES]
+            self.scores = FADES * self.scores + self._scores(steps, products)
             self.share = SHARES[int(np.argmin(self.scores))]
         return straightened(self.known, self.share)
 
-    def _score(self, share: float, steps: list[int], products: np.ndarray) -> float:
-        gram = straightened(self.known, share).gram
-        expected = gram.grouped("tensor")[0][np.ix_(steps, steps)]
-        weights = np.r_[1.0, -gram.weights(steps[1:], steps[0], "tensor")[:, 0, 0]]
-        error, norm = (float(weights @ m @ weights) / np.trace(m) for m in (products, expected))
-        norm = max(norm, 1e-9)
-        return math.log(norm) + max(error, 0.0) / norm - DOUBT * math.log(1 - share)
+    def _scores(self, steps: list[int], products: np.ndarray) -> np.ndarray:
+        """What the newest step says of every share; the least is the likeliest."""
+        expected = _candidates(self.known)[:, steps][:, :, steps]
+        solved = np.linalg.solve(ridged(expected[:, 1:, 1:]), expected[:, 1:, :1])[..., 0]
+        weights = np.concatenate([np.ones((len(SHARES), 1)), -solved], axis=1)
+        error = np.einsum("pi,ij,pj->p", weights, products, weights) / np.trace(products)
+        norm = np.einsum("pi,pij,pj->p", weights, expected, weights) / np.trace(expected, axis1=1, axis2=2)
+        norm = np.maximum(norm, 1e-9)
+        return np.log(norm) + np.maximum(error, 0.0) / norm - DOUBT * np.log1p(-np.array(SHARES))
