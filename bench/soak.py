@@ -1,8 +1,8 @@
 """A thousand mixed requests from four threads: ``python bench/soak.py [--requests 1000]``.
 
 A tiny Wan pipeline is asked by shallow copies, as a server would ask it: other prompts, seeds and methods
-(``handle.using``), a request in ten aborted at some step; between rounds the LoRA is switched, and in every second one a
-hook sits on the transformer, as offload has them.  Every clip is compared with the one that its request alone gives.
+(``handle.using``), a request in ten aborted at some step; between rounds the LoRA is switched, and in every second one
+a hook sits on the transformer, as offload has them.  Every clip is compared with the one that its request alone gives.
 Told are the clips that differ, memory along the way, and vaccel's own processor time a call from a run's third step on
 (what ``Run.call`` takes beside the model's forwards), by method and by whether the step was computed.
 """
