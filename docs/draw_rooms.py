@@ -29,10 +29,10 @@ STOREYS: tuple[dict[str, str], ...] = (
     {"engine": "a run: carries actions out, captures steps, keeps the trace"},
     {"experts": "distilled experts, as files and on a transformer"},
     {"integrations": "diffusers, ComfyUI: whose call it is, where a step is"},
-    {"api": "accelerate and its handle", "denoiser": "hand-written loops"},
+    {"api": "accelerate and its handle", "denoiser": "hand-written loops", "continuous": "many of them in a batch"},
     {"calibrate": "measure", "distill": "train", "evaluate": "compare", "explain": "a trace",
-     "exports": "hosts", "batch": "many clips", "cluster": "by Ray", "demo": "families", "app": "a page",
-     "cli": "commands"},
+     "exports": "hosts", "batch": "many clips", "cluster": "by Ray", "serving": "in vLLM",
+     "demo": "families", "app": "a page", "cli": "commands"},
 )  # fmt: skip
 COLOURS = (
     "#86694a", "#a06f3c", "#b98233", "#728f4a", "#3f8763", "#2f8080", "#3578a0", "#4668b0", "#6a5ab0", "#8f559c"
@@ -97,8 +97,9 @@ def draw(path: Path) -> None:
         name = f"{room}.py" if (PACKAGE / f"{room}.py").exists() else room
         about = STOREYS[storey][room]
         written = {"ha": "center", "va": "center", "color": "white", "zorder": 3}
-        axes.text(x + width / 2, y + 5.2, name, weight="bold", size=11 if width > 12 else 9, **written)
-        axes.text(x + width / 2, y + 2.4, about, size=7.8, **written)
+        large, small = (11, 7.8) if width > 12 else (9, 7.8) if width > 8.5 else (7.8, 6.8)
+        axes.text(x + width / 2, y + 5.2, name, weight="bold", size=large, **written)
+        axes.text(x + width / 2, y + 2.4, about, size=small, **written)
     for storey in range(len(STOREYS)):
         axes.text(-1.5, storey * STEP + HEIGHT / 2, str(storey), ha="right", va="center", color="0.5", size=10)
     axes.set(xlim=(-4, WIDTH + 0.5), ylim=(-1, (len(STOREYS) - 1) * STEP + HEIGHT + 1))
