@@ -3,8 +3,9 @@
 A tiny Wan pipeline is asked by shallow copies, as a server would ask it: other prompts, seeds and methods
 (``handle.using``), a request in ten aborted at some step; between rounds the LoRA is switched, and in every second one
 a hook sits on the transformer, as offload has them.  Every clip is compared with the one that its request alone gives.
-Told are the clips that differ, memory along the way, and vaccel's own processor time a call from a run's third step on
-(what ``Run.call`` takes beside the model's forwards), by method and by whether the step was computed.
+Told are the clips that differ, memory along the way, and vaccel's own processor time a step from a run's third step on
+(what ``Run.call`` takes beside the model's forwards, both branches together), by method and by whether the step was
+computed; of rounds without the hook, under which a view's blocks are put into the model and taken out again.
 """
 
 from __future__ import annotations
@@ -69,9 +70,12 @@ def watched(kind: type, took: list[tuple[str, float]]) -> None:
         try:
             return call(self, *args, **kwargs)
         finally:
-            if args[0] > 1:  # a run's first steps plan it and make its buffers
+            own = time.thread_time() - start - OWN.model
+            if self.calls == 1:
+                OWN.step = own
+            elif args[0] > 1 and self.first_call.large.bare:  # a run's first steps plan it and make its buffers
                 what = "computed" if self.action.is_full else "skipped"
-                took.append((f"{type(self.method).__name__}, {what}", time.thread_time() - start - OWN.model))
+                took.append((f"{type(self.method).__name__}, {what}", OWN.step + own))
 
     kind.forward, Run.call = timed, own
 
@@ -153,8 +157,8 @@ def main(
         times = sorted(seconds for each, seconds in took[len(took) // 10 :] if each == name)  # the first tenth warms up
         if times:
             median, late = (1e6 * t for t in (statistics.median(times), times[int(0.99 * len(times))]))
-            own[name] = {"median_us": round(median, 1), "p99_us": round(late, 1), "calls": len(times)}
-            print(f"{name}: {median:.0f} us a call in the median, {late:.0f} at the 99th percentile", flush=True)
+            own[name] = {"median_us": round(median, 1), "p99_us": round(late, 1), "steps": len(times)}
+            print(f"{name}: {median:.0f} us a step in the median, {late:.0f} at the 99th percentile", flush=True)
     data = {"requests": done, "aborted": aborted, "wrong": wrong, "threads": THREADS, "memory_mib_and_cached": memory,
             "own": own}  # fmt: skip
     print(results.write("soak", data, folder=out))
