@@ -89,9 +89,10 @@ def train(
 
     Raises ``ValueError``, before any forward, for a folder that cannot be written into or that another process trains
     in, a damaged checkpoint, numbers out of range, clips to sample where the networks are sharded, a teacher whose
-    weights cannot be copied (offloaded, quantised, with a LoRA, two transformers), data of another model or without the branch that guidance needs, settings that do not fit them, a folder whose other experts this stage
-    would replace, and a detail stage without its semantic expert; ``OSError`` that names the file where one cannot be
-    written, with the last checkpoint whole.
+    weights cannot be copied (offloaded, quantised, with a LoRA, two transformers), data of another model or without the
+    branch that guidance needs, settings that do not fit them, a folder whose other experts this stage would replace,
+    and a detail stage without its semantic expert; ``OSError`` that names the file where one cannot be written, with
+    the last checkpoint whole.
     """
     check_counts(parts=(parts, 1), workers=(workers, 0), save_every=(save_every, 1))
     check_call(pipe, call or {})
