@@ -12,7 +12,7 @@ import processes
 import pytest
 import tiny
 import torch
-from accelerate import DistributedType, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import PartialState
 from safetensors.torch import load_file
 from test_distill_training import curve, no_pictures, prepared, settings
@@ -104,7 +104,7 @@ def folder(tmp_path_factory):
     for stage in STAGES:
         if stage == "detail":  # all on the same semantic expert
             ignored = shutil.ignore_patterns("training")
-            for name in ("one", "quarters", "two", "to one", "gpus"):
+            for name in ("one", "quarters", "two", "to one", "gpus", "bf16"):
                 shutil.copytree(folder / "one" / "semantic", folder / name / "detail", ignore=ignored)
         run(folder, "one", stage, HALF, parts=2)
         shutil.copytree(folder / "one" / stage, folder / "from one" / stage)
@@ -168,7 +168,10 @@ def test_checkpoints_are_of_one_format(folder, stage):
     assert checkpoint_of(folder, "two", stage) == checkpoint_of(folder, "one", stage)
 
 
-def refused_in_ranks(folder: Path) -> None:
+def in_mixed_precision(folder: Path) -> None:
+    """Accelerate's precision is its process's."""
+    pipeline().transformer.bfloat16()
+    run(folder, "bf16", "detail", 1, accelerator=Accelerator(mixed_precision="bf16"))
     with pytest.raises(ValueError, match="train without sample prompts"):
         run(folder, "refused", "semantic", samples=Samples(("a cat",)))
     assert not (folder / "refused").exists()
@@ -181,8 +184,19 @@ def refused(match: str, kind: DistributedType = DistributedType.FSDP, **plugin) 
         _check_precision(accelerator, torch.float32)
 
 
+def test_mixed_precision(folder):
+    """Frozen weights in bf16 and trained ones in fp32 in the same blocks; refused clips leave nothing behind."""
+    processes.finish(*processes.ranks(in_mixed_precision, folder, environment=SHARDED))
+    kept = checkpoint_of(folder, "bf16", "detail")
+    assert {dtype for dtype, _ in kept.values()} == {torch.float32}
+    mine, theirs = (curve(folder / name / "detail", "detail")[0] for name in ("bf16", "one"))
+    for key in ("consistency", "adversarial", "total", "gradient"):
+        assert mine[key] == pytest.approx(theirs[key], rel=0.05), key
+    # Scores that are rounded to bf16 would add up to 2 exactly.
+    assert mine["discriminator"] == pytest.approx(theirs["discriminator"], abs=1e-3)
+
+
 def test_refusals(folder):
-    processes.finish(*processes.ranks(refused_in_ranks, folder, environment=SHARDED))
     refused("FSDP 1 is not supported: accelerate launch --use_fsdp --fsdp_version 2", fsdp_version=1)
     refused("leave --fsdp_offload_params out", fsdp_version=2, cpu_offload=True)
     refused("--checkpointing is vaccel's own", fsdp_version=2, activation_checkpointing=True)

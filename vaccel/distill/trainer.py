@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -120,15 +121,17 @@ class Trainer:
         if heads is not None:
             rate = {"lr": s.head_rate, "betas": (0.0, 0.999), "weight_decay": s.weight_decay}
             adamw = torch.optim.AdamW(self.heads_parameters, **rate)
-            if self.sharded:  # they are small, and switch between trained and frozen, which FSDP does not follow
-                heads = DistributedDataParallel(heads.to(self.accelerator.device))
             self.heads, self.heads_optimizer = self._prepared(heads, adamw)
 
     def _prepared(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """A network and its optimiser in accelerate's hands; one that is shared out already is left as it is."""
-        if self.sharded:
-            return network, self.accelerator.prepare_optimizer(optimizer)
-        return self.accelerator.prepare(network, optimizer)
+        """A network and its optimiser in accelerate's hands; where it shards, what it would do but for sharding."""
+        if not self.sharded:
+            return self.accelerator.prepare(network, optimizer)
+        if self.accelerator.mixed_precision != "no":
+            network.forward = convert_outputs_to_fp32(network.forward)
+        if network is self.networks.heads:  # switched between trained and frozen, which FSDP does not follow
+            network = DistributedDataParallel(network.to(self.accelerator.device))
+        return network, self.accelerator.prepare_optimizer(optimizer)
 
     def run(self) -> Iterator[dict[str, float]]:
         """Trains, yielding every iteration's losses (means over all processes) and gradient norm."""
