@@ -33,7 +33,15 @@ COEFFICIENTS = (1.0, 0.0)
 
 
 #: What takes longest is begun first, so that the workers end together.
-LONG = ("test_compile", "test_graphs", "test_distill_training", "test_gpu_suite", "test_demo", "test_checker")
+LONG = (
+    "test_compile",
+    "test_graphs",
+    "test_distill_training",
+    "test_distill_sharded",
+    "test_gpu_suite",
+    "test_demo",
+    "test_checker",
+)
 
 
 #: Marked ``fast``: of every room the tests that say most in a second, 20 seconds of one core in all.  Shell patterns

@@ -334,8 +334,6 @@ def test_refusals(data, reference, tmp_path):
         train(pipe, data, tmp_path, settings("semantic", lag=3))
     with pytest.raises(ValueError, match="'no' or 'bf16'"):
         _check_precision(SimpleNamespace(distributed_type=DistributedType.NO, mixed_precision="fp16"), torch.float32)
-    with pytest.raises(ValueError, match="FSDP is not supported"):
-        _check_precision(SimpleNamespace(distributed_type=DistributedType.FSDP, mixed_precision="no"), torch.float32)
     other = tiny.wan_pipeline(transformer=tiny.wan_transformer(layers=3))
     with pytest.raises(ValueError, match="prepare the data"):
         train(other, data, tmp_path, settings("semantic"))

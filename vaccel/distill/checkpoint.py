@@ -18,6 +18,7 @@ from ..experts.files import naming
 from ..models.weights_digest import digest
 from ..planning import artifacts
 from ..planning.schema.errors import shown
+from .sharding import like
 
 Tensors = dict[str, torch.Tensor]
 _ABOUT, _CONTENTS = "about", "contents"
@@ -112,6 +113,11 @@ def of_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> Tensors:
     return {f"{prefix}{i}.{k}": torch.as_tensor(v) for i, state in states.items() for k, v in state.items()}
 
 
+def _placed(values: Tensors, parameter: torch.Tensor) -> Tensors:
+    """A parameter's state, sharded as the parameter is."""
+    return {k: v if k == "step" else like(v, parameter) for k, v in values.items()}
+
+
 #: What AdamW keeps of every parameter.
 ADAMW = frozenset({"step", "exp_avg", "exp_avg_sq"})
 
@@ -135,4 +141,5 @@ def load_optimizer(
             raise damaged(path, f"{prefix}{index} is not the state of one of {len(parameters)} parameters")
         if any(values[name].shape != parameters[index].shape for name in kept - {"step"}):
             raise damaged(path, f"{prefix}{index} is of another shape than its parameter")
+    state = {i: _placed(values, parameters[i]) for i, values in state.items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

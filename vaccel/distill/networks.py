@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from ..experts.trees import Adapter, adapted, own_parameters
 from ..models import Family
+from . import sharding
 from .discriminator import Discriminator
 from .settings import Distillation
 
@@ -23,10 +25,17 @@ class Networks(nn.Module):
         average: the student's moving average, or None.
         heads: the discriminator, or None.
         adapter: the LoRA and own layers of a detail expert that shares the semantic one's weights, or None.
+
+    Args:
+        apart: give the moving average frozen weights of its own, equal to the student's; one parameter cannot be
+            sharded as part of two networks.
     """
 
-    def __init__(self, settings: Distillation, family: Family, teacher: nn.Module, semantic: Path | None):
+    def __init__(
+        self, settings: Distillation, family: Family, teacher: nn.Module, semantic: Path | None, *, apart: bool = False
+    ):
         super().__init__()
+        self.apart = apart
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self._build(settings, family, teacher, semantic)
@@ -40,7 +49,7 @@ class Networks(nn.Module):
                 base.load_state_dict(load_file(semantic))
             self.adapter = Adapter(settings.rank, settings.alpha, family.attention_targets, family.fresh)
             self.student = adapted(base, self.adapter)
-            average = adapted(base, self.adapter) if settings.ema else None
+            average = adapted(copy.deepcopy(base) if self.apart else base, self.adapter) if settings.ema else None
         else:
             self.student = copy.deepcopy(teacher).requires_grad_(True)
             average = copy.deepcopy(self.student) if settings.ema else None
@@ -58,9 +67,19 @@ class Networks(nn.Module):
             ).to(next(teacher.parameters()).device)
         self._followed: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         if average is not None:
-            theirs, ours = self.trained(average), self.trained()
-            self._followed = [p.requires_grad_(False) for p in theirs.values()], [ours[name] for name in theirs]
+            self._follow()
             self.update_average(0.0)
+
+    def _follow(self) -> None:
+        theirs, ours = self.trained(self.average), self.trained()
+        self._followed = [p.requires_grad_(False) for p in theirs.values()], [ours[name] for name in theirs]
+
+    def shard(self, family: Family, mesh: DeviceMesh) -> None:
+        """Shards student and moving average, whose parameters are others afterwards; see ``sharding.shard``."""
+        sharding.shard(self.student, family, mesh)
+        if self.average is not None:
+            sharding.shard(self.average, family, mesh)
+            self._follow()
 
     @property
     def target(self) -> nn.Module:
@@ -80,4 +99,5 @@ class Networks(nn.Module):
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
         """average = decay average + (1 - decay) student."""
-        torch._foreach_lerp_(*self._followed, 1 - decay)
+        theirs, ours = ([sharding.local(p) for p in side] for side in self._followed)
+        torch._foreach_lerp_(theirs, ours, 1 - decay)

@@ -22,7 +22,7 @@ from ..models import Family, find
 from ..planning import files
 from ..planning.leftovers import sweep
 from ..planning.trajectory import Trajectory
-from . import plots
+from . import plots, sharding
 from .outputs import check_counts, check_folder, claimed, write_bytes
 from .settings import Distillation
 from .shards import Shards
@@ -75,7 +75,9 @@ def train(
         data: what ``prepare`` wrote with this pipeline.
         settings: the stage; a detail stage finds the semantic expert in ``out``.
         call: arguments of the pipeline's call for the sampled clips.
-        accelerator, parts, checkpointing, workers: see ``Trainer``.
+        accelerator, parts, checkpointing, workers: see ``Trainer``.  Where accelerate's FSDP2 shards the networks, the
+            pipeline's transformer stays whole, on the host, and an interrupted training resumes from the last
+            checkpoint that ``save_every`` brought.
         save_every: iterations between checkpoints.
         samples: which clips to sample; none by default.
         dtype: of the saved weights; the teacher's by default.
@@ -86,11 +88,11 @@ def train(
     it was made with; more iterations are the one change that it takes.
 
     Raises ``ValueError``, before any forward, for a folder that cannot be written into or that another process trains
-    in, a damaged checkpoint, numbers out of range, a teacher whose
-    weights cannot be copied (offloaded, quantised, with a LoRA, two transformers), data of another model or
-    without the branch that guidance needs, settings that do not fit them, a folder whose other experts this stage
-    would replace, and a detail stage without its semantic expert; ``OSError`` that names the file where one cannot be
-    written, with the last checkpoint whole.
+    in, a damaged checkpoint, numbers out of range, clips to sample where the networks are sharded, a teacher whose
+    weights cannot be copied (offloaded, quantised, with a LoRA, two transformers), data of another model or without the
+    branch that guidance needs, settings that do not fit them, a folder whose other experts this stage would replace,
+    and a detail stage without its semantic expert; ``OSError`` that names the file where one cannot be written, with
+    the last checkpoint whole.
     """
     check_counts(parts=(parts, 1), workers=(workers, 0), save_every=(save_every, 1))
     check_call(pipe, call or {})
@@ -98,6 +100,11 @@ def train(
     folder = Path(out) / "training" / settings.stage
     check_folder(folder)
     accelerator = accelerator or accelerator_for(find(pipe.transformer, family))
+    if samples is not None and samples.prompts and sharding.is_sharded(accelerator):
+        raise ValueError(
+            "a clip is sampled by one process with whole networks, and these are sharded: train without sample "
+            "prompts, and generate with the experts afterwards"
+        )
     with claimed(folder) if accelerator.is_main_process else contextlib.nullcontext():
         if accelerator.is_main_process:
             sweep(Path(out), folder)  # what a killed training had not finished writing
@@ -244,7 +251,8 @@ class _Run:
                 if self.due():
                     self.save_and_sample()
         except KeyboardInterrupt:
-            if trainer.complete:  # else the last checkpoint is kept
+            # Else the last checkpoint is kept, as it is where several processes would have to stop at one place.
+            if trainer.complete and not trainer.sharded:
                 trainer.save()
             raise
         if trainer.iteration > start or not done:
@@ -254,16 +262,18 @@ class _Run:
     def save_and_sample(self) -> None:
         """Saves the current experts, the plot of the losses, and clips sampled with the experts."""
         trainer = self.trainer
-        if trainer.accelerator.is_main_process:
-            self.save()
+        main = trainer.accelerator.is_main_process
+        result = sharding.gathered(trainer.networks.result, main)
+        if main:
+            self.save(result)
             plots.losses(trainer.log, trainer.folder / "losses.png")
             if self.samples is not None and self.samples.prompts:
                 self.sample(self.samples.prompts)
         trainer.accelerator.wait_for_everyone()
 
-    def save(self) -> None:
+    def save(self, result: Mapping[str, torch.Tensor]) -> None:
         settings, networks = self.trainer.settings, self.trainer.networks
-        result = {k: self._cast(v) for k, v in networks.result.items()}
+        result = {k: self._cast(v) for k, v in result.items()}
         detail = settings.stage == "detail"
         before = {k: v for k, v in self.before.items() if k == "semantic"} if detail else {}
         save_experts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import json
 import math
@@ -13,14 +14,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..calibrate.samples import hash_of
 from ..experts.files import naming
 from ..models import Family
 from ..models.weights_digest import identity
 from ..planning.trajectory import Trajectory
-from . import checkpoint
+from . import checkpoint, sharding
 from .batches import Slots
 from .networks import Networks
 from .objective import Draws, Objective
@@ -44,14 +47,16 @@ class Trainer:
         semantic: weights of the semantic expert, for a detail stage that shares them.
         semantic_training: the settings that the semantic expert was trained with; a checkpoint resumes with the same
             ones only.
-        accelerator: accelerate's, for devices, processes and precision; see ``accelerator_for``.
+        accelerator: accelerate's, for devices, processes and precision; see ``accelerator_for``.  With its FSDP2 the
+            networks are sharded over the processes; ``save`` is then for all of them to call at once.
         parts: batches that an iteration's samples are split into (gradient accumulation).
         checkpointing: compute activations again instead of keeping them (gradient checkpointing).
         workers: processes that read ahead.
 
     Raises ``ValueError`` for a batch that does not divide, a teacher in half precision without mixed precision, fp16,
-    sharded training, or a checkpoint that is damaged, of other settings, other data, other base weights or another
-    semantic expert; ``run`` and ``save`` raise ``OSError`` that names the file which cannot be written.
+    another way to share networks than FSDP2, or a checkpoint that is damaged, of other settings, other data, other base
+    weights or another semantic expert; ``run`` and ``save`` raise ``OSError`` that names the file which cannot be
+    written.
     """
 
     def __init__(
@@ -83,14 +88,23 @@ class Trainer:
             len(shards), settings.batch, seed=settings.seed, rank=self.accelerator.process_index, world=world,
             parts=parts,
         )  # fmt: skip
-        self.networks = Networks(settings, family, teacher, semantic)
+        self.sharded = sharding.is_sharded(self.accelerator)
+        self.networks = Networks(settings, family, teacher, semantic, apart=self.sharded)
+        if self.sharded:
+            teacher = copy.deepcopy(teacher)  # the pipeline's stays whole, on the host
         if checkpointing:
             self.networks.student.enable_gradient_checkpointing()
             if settings.discriminates:  # a gradient goes through the teacher's features
                 teacher.enable_gradient_checkpointing()
-        self.objective = Objective(settings, trajectory, family, teacher.to(self.accelerator.device))
+        if self.sharded:
+            mesh = sharding.mesh_of(self.accelerator)
+            sharding.shard(teacher, family, mesh, keep_outer=True)
+            self.networks.shard(family, mesh)
+        else:
+            teacher.to(self.accelerator.device)
+            self.networks.to(self.accelerator.device)
+        self.objective = Objective(settings, trajectory, family, teacher)
         self.parameters = list(self.networks.trained().values())
-        self.heads_parameters = list(self.networks.heads.parameters()) if self.networks.heads is not None else []
         self._prepare()
         self.iteration, self.complete = 0, True
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,17 +113,25 @@ class Trainer:
         self._forget_later_lines()
 
     def _prepare(self) -> None:
-        s, prepare = self.settings, self.accelerator.prepare
-        device = self.accelerator.device
-        self.networks.to(device)
+        s, heads = self.settings, self.networks.heads
         adamw = torch.optim.AdamW(self.parameters, lr=s.learning_rate, weight_decay=s.weight_decay)
-        self.student, self.optimizer = prepare(self.networks.student, adamw)
+        self.student, self.optimizer = self._prepared(self.networks.student, adamw)
         self.heads = self.heads_optimizer = None
-        if self.networks.heads is not None:
-            adamw = torch.optim.AdamW(
-                self.heads_parameters, lr=s.head_rate, betas=(0.0, 0.999), weight_decay=s.weight_decay
-            )
-            self.heads, self.heads_optimizer = prepare(self.networks.heads, adamw)
+        self.heads_parameters = list(heads.parameters()) if heads is not None else []
+        if heads is not None:
+            rate = {"lr": s.head_rate, "betas": (0.0, 0.999), "weight_decay": s.weight_decay}
+            adamw = torch.optim.AdamW(self.heads_parameters, **rate)
+            self.heads, self.heads_optimizer = self._prepared(heads, adamw)
+
+    def _prepared(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """A network and its optimiser in accelerate's hands; where it shards, what it would do but for sharding."""
+        if not self.sharded:
+            return self.accelerator.prepare(network, optimizer)
+        if self.accelerator.mixed_precision != "no":
+            network.forward = convert_outputs_to_fp32(network.forward)
+        if network is self.networks.heads:  # switched between trained and frozen, which FSDP does not follow
+            network = DistributedDataParallel(network.to(self.accelerator.device))
+        return network, self.accelerator.prepare_optimizer(optimizer)
 
     def run(self) -> Iterator[dict[str, float]]:
         """Trains, yielding every iteration's losses (means over all processes) and gradient norm."""
@@ -166,11 +188,16 @@ class Trainer:
         return {name: value.detach() for name, value in found.items()}
 
     def _local(self, network: nn.Module, last: bool) -> Any:
-        """Gradients are exchanged between processes after the last part only."""
+        """Gradients are exchanged between processes after the last part only.
+
+        Not those of sharded networks, which would be whole on every process until then.
+        """
+        if self.sharded:
+            return contextlib.nullcontext() if last or network is self.student else network.no_sync()
         return contextlib.nullcontext() if last else self.accelerator.no_sync(network)
 
     def _update(self, optimizer: Any, parameters: list[nn.Parameter]) -> torch.Tensor:
-        norm = self.accelerator.clip_grad_norm_(parameters, self.settings.clip)
+        norm = sharding.settled(self.accelerator.clip_grad_norm_(parameters, self.settings.clip))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm.detach()
@@ -207,12 +234,16 @@ class Trainer:
         return {k: getattr(o, "optimizer", o) for k, o in found.items() if o is not None}
 
     def save(self) -> None:
-        """Writes the checkpoint, by the main process."""
-        if not self.accelerator.is_main_process:
+        """Writes the checkpoint, by the main process; every process calls it."""
+        main = self.accelerator.is_main_process
+        if not (main or self.sharded):
             return
         tensors = {prefix + k: v for prefix, part in self._parts().items() for k, v in part.items()}
         for prefix, optimizer in self._optimizers().items():
             tensors |= checkpoint.of_optimizer(optimizer, prefix)
+        tensors = sharding.gathered(tensors, main)
+        if not main:
+            return
         about = {"iteration": self.iteration, "settings": self.settings.to_json(), "made_with": self.made_with}
         checkpoint.write(self.checkpoint, tensors, about)
 
@@ -239,7 +270,7 @@ class Trainer:
             checkpoint.load_optimizer(self.checkpoint, optimizer, tensors, prefix)
         with torch.no_grad():
             for value, saved in pairs:
-                value.copy_(saved)
+                value.copy_(sharding.like(saved, value))
         self.iteration = about["iteration"]
 
     def _refuse_others(self, made_with: Any) -> None:
@@ -281,8 +312,8 @@ def accelerator_for(family: Family, precision: str | None = None) -> Accelerator
 
 def _check_precision(accelerator: Accelerator, dtype: torch.dtype) -> None:
     plain = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-    if accelerator.distributed_type not in plain:
-        raise ValueError(f"{accelerator.distributed_type.value} is not supported: every process holds whole networks")
+    if not sharding.is_sharded(accelerator) and accelerator.distributed_type not in plain:
+        raise ValueError(f"{accelerator.distributed_type.value} is not supported: shard the networks by FSDP 2")
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ValueError(f"mixed precision is 'no' or 'bf16', not {accelerator.mixed_precision!r}")
     if dtype.itemsize < 4 and accelerator.mixed_precision == "no":

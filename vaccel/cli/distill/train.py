@@ -117,6 +117,7 @@ def _train(
     import torch
 
     from ...demo import family as demo
+    from ...distill.sharding import is_sharded
     from ...distill.stages import Samples
     from ...distill.stages import train as run
     from ...distill.trainer import accelerator_for
@@ -125,7 +126,8 @@ def _train(
     family = find(loaded.pipe.transformer)
     accelerator = accelerator_for(family, precision)
     settings = Distillation.published(stage, family.name, **changes)
-    prompts = prompts or (demo.calibration_captions(4) if pipeline == "demo" else [])
+    shows = pipeline == "demo" and not is_sharded(accelerator)
+    prompts = prompts or (demo.calibration_captions(4) if shows else [])
     samples = Samples(tuple(prompts), sample_every)
     kept = getattr(torch, save_dtype) if save_dtype is not None else None
     with Bar(every=PATIENCE, visible=accelerator.is_main_process) as bar:
