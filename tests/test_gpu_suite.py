@@ -88,9 +88,12 @@ def test_rivals(written, model, steps):
         assert len(timeline) == steps
     theirs = {name for name in (*data["runs"], *data["refused"]) if name.startswith("diffusers")}
     assert len(theirs) == (3 if model == "Flux" else 4)
-    refused = [name for name in data["refused"] if "TaylorSeer" not in name]
-    assert len(refused) == (3 if model == "LTX-2" else 0)
-    assert all("LTX2VideoTransformerBlock" in why for why in data["refused"].values())
+    refused = {name: why for name, why in data["refused"].items() if name.startswith("diffusers")}
+    assert len([name for name in refused if "TaylorSeer" not in name]) == (3 if model == "LTX-2" else 0)
+    assert all("LTX2VideoTransformerBlock" in why for why in refused.values())
+    # cache-dit's forward for LTX-2 is of an earlier diffusers, and stays on the model where nobody takes it off.
+    assert [*{*data["refused"]} - {*refused}] == (["cache-dit, static mask"] if model == "LTX-2" else [])
+    assert data["failed"] == {}
 
 
 def test_a_cache_that_refuses_leaves_nothing_on_the_model(suite):

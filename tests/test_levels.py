@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-import typer
 from calibrated import STEPS, artifact, pipe_of
 from forecast_loops import distance, fitted, forecast, task_of
 from hypothesis import given, settings
@@ -285,13 +284,13 @@ def test_merging_by_command(tmp_path):
 
 
 def test_another_solver_has_the_pipelines_settings():
-    from vaccel.cli.calibrate import _solver
+    from vaccel.calibrate.first_order import named
 
-    made = _solver("FlowMatchEulerDiscreteScheduler", tiny.unipc(5.0))
+    made = named("FlowMatchEulerDiscreteScheduler", tiny.unipc(5.0))
     assert made.config.shift == 5.0
-    assert _solver("UniPCMultistepScheduler", made).config.flow_shift == 5.0
-    with pytest.raises(typer.BadParameter, match="no scheduler class of diffusers"):
-        _solver("WanPipeline", made)
+    assert named("UniPCMultistepScheduler", made).config.flow_shift == 5.0
+    with pytest.raises(ValueError, match="no scheduler class of diffusers"):
+        named("WanPipeline", made)
 
 
 def test_elsewhere_errors_count_as_larger(tmp_path):
