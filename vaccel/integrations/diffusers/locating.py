@@ -52,6 +52,7 @@ class Locator:
         self._changes: tuple[Any, Any, int] | None = None
         # Timesteps that were there before the call: of its loops only where no others are.
         self._before = [scheduler.timesteps for scheduler in self.schedulers]
+        self._schedulers = None  # the call may put others in their places before its loop
 
     @property
     def schedulers(self) -> list[Any]:
