@@ -12,6 +12,7 @@ import warnings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in what the tests start
 
+import hypothesis
 import pytest
 import torch
 
@@ -22,6 +23,10 @@ if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
 import tiny
 
 import vaccel
+
+# Times are no test's business: an example may take long where other work goes on.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 torch.set_num_threads(1)
 
