@@ -75,7 +75,8 @@ def watched(kind: type, took: list[tuple[str, float]]) -> None:
                 OWN.step = own
             elif args[0] > 1 and self.first_call.large.bare:  # a run's first steps plan it and make its buffers
                 what = "computed" if self.action.is_full else "skipped"
-                took.append((f"{type(self.method).__name__}, {what}", OWN.step + own))
+                name = f"{type(self.method).__name__} {getattr(self.method, 'reuse', '')}".strip()
+                took.append((f"{name}, {what}", OWN.step + own))
 
     kind.forward, Run.call = timed, own
 
