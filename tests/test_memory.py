@@ -7,7 +7,7 @@ import copy
 import pytest
 import tiny
 import torch
-from zoo import load_all
+from zoo import generate, load_all
 from zoo.memory import check_memory
 
 import vaccel
@@ -92,3 +92,14 @@ def test_bad_calls_are_the_pipelines_own_errors(wan):
         assert wan._progress_bar_config == shown
     with pytest.raises(RuntimeError, match="removed"):
         handle.memory_plan(height=32)
+
+
+def test_a_cascade_is_called_again_with_loops_of_other_lengths():
+    """The timesteps that the last call has left with the decoder's scheduler are none of the prior's loop."""
+    case = CASES["StableCascadeCombinedPipeline"]
+    pipe = case.build()
+    plain = generate(case, pipe, 4)
+    with vaccel.accelerate(pipe, vaccel.EasyCache(0.0, 3)) as handle:
+        for _ in range(2):
+            assert all(map(torch.equal, generate(case, pipe, 4), plain))
+        assert [len(trace.timeline()) for trace in handle.traces] == [6, 4, 6, 4]
