@@ -28,6 +28,7 @@ class Buffers:
         #: Where hidden states lie between calls.
         self.parking = parking or Parking()
         self._parked: dict[Hashable, Parked] = {}
+        self._away: set[Hashable] = set()  # the keys of those in host memory, away from the models' device
         self._errors: dict[torch.device, torch.Tensor] = {}
         self._tensors: dict[Hashable, torch.Tensor] = {}
         self._pinned: dict[Hashable, torch.Tensor] = {}
@@ -39,12 +40,11 @@ class Buffers:
         self.agree: Callable[[Hashable, list, str], list] | None = None
 
     def empty(
-        self, key: Hashable, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
+        self, key: Hashable, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str, *, pin: bool = False
     ) -> torch.Tensor:
         """The buffer ``key``, allocated on first use and whenever shape, dtype or device change; contents undefined."""
         t = self._tensors.get(key)
         if t is None or t.shape != torch.Size(shape) or t.dtype != dtype or t.device != torch.device(device):
-            pin = torch.device(device).type == "cpu" and self.parking.device == "cpu" and torch.cuda.is_available()
             with torch.inference_mode(False):  # an inference tensor could not be written to in a later no_grad run
                 t = torch.empty(tuple(shape), dtype=dtype, device=device, pin_memory=pin)
             if POISONED:
@@ -73,10 +73,13 @@ class Buffers:
 
     def _park(self, key: Hashable, tensor: torch.Tensor, place: torch.device, dtype: torch.dtype) -> Parked:
         name = key if isinstance(key, tuple) else (key,)
-        values = self.empty((*name, "parked"), tensor.shape, dtype, place)
+        pin = place.type == "cpu" and tensor.is_cuda  # which alone is copied to beside other work
         scales = error = None
+        values = self.empty((*name, "parked"), tensor.shape, dtype, place, pin=pin)
         if dtype.itemsize == 1:
-            scales = self.empty((*name, "scales"), (*tensor.shape[:-1], 1), torch.float32, place)
+            scales = self.empty((*name, "scales"), (*tensor.shape[:-1], 1), torch.float32, place, pin=pin)
+        if self.parking.device is not None:
+            self._away |= {(*name, "parked"), (*name, "scales")}
         if dtype != tensor.dtype and dtype.itemsize <= tensor.dtype.itemsize:
             error = self._errors.get(tensor.device)
             if error is None:
@@ -140,15 +143,14 @@ class Buffers:
     @property
     def nbytes(self) -> int:
         """Bytes held on the models' device."""
-        return sum(size for name, size in self.sizes().items() if name != HOST)
+        return sum(t.numel() * t.element_size() for key, t in self._tensors.items() if key not in self._away)
 
     def sizes(self) -> dict[str, int]:
         """Bytes by the names that their keys begin with, which are those of stores, signals and policies; under "host"
         those in host memory."""
         found: dict[str, int] = {}
         for key, t in self._tensors.items():
-            away = self.parking.device == "cpu" and isinstance(key, tuple) and key[-1] in ("parked", "scales")
-            name = HOST if away else str(key[0] if isinstance(key, tuple) else key)
+            name = HOST if key in self._away else str(key[0] if isinstance(key, tuple) else key)
             found[name] = found.get(name, 0) + t.numel() * t.element_size()
         return found
 
@@ -159,6 +161,7 @@ class Buffers:
         self._fits.clear()
         self._pinned.clear()
         self._parked.clear()
+        self._away.clear()
         self._errors.clear()
 
 
