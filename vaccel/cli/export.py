@@ -13,25 +13,31 @@ from .console import clear_errors, say
 
 app = typer.Typer(help="Write what was calibrated in the form that other hosts take.", no_args_is_help=True)
 STANDS_IN = ("taylorseer", "residual")
+Artifact = Annotated[Path, typer.Argument(help="Of `vaccel calibrate forecast` or `lemica`.", exists=True)]
+Budget = Annotated[int, typer.Option(min=2, help="How many steps are computed.")]
+StandsIn = Annotated[
+    str,
+    typer.Option(
+        help="What cache-dit puts in for skipped steps: taylorseer or residual.", autocompletion=among(STANDS_IN)
+    ),
+]
+FirstBlocks = Annotated[int, typer.Option(min=1, help="Blocks that cache-dit always computes.")]
+CALIBRATE = "vaccel calibrate forecast PIPELINE --out forecast.json"
 
 
 @app.command("cache-dit")
 def cache_dit(
-    artifact: Annotated[Path, typer.Argument(help="Of `vaccel calibrate forecast` or `lemica`.", exists=True)],
-    budget: Annotated[int, typer.Option(min=2, help="How many steps are computed.")],
+    artifact: Artifact,
+    budget: Budget,
     out: Annotated[Path, typer.Option(help="File to write, for cache_dit.load_configs.")] = Path("cache_dit.yaml"),
-    stands_in: Annotated[
-        str,
-        typer.Option(help="What cache-dit puts in for skipped steps: taylorseer or residual.",
-                     autocompletion=among(STANDS_IN)),
-    ] = "taylorseer",
-    first_blocks: Annotated[int, typer.Option(min=1, help="Blocks that cache-dit always computes.")] = 1,
-) -> None:  # fmt: skip
+    stands_in: StandsIn = "taylorseer",
+    first_blocks: FirstBlocks = 1,
+) -> None:
     """Write which steps are computed as cache-dit's steps_computation_mask; SGLang's diffusers backend reads it too.
 
     What stands in for skipped steps is cache-dit's own, so a calibration's predictions are not of such runs.
     """
-    with clear_errors("nothing was written", then="vaccel calibrate forecast PIPELINE --out forecast.json"):
+    with clear_errors("nothing was written", then=CALIBRATE):
         from ..exports import cache_dit as made
         from ..planning import files
 
@@ -44,22 +50,18 @@ def cache_dit(
 
 @app.command("sglang")
 def sglang(
-    artifact: Annotated[Path, typer.Argument(help="Of `vaccel calibrate forecast` or `lemica`.", exists=True)],
-    budget: Annotated[int, typer.Option(min=2, help="How many steps are computed.")],
+    artifact: Artifact,
+    budget: Budget,
     out: Annotated[Path, typer.Option(help="File to write, a variable a line.")] = Path("sglang.env"),
-    stands_in: Annotated[
-        str,
-        typer.Option(help="What cache-dit puts in for skipped steps: taylorseer or residual.",
-                     autocompletion=among(STANDS_IN)),
-    ] = "taylorseer",
-    first_blocks: Annotated[int, typer.Option(min=1, help="Blocks that cache-dit always computes.")] = 1,
-) -> None:  # fmt: skip
+    stands_in: StandsIn = "taylorseer",
+    first_blocks: FirstBlocks = 1,
+) -> None:
     """Write which steps are computed as the variables that SGLang's own pipelines read: env $(cat FILE) sglang serve.
 
     For requests of as many steps as were calibrated. What stands in for skipped steps is cache-dit's own, so a
     calibration's predictions are not of such runs.
     """
-    with clear_errors("nothing was written", then="vaccel calibrate forecast PIPELINE --out forecast.json"):
+    with clear_errors("nothing was written", then=CALIBRATE):
         from ..exports import sglang as made
         from ..planning import files
 
