@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from ..models import fingerprints
 from ..planning import files, json_lines
 
 #: Of a manifest that is read: a million clips of a long prompt each.
@@ -36,6 +37,15 @@ def jobs_of(prompts: Iterable[str], seed: int = 0) -> list[Job]:
         turn = again[prompt] = again.get(prompt, -1) + 1
         found.append(Job(number, prompt, seed + turn))
     return found
+
+
+def header_of(pipe: Any, call: dict[str, Any], method: str, fps: int) -> dict[str, Any]:
+    """What all clips of a folder are made by.
+
+    Args:
+        method: the key of its contender.
+    """
+    return {**fingerprints.header("", pipe, call), "method": method, "fps": fps}
 
 
 def fingerprint_of(header: Mapping[str, Any]) -> str:

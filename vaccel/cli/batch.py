@@ -50,8 +50,7 @@ def batch(prompts: list[str], out: Path, asked: Asked, cluster: Cluster) -> None
 
 def _here(prompts: list[str], out: Path, asked: Asked, cluster: Cluster, bar: Bar) -> None:
     """In this process."""
-    from ..batch import Making, Manifest, make_all
-    from ..models import fingerprints
+    from ..batch import Making, Manifest, header_of, make_all
 
     loaded = Loaded(asked.pipeline, asked.small, asked.call, asked.dtype)
     text = asked.method or automatic(loaded.folder, demo=asked.pipeline == "demo")
@@ -59,9 +58,8 @@ def _here(prompts: list[str], out: Path, asked: Asked, cluster: Cluster, bar: Ba
     if chosen.needs_small and loaded.small is None:
         raise typer.BadParameter(f"{text} needs a small model too: pass --small FOLDER", param_hint="--method")
     arguments = {**loaded.call, "num_inference_steps": asked.steps}
-    header = {**fingerprints.header("", loaded.pipe, arguments), "method": chosen.key, "fps": asked.fps}
     options = {"small": loaded.small, "fps": asked.fps, "measure": asked.measure, "compile": asked.compile}
-    manifest = Manifest(out, header, SUFFIX)
+    manifest = Manifest(out, header_of(loaded.pipe, arguments, chosen.key, asked.fps), SUFFIX)
     jobs, there = _jobs(manifest, prompts, asked)
     with (
         followed_by(after(text, asked.pipeline, asked.steps)),

@@ -9,11 +9,10 @@ from typing import Any
 import msgspec
 
 from ..batch.making import Making
-from ..batch.manifest import Job, fingerprint_of
+from ..batch.manifest import Job, fingerprint_of, header_of
 from ..cli.loading import Loaded
 from ..evaluate.contenders import Contender, parse_contender
 from ..methods.base import method_from_json
-from ..models import fingerprints
 from .messages import MOST_CLIP, Attached, Clip, Ready, Setup, Task, write
 
 #: Keys of a method's JSON under which it names calibrations that it reads later.
@@ -72,8 +71,7 @@ class Clips:
             raise ValueError(f"{chosen.label} needs a small model too: pass --small FOLDER")
         arguments = {**loaded.call, "num_inference_steps": setup.steps}
         fps = setup.options["fps"]
-        header = {**fingerprints.header("", loaded.pipe, arguments), "method": told["key"], "fps": fps}
-        self.ready = Ready(fingerprint=fingerprint_of(header))
+        self.ready = Ready(fingerprint=fingerprint_of(header_of(loaded.pipe, arguments, told["key"], fps)))
         self._making = Making(
             loaded.pipe, chosen, arguments, small=loaded.small, fps=fps, measure=setup.options["measure"],
             compile=setup.options["compile"],
