@@ -14,13 +14,13 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+from kept import run_kept  # noqa: E402
+
 KEPT = ROOT / "out" / "conformance"
 
 
@@ -76,17 +76,11 @@ def main() -> None:
     from zoo import load_all
 
     names = options.only or list(load_all())
-    KEPT.mkdir(parents=True, exist_ok=True)
-    done = {} if options.fresh else {p.stem: json.loads(p.read_text()) for p in KEPT.glob("*.json")}
-    todo = [name for name in names if name not in done]
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), initializer=quiet) as pool:
-        futures = {pool.submit(examined, name): name for name in todo}
-        for n, future in enumerate(as_completed(futures), 1):
-            found = future.result()
-            done[found["name"]] = found
-            (KEPT / f"{found['name']}.json").write_text(json.dumps(found))
-            said = found.get("raises") or "; ".join(found["wrong"]) or "right"
-            print(f"{n}/{len(todo)}  {found['name']}: {said}  ({found['seconds']} s)", flush=True)
+    done = run_kept(
+        {name: (name,) for name in names}, examined, KEPT, processes=options.processes, fresh=options.fresh,
+        initializer=quiet,
+        told=lambda found: f"{found['name']}: {found.get('raises') or '; '.join(found['wrong']) or 'right'}",
+    )  # fmt: skip
     if not options.only:
         write([done[name] for name in names])
     bad = [n for n in names if not right(done[n]) and "why" not in done[n]]

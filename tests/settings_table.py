@@ -16,13 +16,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+from kept import run_kept  # noqa: E402
+
 KEPT = ROOT / "out" / "settings"
 JSON = ROOT / "bench" / "results" / "cpu" / "settings.json"
 PAGE = ROOT / "docs" / "settings.md"
@@ -80,17 +80,10 @@ def main() -> None:
         if not options.only or any(word in f"{setting.group} {name}" for word in options.only)
         for pipe in setting.pipes
     ]
-    KEPT.mkdir(parents=True, exist_ok=True)
-    done = {} if options.fresh else {_key(d["setting"], d["pipe"]): d for d in map(_read, KEPT.glob("*.json"))}
-    todo = [one for one in chosen if _key(*one) not in done]
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), initializer=quiet) as pool:
-        futures = {pool.submit(examined, *one): one for one in todo}
-        for n, future in enumerate(as_completed(futures), 1):
-            found = future.result()
-            done[_key(*futures[future])] = found
-            (KEPT / f"{_key(*futures[future])}.json").write_text(json.dumps(found))
-            said = dict(Counter(cell["outcome"] for cell in found["cells"])) or f"needs {found['missing']}"
-            print(f"{n}/{len(todo)}  {found['setting']}, {found['pipe']}: {said}  ({found['seconds']} s)", flush=True)
+    done = run_kept(
+        {_key(*one): one for one in chosen}, examined, KEPT, processes=options.processes, fresh=options.fresh,
+        initializer=quiet, told=_told,
+    )  # fmt: skip
     every = [done[_key(*one)] for one in chosen]
     if not options.only:
         write(every)
@@ -103,8 +96,9 @@ def _key(name: str, pipe: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in f"{name} {pipe}")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+def _told(found: dict[str, Any]) -> str:
+    outcomes = dict(Counter(cell["outcome"] for cell in found["cells"])) or f"needs {found['missing']}"
+    return f"{found['setting']}, {found['pipe']}: {outcomes}"
 
 
 def _version(name: str) -> str | None:

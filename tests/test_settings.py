@@ -52,7 +52,7 @@ def marked(one: tuple[str, str]) -> object:
 def test_a_setting(name, pipe):
     setting = SETTINGS[name]
     if setting.missing:
-        pytest.skip(f"needs {', '.join(setting.missing)}: pip install 'vaccel[quantised]'")
+        pytest.skip(f"needs {', '.join(setting.missing)}: `make settings` brings that and runs it (docs/settings.md)")
     wrong = [f"{cell.order}, {cell.method}: {cell.said}" for cell in cells(setting, pipe) if cell.outcome == "wrong"]
     assert not wrong, "\n".join(wrong)
 
