@@ -4,8 +4,10 @@ A tiny Wan pipeline is asked by shallow copies, as a server would ask it: other 
 (``handle.using``), a request in ten aborted at some step; between rounds the LoRA is switched, and in every second one
 a hook sits on the transformer, as offload has them.  Every clip is compared with the one that its request alone gives.
 Told are the clips that differ, memory along the way, and vaccel's own processor time a step from a run's third step on
-(what ``Run.call`` takes beside the model's forwards, both branches together), by method and by whether the step was
-computed; of rounds without the hook, under which a view's blocks are put into the model and taken out again.
+(what ``Run.call`` takes beside the model's forwards, both branches together), of each kind of step on its own: by
+method, by what it does in a model's place and by whether the step was computed.  Of rounds without the hook, under which
+a view's blocks are put into the model and taken out again, and of requests beside others alone: a request on its own
+never waits for another thread, and would make the median smaller and the tail look longer than what a server sees.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class Aborted(Exception):  # noqa: N818
 
 
 def watched(kind: type, took: list[tuple[str, float]]) -> None:
-    """Collects the thread's processor time of every ``Run.call`` beside what the model's forward takes.
+    """Collects a thread's processor time of every ``Run.call`` beside what the model's forward takes.
 
     It is the class that is watched: on the model itself it would be a hook, and views would be swapped into it.
     """
@@ -73,12 +75,19 @@ def watched(kind: type, took: list[tuple[str, float]]) -> None:
             own = time.thread_time() - start - OWN.model
             if self.calls == 1:
                 OWN.step = own
+            elif threading.current_thread() is threading.main_thread():
+                pass  # a request alone
             elif args[0] > 1 and self.first_call.large.bare:  # a run's first steps plan it and make its buffers
-                what = "computed" if self.action.is_full else "skipped"
-                name = f"{type(self.method).__name__} {getattr(self.method, 'reuse', '')}".strip()
-                took.append((f"{name}, {what}", OWN.step + own))
+                took.append((kind_of_step(self), OWN.step + own))
 
     kind.forward, Run.call = timed, own
+
+
+def kind_of_step(run: Run) -> str:
+    """One name for the steps that do the same work: method, what stands in for the model, computed or skipped."""
+    acts = sorted({act["action"] for act in run.method.to_json().get("actions", ()) if act["action"] != "full"})
+    name = " ".join([type(run.method).__name__, *acts])
+    return f"{name}, {'computed' if run.action.is_full else 'skipped'}"
 
 
 def digest(clip: torch.Tensor) -> str:

@@ -99,6 +99,7 @@ class Observation:
     latents: torch.Tensor | None = None
     small: torch.Tensor | None = None
     branches: tuple[torch.Tensor, torch.Tensor | None] | None = None
+    conditional: tuple[torch.Tensor, torch.Tensor | None] | None = None
     block_changes: Mapping[int, torch.Tensor] = MappingProxyType({})
     velocity: torch.Tensor | None = None
     forecast_error: torch.Tensor | None = None

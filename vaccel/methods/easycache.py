@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 
 import torch
 
+from .. import ops
 from ..actions import Action, Full, Residual
 from ..cache import OutputResidual, Store
-from ..signals import Branches, Signal
+from ..signals import Conditional, Signal
 from .base import Method, Observation, Policy, RunInfo, Step, cautious, require, require_threshold
 
 Reference = Literal["computed", "previous"]
@@ -64,15 +65,14 @@ class EasyCache(Method):
 
     @property
     def watches(self) -> tuple[type[Signal], ...]:
-        return (Branches,)
+        return (Conditional,)
 
     @property
     def _previous(self) -> bool:
         return "previous" in (self.rate_from, self.relative_to)
 
     def keeps(self, sample: torch.Tensor) -> dict[str, torch.Tensor]:
-        names = ["latents", "computed.latents", "computed.output"]
-        names += ["previous.latents", "previous.output"] if self._previous else []
+        names = ["latents", "computed.latents"] + ["previous.latents", "previous.output"] * self._previous
         return {f"easycache.{name}": sample for name in names}
 
     def start(self, run: RunInfo) -> Policy:
@@ -85,21 +85,21 @@ class _Policy(Policy):
     def __init__(self, config: EasyCache, run: RunInfo):
         self.config, self.run, self.reuse, self.full = config, run, Residual("output"), Full()
         self.threshold, self.previous = config.threshold, config._previous
-        self.follows_output = config.relative_to == "previous"
         self.reshaped()
 
     def reshaped(self) -> None:
-        self.entered: torch.Tensor | None = None  # the latents that entered the step before
-        self.points: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # (x, v) of the computed, the previous step
-        self.rate = self.factor = self.error = None
+        # The latents that entered the step before, and those of the last computed one, in two buffers.
+        self.entered = self.computed = None
+        self.output: torch.Tensor | None = None  # of the last computed step
+        self.before: tuple[torch.Tensor, torch.Tensor] | None = None  # (x, v) of the previous step, where asked for
+        self.rate = self.error = None  # the rate, relative to the last computed output where changes are
 
     def decide(self, step: Step) -> Action:
         x, config, action = step.latents, self.config, self.full
         if self.rate is not None and config.warmup <= step.index < self.run.num_steps - 1:
-            # Renewed with the rate where both are of the last computed step.
-            factor = self.rate / _size(self.points["previous"][1]) if self.follows_output else self.factor
-            foreseen = factor * _size(x - self.entered)
-            self.error = foreseen if self.error is None else self.error.add_(foreseen)
+            rate = self.rate if config.relative_to == "computed" else self.rate / _size(self.before[1])
+            change = _size(x - self.entered)
+            self.error = rate * change if self.error is None else self.error.addcmul_(rate, change)
             error = self.run.buffers.read("easycache.error", self.error).tolist()
             step.metrics |= {"error": error} if len(error) == 1 else cautious(error=error)
             action = self.reuse
@@ -107,31 +107,31 @@ class _Policy(Policy):
                 if not e < self.threshold:  # not a number computes
                     action = self.full
         if self.entered is None:
-            self.entered = self.run.buffers.keep("easycache.latents", x)
-        else:
-            self.entered.copy_(x)
+            like = self.run.buffers.like
+            self.latents = like("easycache.latents", x), like("easycache.computed.latents", x)
+        self.entered = self.latents[self.computed is self.latents[0]].copy_(x)
         return action
 
     def observe(self, step: Step, seen: Observation) -> None:
         if seen.action.is_full:
-            output = seen.branches[0]
-            if self.points:
-                before = self.points[self.config.rate_from]
-                self.rate = _size(output - before[1]) / _size(self.entered - before[0])
-                self.factor = self.rate / _size(output)
-            self.points["computed"] = self._kept("computed", self.entered, output)
-            self.error = None
+            output, before = seen.conditional
+            if self.computed is not None:
+                x, v = self.before if self.config.rate_from == "previous" else (self.computed, before)
+                self.rate = self._changed(v, output) / _size(self.entered - x)
+            self.computed, self.output, self.error = self.entered, output, None
         elif self.previous:  # what stood in for the model
-            computed = self.points["computed"]
-            output = self.entered + (computed[1] - computed[0])
+            output = self.entered + (self.output - self.computed)
         if self.previous:
-            self.points["previous"] = self._kept("previous", self.entered, output)
+            keep = self.run.buffers.keep
+            self.before = keep("easycache.previous.latents", self.entered), keep("easycache.previous.output", output)
 
-    def _kept(self, name: str, x: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        keep = self.run.buffers.keep
-        return keep(f"easycache.{name}.latents", x), keep(f"easycache.{name}.output", output)
+    def _changed(self, before: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        if self.config.relative_to == "previous":
+            return _size(output - before)
+        return ops.inner(output.device, output.dtype).relative_l1(before, output)
 
 
 def _size(a: torch.Tensor) -> torch.Tensor:
-    """The sum of every sample's absolute values, accumulated in fp32: [B].  What it is of cancels out in a quotient."""
-    return a.abs().sum(tuple(range(1, a.ndim)), dtype=torch.float32)
+    """The sum of every sample's absolute values, [B], in fp32 or more.  What it is of cancels out in a quotient."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return torch.linalg.vector_norm(a, 1, tuple(range(1, a.ndim)), dtype=wide)

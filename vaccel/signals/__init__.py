@@ -2,6 +2,7 @@
 
 from .block_changes import BlockChanges
 from .branches import Branches
+from .conditional import Conditional
 from .denoised import Denoised
 from .forecast_error import ForecastError
 from .latents import Latents
@@ -16,6 +17,7 @@ __all__ = [
     "SIGNALS",
     "BlockChanges",
     "Branches",
+    "Conditional",
     "Denoised",
     "ForecastError",
     "Latents",

@@ -23,5 +23,8 @@ class VelocityProducts(Signal):
             return None
         call = self.run.first_call
         history = call.slots["large.velocities"]
-        known = torch.stack([t[call.half :].flatten() for t in history.velocities]).float()
+        known = torch.stack(history.velocities)
+        if call.half:
+            known = known[:, call.half :]
+        known = known.flatten(1).float()
         return known @ known.T
