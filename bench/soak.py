@@ -5,9 +5,11 @@ A tiny Wan pipeline is asked by shallow copies, as a server would ask it: other 
 a hook sits on the transformer, as offload has them.  Every clip is compared with the one that its request alone gives.
 Told are the clips that differ, memory along the way, and vaccel's own processor time a step from a run's third step on
 (what ``Run.call`` takes beside the model's forwards, both branches together), of each kind of step on its own: by
-method, by what it does in a model's place and by whether the step was computed.  Of rounds without the hook, under which
-a view's blocks are put into the model and taken out again, and of requests beside others alone: a request on its own
-never waits for another thread, and would make the median smaller and the tail look longer than what a server sees.
+method, by what it does in a model's place and by whether the step was computed.  Of rounds without the hook, under
+which a view's blocks are put into the model and taken out again, and of requests beside others alone: a request on its
+own never waits for another thread, and would make the median smaller and the tail look longer than what a server sees.
+Beside it, what no code of vaccel is part of: two copies of the latents by torch before every forward of the bare
+pipeline under the same threads, the work of a step that takes the last output again.
 """
 
 from __future__ import annotations
@@ -53,10 +55,11 @@ class Aborted(Exception):  # noqa: N818
     """A client has gone."""
 
 
-def watched(kind: type, took: list[tuple[str, float]]) -> None:
+def watched(kind: type, took: list[tuple[str, float]]) -> Any:
     """Collects a thread's processor time of every ``Run.call`` beside what the model's forward takes.
 
     It is the class that is watched: on the model itself it would be a hook, and views would be swapped into it.
+    Returns its own forward.
     """
     forward, call = kind.forward, Run.call
 
@@ -81,6 +84,7 @@ def watched(kind: type, took: list[tuple[str, float]]) -> None:
                 took.append((kind_of_step(self), OWN.step + own))
 
     kind.forward, Run.call = timed, own
+    return forward
 
 
 def kind_of_step(run: Run) -> str:
@@ -90,15 +94,40 @@ def kind_of_step(run: Run) -> str:
     return f"{name}, {'computed' if run.action.is_full else 'skipped'}"
 
 
+def bare(kind: type, forward: Any, took: list[float]) -> None:
+    """Collects the thread's processor time of two of torch's own copies before every forward."""
+
+    def timed(model: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        start = time.thread_time()
+        for _ in range(2):
+            hidden_states.clone()
+        took.append(time.thread_time() - start)
+        return forward(model, hidden_states, *args, **kwargs)
+
+    kind.forward = timed
+
+
 def digest(clip: torch.Tensor) -> str:
     return hashlib.sha256(clip.numpy().tobytes()).hexdigest()[:16]
+
+
+def told(name: str, times: list[float]) -> dict[str, float]:
+    median, late = (1e6 * t for t in (statistics.median(times), sorted(times)[int(0.99 * len(times))]))
+    print(f"{name}: {median:.0f} us a step in the median, {late:.0f} at the 99th percentile", flush=True)
+    return {"median_us": round(median, 1), "p99_us": round(late, 1), "steps": len(times)}
+
+
+def alike(pipe: Any) -> Any:
+    """A request's own shallow copy, as a server makes one."""
+    own = copy.copy(pipe)
+    own.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    return own
 
 
 def request(pipe: Any, handle: Any, job: tuple[int, int, int]) -> str:
     """The digest of a request's clip; "aborted" for one whose client has gone."""
     prompt, method, stop = job
-    own = copy.copy(pipe)
-    own.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    own = alike(pipe)
 
     def leaving(pipe: Any, step: int, t: Any, kwargs: Any) -> Any:
         if step == stop:
@@ -139,7 +168,7 @@ def main(
         config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_v"], init_lora_weights=False)
         pipe.transformer.add_adapter(config, adapter_name=name)
     handle, took, memory, wrong = vaccel.accelerate(pipe, METHODS[0]), [], [], []
-    watched(tiny.WanTransformer3DModel, took)
+    forward = watched(tiny.WanTransformer3DModel, took)
     alone: dict[tuple[str, int, int], str] = {}
     aborted = done = 0
     with ThreadPoolExecutor(THREADS) as pool:
@@ -162,15 +191,15 @@ def main(
             said = f"{len(wrong)} wrong, {memory[-1][0]} MiB, {handle.nbytes} bytes cached"
             print(f"{done}/{requests} requests, {said}", flush=True)
     handle.remove()
-    own = {}
-    for name in sorted({name for name, _ in took}):
-        times = sorted(seconds for each, seconds in took[len(took) // 10 :] if each == name)  # the first tenth warms up
-        if times:
-            median, late = (1e6 * t for t in (statistics.median(times), times[int(0.99 * len(times))]))
-            own[name] = {"median_us": round(median, 1), "p99_us": round(late, 1), "steps": len(times)}
-            print(f"{name}: {median:.0f} us a step in the median, {late:.0f} at the 99th percentile", flush=True)
+    copies: list[float] = []
+    bare(tiny.WanTransformer3DModel, forward, copies)
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(lambda seed: tiny.latents(alike(pipe), f"clip {seed}", steps=STEPS, seed=seed), range(ROUND)))
+    tiny.WanTransformer3DModel.forward = forward
+    took = took[len(took) // 10 :]  # the first tenth warms up
+    own = {name: told(name, [s for each, s in took if each == name]) for name in sorted({name for name, _ in took})}
     data = {"requests": done, "aborted": aborted, "wrong": wrong, "threads": THREADS, "memory_mib_and_cached": memory,
-            "own": own}  # fmt: skip
+            "own": own, "two_copies": told("two copies by torch alone", copies)}  # fmt: skip
     print(results.write("soak", data, folder=out))
     sys.exit(int(bool(wrong)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -93,6 +93,7 @@ class _Policy(Policy):
         self.output: torch.Tensor | None = None  # of the last computed step
         self.before: tuple[torch.Tensor, torch.Tensor] | None = None  # (x, v) of the previous step, where asked for
         self.rate = self.error = None  # the rate, relative to the last computed output where changes are
+        self.ops: Any = None
 
     def decide(self, step: Step) -> Action:
         x, config, action = step.latents, self.config, self.full
@@ -128,7 +129,9 @@ class _Policy(Policy):
     def _changed(self, before: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         if self.config.relative_to == "previous":
             return _size(output - before)
-        return ops.inner(output.device, output.dtype).relative_l1(before, output)
+        if self.ops is None:
+            self.ops = ops.inner(output.device, output.dtype)
+        return self.ops.relative_l1(before, output)
 
 
 def _size(a: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,12 @@ LARGE = 2**26
 
 
 def folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vaccel" / "certified"
+    return _folder(os.environ.get("XDG_CACHE_HOME"), os.environ.get("HOME"))
+
+
+@functools.lru_cache(maxsize=16)
+def _folder(cache: str | None, home: str | None) -> Path:
+    return Path(cache or Path.home() / ".cache") / "vaccel" / "certified"
 
 
 def off() -> bool:
@@ -79,7 +84,10 @@ def _stamp(path: str) -> str:
 
 def path_of(device: torch.device) -> Path:
     """Where this device's table is, or will be."""
-    return folder() / _name(device, torch.get_num_threads() if device.type == "cpu" else 0)
+    return _joined(folder(), _name(device, torch.get_num_threads() if device.type == "cpu" else 0))
+
+
+_joined = functools.lru_cache(maxsize=16)(Path.joinpath)  # asked for at every step by some
 
 
 @functools.lru_cache(maxsize=16)
@@ -167,11 +175,11 @@ def table(device: torch.device) -> Table | None:
     if off():
         return None
     try:
-        path = path_of(device)
-        stamp = path.stat().st_mtime_ns
+        path = str(path_of(device))
+        stamp = os.stat(path).st_mtime_ns
     except (OSError, RuntimeError):
         return None
-    return _table(str(path), stamp)
+    return _table(path, stamp)
 
 
 @functools.lru_cache(maxsize=8)
