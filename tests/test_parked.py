@@ -83,6 +83,31 @@ def test_fewer_bits_cost_what_the_trace_says(wan, dtype, method):
     assert torch.isfinite(found).all()
 
 
+@pytest.mark.parametrize("method", [BLOCKS, STATES], ids=["blocks", "states"])
+def test_a_loop_of_ones_own(method):
+    model, generator = tiny.wan_transformer(), torch.Generator().manual_seed(5)
+    x, cond, uncond = (torch.randn(size, generator=generator) for size in ((1, 16, 3, 4, 4), (1, 8, 32), (1, 8, 32)))
+
+    def ours(**kept):
+        denoiser, y = vaccel.Denoiser(model, method=method, guidance=4.0, **kept), x
+        for _ in range(2):
+            y = x
+            with denoiser.run(12) as run:
+                for i in range(12):
+                    y = y - run.step(i, 1000 - 80 * i, y, cond, uncond) / 12
+        return y, run.trace.notes
+
+    expected, _ = ours()
+    found, notes = ours(cache_device="cpu")
+    assert torch.equal(found, expected)
+    assert not notes
+    found, (said,) = ours(cache_dtype=torch.bfloat16)
+    assert 0 < float(said.split()[-1]) <= UNIT[torch.bfloat16]
+    assert 0 < (found - expected).norm() < 0.1 * expected.norm()
+    with pytest.raises(ValueError, match="cache_dtype"):
+        ours(cache_dtype=torch.int8)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_families_read_what_they_wrote(name):
     case, pipe = CASES[name], CASES[name].build()

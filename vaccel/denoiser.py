@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .cache.buffers import Buffers
+from .cache.parked import Parking
 from .engine.opening import opened
 from .engine.run import Run
 from .engine.trace import Trace
@@ -43,9 +44,11 @@ class Denoiser:
             latents [B, a, b] the shorter of both.
         process_group: the ranks of ``torch.distributed`` that take part in each call of the models, and so must decide
             alike; by default as transformers show it.  Callables show nothing.
+        cache_device, cache_dtype: where and in what the hidden states of transformers are kept between calls, as
+            ``vaccel.accelerate`` takes them.
 
-    Raises ``ValueError`` when ``small`` is missing, or a method brings weights of its own or needs the inside of a
-    plain callable.
+    Raises ``ValueError`` when ``small`` is missing, a method brings weights of its own or needs the inside of a
+    plain callable, or hidden states cannot be kept so.
     """
 
     def __init__(
@@ -59,7 +62,10 @@ class Denoiser:
         denoise: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] | None = None,
         channel_axis: int | None = None,
         process_group: Any = None,
+        cache_device: str | None = None,
+        cache_dtype: torch.dtype | None = None,
     ):
+        self._parking = Parking(cache_device, cache_dtype)
         if required(method).needs_small and small is None:
             raise ValueError(f"{type(method).__name__} needs the small model of the family: pass small")
         if method.experts is not None:
@@ -81,7 +87,7 @@ class Denoiser:
         self._models, self._family = (large, small), family
         #: Called with the trace of every run that has come to its end (``vaccel.calibrate.record``).
         self.finished: Callable[[Trace], None] | None = None
-        self._idle: list[tuple[Stage, Buffers]] = [(Stage(0, *models), Buffers())]
+        self._idle: list[tuple[Stage, Buffers]] = [(Stage(0, *models), Buffers(self._parking))]
 
     def _taken(self) -> tuple[Stage, Buffers]:
         """Models and storage that no other run has: runs may overlap, in threads or one within another."""
@@ -90,7 +96,7 @@ class Denoiser:
         except IndexError:
             named = zip(self._models, (False, True), strict=True)
             models = [_model(m, self._family, is_small, self._axis) for m, is_small in named if m is not None]
-            return Stage(0, *models), Buffers()
+            return Stage(0, *models), Buffers(self._parking)
 
     def channels_along(self, axis: int) -> None:
         """From now on the latents' channels lie along ``axis``.

@@ -113,6 +113,9 @@ class Run:
         self.stores = method.stores
         self.embedding = TimestepEmbedding(buffers, timesteps)
         self._watch(method)
+        if buffers.parking and not any(store.inside for store in self.stores):
+            name = type(method).__name__
+            self.trace.notes.append(f"{name} keeps no hidden states: cache_device and cache_dtype have nothing to park")
         self._finishes = type(self.policy).finish is not Policy.finish
         self.action: Action | None = None
         self.index, self.last = -1, num_steps - 1
@@ -345,6 +348,8 @@ class Run:
 
     def _finish(self) -> None:
         self.trace.finished = True
+        if lost := self.buffers.lost():
+            self.trace.notes.append(lost)
         if self.agreement is not None and self.agreement.spread:
             self.trace.notes.append(f"the ranks' signals differed by up to {self.agreement.spread:.1g}, relatively")
         if self._finishes:

@@ -65,7 +65,7 @@ def new_run(scope: Any, place: Place, stage: Any) -> Run:
         )
 
     run = opened(scope.agreement, made)
-    run.trace.notes.extend([*notes, *_parking(scope, method)])
+    run.trace.notes.extend(notes)
     run.trace.predict(**predicted)
     if execute is not None:
         execute.tell(run.trace.notes)
@@ -73,13 +73,6 @@ def new_run(scope: Any, place: Place, stage: Any) -> Run:
         run.trace.notes.append(f"no CUDA graphs: {without}")
     scope.traces.append(run.trace)
     return run
-
-
-def _parking(scope: Any, method: Method) -> list[str]:
-    """What is said of a method that keeps nothing large."""
-    if not scope.workspace.buffers.parking or any(store.inside for store in method.stores):
-        return []
-    return [f"{type(method).__name__} keeps no hidden states: cache_device and cache_dtype have nothing to park"]
 
 
 def flow(scope: Any, place: Place, method: Method) -> Flow | None:

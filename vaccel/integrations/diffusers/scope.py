@@ -299,10 +299,6 @@ class Scope:
         """The last step of a run is over."""
         if self._timed:
             self._mark(device)
-        lost = self.workspace.buffers.lost()
-        if lost:
-            kept = str(self.session.parking.dtype).removeprefix("torch.")
-            run.trace.notes.append(f"hidden states kept in {kept}: relative L2 error up to {lost:.2g}")
         if self._pilot is not None and isinstance(run.method, Recording):
             self._pilot.learn(self.pipe, run.trace, self.learning)
 
