@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_only
@@ -137,7 +137,11 @@ def _listed(result: Any) -> list[torch.Tensor]:
 def within_twice(
     result: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, scale: torch.Tensor, what: str
 ) -> None:
-    """Twice the plain formula's error, and never asked to beat the formula's own tail of four roundings of eps / 2."""
+    """Twice the plain formula's error, and never asked to beat the formula's own tail of four roundings of eps / 2.
+
+    Where terms are no number (a sum that cancels out in half precision, over its norm), the result is all there is.
+    """
+    scale = torch.where(scale.isfinite(), scale, truth)
     rounding = scale.abs().max() * torch.finfo(result.dtype).eps * 2
     plainly = (plain.double() - truth).abs().max().nan_to_num(0.0, posinf=0.0)  # an overflow excuses nothing
     error = (result.double() - truth).abs().max()
@@ -201,6 +205,7 @@ def any_shape(case: Case) -> Callable:
             layout=st.sampled_from(LAYOUTS),
             seed=st.integers(0, 99),
         )
+        @example(shape=(1,), dtype=torch.bfloat16, layout="contiguous", seed=49)  # a sum that cancels out
         def holds(shape: tuple[int, ...], dtype: torch.dtype, layout: str, seed: int) -> None:
             check(case, case.make(shape, dtype, layout=layout, device=device_of(impl), seed=seed), impl)
 
