@@ -1,6 +1,7 @@
 """vaccel as a cache backend of vLLM-Omni, whose wheel is the real one; of vLLM there is a double (``vllm_double.py``).
 
-The cases are in ``vllm_omni_cases.py`` and run in a process of their own: there a package passes for vLLM that is none.
+The cases are in ``vllm_omni_cases.py`` and ``vllm_omni_pipelines.py``, and run in processes of their own: there a package
+passes for vLLM that is none.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from pathlib import Path
 import pytest
 import vllm_double
 
-CASES = Path(__file__).parent / "vllm_omni_cases.py"
+CASES = [Path(__file__).parent / f"vllm_omni_{name}.py" for name in ("cases", "pipelines")]
 
 
 @pytest.mark.skipif(vllm_double.found() is None, reason="vllm-omni is not installed: `make test` brings it")
-def test_the_backend_in_their_classes():
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CASES.parent), *sys.path])}
+@pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
+def test_the_backend_in_their_classes(cases):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(cases.parent), *sys.path])}
     command = [
         sys.executable,
         "-m",
@@ -29,9 +31,9 @@ def test_the_backend_in_their_classes():
         "-p",
         "no:xdist",
         "--tb=short",
-        str(CASES),
+        str(cases),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=CASES.parents[1],
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=cases.parents[1],
                           timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 

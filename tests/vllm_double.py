@@ -55,6 +55,22 @@ class QKVParallelLinear(Linear):
         self.num_heads, self.num_kv_heads = total_num_heads, kv_heads
 
 
+class MergedColumnParallelLinear(Linear):
+    def __init__(self, input_size: int, output_sizes: list[int], **more: Any):
+        super().__init__(input_size, sum(output_sizes), **more)
+
+
+class RMSNorm(nn.RMSNorm):
+    def __init__(self, hidden_size: int, eps: float = 1e-6, **_: Any):
+        super().__init__(hidden_size, eps=eps)
+
+
+class SiluAndMul(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        return nn.functional.silu(gate) * up
+
+
 class Logger(logging.LoggerAdapter):
     def warning_once(self, message: str, *args: Any, **_: Any) -> None:
         self.warning(message, *args)
@@ -70,6 +86,10 @@ class Platform:
     @classmethod
     def is_cpu(cls) -> bool:
         return True
+
+    @classmethod
+    def is_available(cls) -> bool:
+        return False  # no device whose memory could be emptied
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)
@@ -95,7 +115,8 @@ def by_name(name: str) -> Any:
 
 
 #: Packages of the wheel that are imported without their ``__init__``.
-BARE = ("vllm_omni", "vllm_omni.diffusion.models.wan2_2")
+MODELS = ("wan2_2", "qwen_image", "sd3", "hunyuan_video", "z_image")
+BARE = ("vllm_omni", *(f"vllm_omni.diffusion.models.{name}" for name in MODELS))
 #: Packages that are doubled.
 DOUBLED = ("vllm", "modelscope", "av")
 #: module -> what of it is more than an empty class
@@ -111,13 +132,16 @@ REAL: dict[str, dict[str, Any]] = {
         "get_tensor_model_parallel_rank": lambda: 0,
         "get_tensor_model_parallel_world_size": lambda: 1,
         "tensor_model_parallel_all_reduce": lambda x: x,
+        "tensor_model_parallel_all_gather": lambda x, dim=-1: x,
     },
     "vllm.model_executor.layers.quantization": {"QUANTIZATION_METHODS": []},
     "vllm.model_executor.layers.conv": {"Conv3dLayer": nn.Conv3d},
     "vllm.model_executor.layers.linear": {
         "ColumnParallelLinear": Linear, "RowParallelLinear": Linear, "ReplicatedLinear": Linear, "LinearBase": Linear,
-        "QKVParallelLinear": QKVParallelLinear,
+        "QKVParallelLinear": QKVParallelLinear, "MergedColumnParallelLinear": MergedColumnParallelLinear,
     },
+    "vllm.model_executor.layers.layernorm": {"RMSNorm": RMSNorm},
+    "vllm.model_executor.layers.activation": {"SiluAndMul": SiluAndMul},
     "vllm.model_executor.models.utils": {
         "make_layers": make_layers, "PPMissingLayer": nn.Identity,
         "make_empty_intermediate_tensors_factory": lambda *_: None,
@@ -188,7 +212,7 @@ def install() -> None:
         sys.modules[name] = package
     from vllm_omni.diffusion.distributed import parallel_state
 
-    parallel_state._PP = types.SimpleNamespace(world_size=1, rank_in_group=0)
+    parallel_state._PP = parallel_state._SP = types.SimpleNamespace(world_size=1, rank_in_group=0)
     from vllm_omni.diffusion.attention.backends import sdpa
     from vllm_omni.platforms import interface
 
