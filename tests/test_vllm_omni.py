@@ -1,7 +1,7 @@
 """vaccel as a cache backend of vLLM-Omni, whose wheel is the real one; of vLLM there is a double (``vllm_double.py``).
 
-The cases are in ``vllm_omni_cases.py`` and ``vllm_omni_pipelines.py``, and run in processes of their own: there a package
-passes for vLLM that is none.
+The cases are in ``vllm_omni_cases.py`` and ``vllm_omni_pipelines.py`` and run in processes of their own: there a
+package passes for vLLM that is none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Other pipelines of vLLM-Omni under the backend: their own loops and transformers, tiny, over the double of vLLM.
 
-``test_vllm_omni.py`` runs this in a process of its own.  Prompts are random embeddings; what encodes and decodes is left
-out.  Each pipeline's denoising is the wheel's: ``diffuse`` where it has one, else its whole ``forward``.
+``test_vllm_omni.py`` runs this in a process of its own.  Prompts are random embeddings; what encodes and decodes is
+left out.  Each pipeline's denoising is the wheel's: ``diffuse`` where it has one, else its whole ``forward``.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def test_skipped_steps_take_the_last_outputs_again(kind, guidance):
     assert len(set(calls)) == STEPS
     pipe, backend = enabled(kind, schedule(range(0, STEPS, 3)))
     found = run(pipe, backend, guidance=guidance)
-    assert backend.handle.trace.timeline() == "Fooo"[:3] * (STEPS // 3)
+    assert backend.handle.trace.timeline() == "Foo" * (STEPS // 3)
     assert torch.equal(found, expected)
     assert not torch.equal(found, run(built(kind), guidance=guidance))
 
