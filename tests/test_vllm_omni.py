@@ -1,6 +1,6 @@
 """vaccel as a cache backend of vLLM-Omni, whose wheel is the real one; of vLLM there is a double (``vllm_double.py``).
 
-The cases are in ``vllm_omni_cases.py`` and ``vllm_omni_pipelines.py`` and run in processes of their own: there a
+The cases are in ``vllm_omni_cases.py`` and two files beside it, and run in processes of their own: there a
 package passes for vLLM that is none.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import vllm_double
 
-CASES = [Path(__file__).parent / f"vllm_omni_{name}.py" for name in ("cases", "pipelines")]
+CASES = [Path(__file__).parent / f"vllm_omni_{name}.py" for name in ("cases", "pipelines", "ranks")]
 
 
 @pytest.mark.skipif(vllm_double.found() is None, reason="vllm-omni is not installed: `make test` brings it")

@@ -212,7 +212,8 @@ def install() -> None:
         sys.modules[name] = package
     from vllm_omni.diffusion.distributed import parallel_state
 
-    parallel_state._PP = parallel_state._SP = types.SimpleNamespace(world_size=1, rank_in_group=0)
+    alone = types.SimpleNamespace(world_size=1, rank_in_group=0)
+    parallel_state._PP = parallel_state._SP = parallel_state._DP = alone
     from vllm_omni.diffusion.attention.backends import sdpa
     from vllm_omni.platforms import interface
 

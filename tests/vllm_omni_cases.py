@@ -329,10 +329,12 @@ def test_settings_of_their_other_backends():
     assert selector.get_cache_backend("vaccel", DiffusionCacheConfig.from_dict({"budget": 6})).settings.method
 
 
-def test_several_ranks(monkeypatch):
+def test_ranks_with_requests_of_their_own(monkeypatch):
+    """Those that share one are in ``vllm_omni_ranks.py``."""
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(parallel_state, "_DP", types.SimpleNamespace(world_size=2, rank_in_group=0))
     for config in ({"method": vaccel.EasyCache(0.1).to_json()}, {"speedup": 2}, {"psnr": 30}):
         with pytest.raises(ValueError, match="take artifact and budget"):
             enabled(config)

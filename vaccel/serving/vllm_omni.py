@@ -106,12 +106,11 @@ def backend_class() -> type:
         def enable(self, pipeline: Any) -> None:
             """Takes over the pipeline's denoising; raises ``ValueError`` where that cannot be, and leaves it as it was.
 
-            What decides must be the same on every rank, and the transformer whole on each.
+            Ranks that share a request decide together (``vaccel.parallel``); the transformer's output is whole on each.
             """
             if self.handle is not None:
                 raise ValueError("this backend serves a pipeline already: one backend a pipeline")
-            _fit_for_ranks(self.settings.method)
-            self.handle = _accelerated(pipeline, self.settings)
+            self.handle = _accelerated(pipeline, self.settings, _together(self.settings.method))
             try:
                 HookRegistry.get_or_create(pipeline).register_hook(NAME, Generation(self))
             except BaseException:
@@ -168,12 +167,14 @@ def backend_class() -> type:
     return VaccelBackend
 
 
-def _accelerated(pipeline: Any, wanted: Any) -> Any:
+def _accelerated(pipeline: Any, wanted: Any, group: Any) -> Any:
     """The pipeline's handle.  Its transformers are vLLM-Omni's own classes: whatever they are called, they are seen
     from outside."""
     from ..api import accelerate
 
-    return accelerate(pipeline, wanted.method, family="generic", strict=wanted.strict, cuda_graphs=False)
+    return accelerate(
+        pipeline, wanted.method, family="generic", strict=wanted.strict, cuda_graphs=False, process_group=group
+    )
 
 
 def _followed(scope: Any) -> str:
@@ -200,19 +201,26 @@ def _misfit(method: Method, steps: int) -> str:
     return ""
 
 
-def _fit_for_ranks(method: Method) -> None:
-    """Raises ``ValueError`` for a method that might decide otherwise on every rank, or a transformer in parts."""
+def _together(method: Method) -> Any:
+    """The process group of the ranks that work on one request; None where this one works alone.
+
+    Raises ``ValueError`` for a transformer in parts, and where ranks that have requests of their own would have to be
+    told from those that share one.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
+        return None
     if torch.distributed.get_world_size() < 2:
-        return
+        return None
     from vllm_omni.diffusion.distributed import parallel_state
 
     if parallel_state.get_pipeline_parallel_world_size() > 1:
         raise ValueError("vaccel: with pipeline parallelism no rank sees the model's output: set it to 1")
+    if parallel_state.get_data_parallel_world_size() == 1:
+        return parallel_state.get_world_group().cpu_group
     measured = isinstance(method, Auto) and method.speedup is not None
     if measured or (method.adaptive and not isinstance(method, Auto)) or getattr(method, "watching", None):
         raise ValueError(
-            f"vaccel: with several ranks {type(method).__name__} may decide by what one rank alone has measured; take "
-            "artifact and budget, or budget alone"
+            f"vaccel: with data parallelism {type(method).__name__} may decide by what one rank alone has measured; "
+            "take artifact and budget, or budget alone"
         )
+    return None
