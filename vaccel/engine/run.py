@@ -159,6 +159,7 @@ class Run:
         late = any(not kind.early for kind in watched)
         # What only the next step shows (the latents, a guidance scale that changes) has to wait for it.
         self._observes_late, self._observes_early = observes and late, observes and not late
+        self._guided = self._observes_late and any(kind.guided for kind in self._signals)
 
     def signal(self, kind: type[Signal]) -> Any:
         """The run's own object of a signal."""
@@ -286,7 +287,7 @@ class Run:
 
     def hold_guidance(self) -> None:
         """The caller may change its guidance scale for the next step: of this one it is what it is now."""
-        if not self._observes_late:
+        if not self._guided:
             return
         held: dict[int, float] = {}
         for stage in {stage for stage, _ in self.calls_bound}:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -149,6 +149,7 @@ class _Policy(Policy):
         self.barred: type[Action] | None = None
         self.last: torch.Tensor | None = None  # the last full step's guided output
         self.last_full = -1
+        self.ops: Any = None
 
     def decide(self, step: Step) -> Action:
         if not self.warm:
@@ -178,7 +179,7 @@ class _Policy(Policy):
         return row[index if len(row) > 1 else 0]
 
     def reshaped(self) -> None:
-        self.last, self.distance = None, {}
+        self.last, self.distance, self.ops = None, {}, None
 
     def observe(self, step: Step, seen: Observation) -> None:
         asked: dict[str | int, torch.Tensor] = dict(seen.block_changes)
@@ -202,9 +203,10 @@ class _Policy(Policy):
         if full:
             self.count, self.last_full = 0, step.index
 
-    @staticmethod
-    def _relative_l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return ops.inner(a.device, a.dtype).relative_l1(a, b)
+    def _relative_l1(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if self.ops is None:
+            self.ops = ops.inner(a.device, a.dtype)
+        return self.ops.relative_l1(a, b)
 
     def measured(self, index: int, change: list[float]) -> None:
         """What follows from the change between the last two full steps."""

@@ -16,6 +16,7 @@ class ForecastError(Signal):
     none, or too little was remembered."""
 
     name = "forecast_error"
+    guided = True
     requires = (Velocity,)
 
     def value(self, following: Any) -> torch.Tensor | None:

@@ -14,6 +14,7 @@ class Prediction(Signal):
     """What the pipeline makes of both branches' outputs, [B, ...]; the only one where a loop has no guidance."""
 
     name = "prediction"
+    guided = True
     requires = (Branches,)
 
     def value(self, following: Any) -> torch.Tensor:

@@ -18,12 +18,14 @@ class Signal:
         requires: signals whose values it is made of.
         early: whether it is known within the step, as soon as its first branch is done.
         any_step: whether other steps than those computed in full show it.
+        guided: whether its value depends on the step's guidance scale.
     """
 
     name: ClassVar[str] = ""
     requires: ClassVar[tuple[type[Signal], ...]] = ()
     early: ClassVar[bool] = False
     any_step: ClassVar[bool] = False
+    guided: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -13,6 +13,7 @@ class Velocity(Signal):
     """[B, ...]; valid until the next full step.  Needs ``VelocityHistory`` among the stores."""
 
     name = "velocity"
+    guided = True
 
     def __init__(self, run: Any):
         super().__init__(run)
