@@ -31,6 +31,7 @@ from vllm_omni.diffusion.models.sd3.pipeline_sd3 import StableDiffusion3Pipeline
 from vllm_omni.diffusion.models.sd3.sd3_transformer import SD3Transformer2DModel  # noqa: E402
 from vllm_omni.diffusion.models.z_image.pipeline_z_image import ZImagePipeline  # noqa: E402
 from vllm_omni.diffusion.models.z_image.z_image_transformer import ZImageTransformer2DModel  # noqa: E402
+from vllm_omni.diffusion.registry import _apply_sequence_parallel_if_enabled  # noqa: E402
 
 import vaccel  # noqa: E402
 from vaccel.serving import vllm_omni as plugin  # noqa: E402
@@ -168,7 +169,9 @@ KINDS = (Qwen, QwenEdit, Flux, Sd3, Hunyuan, ZImage)
 def built(kind: type) -> Any:
     torch.manual_seed(0)
     with set_forward_context(omni_diffusion_config=CONFIG):
-        return kind()
+        pipe = kind()
+        _apply_sequence_parallel_if_enabled(pipe, CONFIG)  # as their loader does, before any backend
+    return pipe
 
 
 def run(pipe: Any, backend: Any = None, *, seed: int = 3, steps: int = STEPS, guidance: float = 4.0) -> torch.Tensor:
