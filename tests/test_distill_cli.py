@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import runpy
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tiny
+import torch
 from safetensors.torch import load_file
+from test_distill_sharded import ROUNDING
 from typer.testing import CliRunner
 
 from vaccel.cli import app
@@ -100,6 +104,26 @@ def test_from_clips_to_a_clip(pipe, experts, tmp_path, monkeypatch):
     assert made.exit_code == 0, made.output
     assert "eeee large 4, small 0" in said(made)
     assert (tmp_path / "clip.gif").stat().st_size > 500
+
+
+def test_accelerate_launches_it_sharded(pipe, data, tmp_path):
+    """The command of the docs, with two processes; ``test_distill_sharded.py`` has the rest."""
+    pair = ["--batch", "2", "--save-every", "1"]
+    made = distill(pipe, data, tmp_path / "one", "semantic", *pair, "--parts", "2")
+    assert made.exit_code == 0, made.output
+    launcher = "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher.split()]
+    command += ["--use_fsdp", "--fsdp_version", "2"]
+    command += ["-m", "vaccel", "distill", pipe, "--data", data, "--out", tmp_path / "two", "--stage", "semantic"]
+    command += ["--iterations", "2", *TRAIN, *pair]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}  # the launcher itself takes --cpu or --use_fsdp
+    ran = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300,
+                         check=False)  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    one, two = (load_file(tmp_path / name / "semantic.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_saved_in_another_dtype(pipe, data, tmp_path):
