@@ -61,12 +61,23 @@ def connected(address: str) -> Iterator[Any]:
     except ImportError as error:
         raise ModuleNotFoundError(f"--ray {address}: {shown(str(error), 300)}", name="ray") from None
     except Exception as error:  # Ray has many; a wrong version of Ray or Python is said in its text
-        hint = "; `ray start --head` starts one, --ray local one for this command" if address == "auto" else ""
-        raise ConnectionError(f"no Ray cluster at {address}: {shown(str(error), 300)}{hint}") from None
+        raise ConnectionError(f"no Ray cluster at {address}: {shown(str(error), 300)}{_hint(address)}") from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _hint(address: str) -> str:
+    if address == "auto":
+        return "; `ray start --head` starts one, --ray local one for this command"
+    if address == "local" or os.environ.get("RAY_AUTH_MODE"):
+        return ""
+    # Ray sends a token to no address that was given to it, unless it is told to; and that is not for vaccel to decide.
+    return (
+        "; a cluster that asks for its token, as those of `ray start` do, wants RAY_AUTH_MODE=token and the token in "
+        "RAY_AUTH_TOKEN or ~/.ray/auth_token"
+    )
 
 
 def _reach(address: str) -> None:
