@@ -115,7 +115,7 @@ def by_name(name: str) -> Any:
 
 
 #: Packages of the wheel that are imported without their ``__init__``.
-MODELS = ("wan2_2", "qwen_image", "sd3", "hunyuan_video", "z_image")
+MODELS = ("wan2_2", "qwen_image", "sd3", "hunyuan_video", "z_image", "ltx2")
 BARE = ("vllm_omni", *(f"vllm_omni.diffusion.models.{name}" for name in MODELS))
 #: Packages that are doubled.
 DOUBLED = ("vllm", "modelscope", "av")
@@ -213,7 +213,7 @@ def install() -> None:
     from vllm_omni.diffusion.distributed import parallel_state
 
     alone = types.SimpleNamespace(world_size=1, rank_in_group=0)
-    parallel_state._PP = parallel_state._SP = parallel_state._DP = alone
+    parallel_state._PP = parallel_state._SP = parallel_state._DP = parallel_state._CFG = alone
     from vllm_omni.diffusion.attention.backends import sdpa
     from vllm_omni.platforms import interface
 

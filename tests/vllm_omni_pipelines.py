@@ -25,6 +25,10 @@ from vllm_omni.diffusion.models.hunyuan_video.hunyuan_video_15_transformer impor
     HunyuanVideo15Transformer3DModel,
 )
 from vllm_omni.diffusion.models.hunyuan_video.pipeline_hunyuan_video_1_5 import HunyuanVideo15Pipeline  # noqa: E402
+from vllm_omni.diffusion.models.ltx2 import ltx2_denoise, ltx2_guidance  # noqa: E402
+from vllm_omni.diffusion.models.ltx2.ltx2_latents import LTXAVState  # noqa: E402
+from vllm_omni.diffusion.models.ltx2.ltx2_transformer import LTX2VideoTransformer3DModel  # noqa: E402
+from vllm_omni.diffusion.models.ltx2.pipeline_ltx2 import LTX2Pipeline  # noqa: E402
 from vllm_omni.diffusion.models.qwen_image.pipeline_qwen_image import QwenImagePipeline  # noqa: E402
 from vllm_omni.diffusion.models.qwen_image.qwen_image_transformer import QwenImageTransformer2DModel  # noqa: E402
 from vllm_omni.diffusion.models.sd3.pipeline_sd3 import StableDiffusion3Pipeline  # noqa: E402
@@ -163,7 +167,46 @@ class ZImage(ZImagePipeline):
         return super().forward(types.SimpleNamespace(prompts=[str(seed)], sampling_params=asked)).output
 
 
-KINDS = (Qwen, QwenEdit, Flux, Sd3, Hunyuan, ZImage)
+class Ltx2(LTX2Pipeline):
+    """Two tensors, a solver of its own, all branches of its guidance in one call, the conditional one first."""
+
+    def __init__(self):
+        sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "cross_attention_dim": 24}
+        began(self, LTX2VideoTransformer3DModel(
+            in_channels=8, out_channels=8, audio_in_channels=8, audio_out_channels=8, num_layers=2, caption_channels=24,
+            **sizes, **{f"audio_{name}": size for name, size in sizes.items()},
+        ))  # fmt: skip
+
+    def forward(self, seed: int, steps: int, guidance: float) -> torch.Tensor:
+        x, sound, *texts = drawn(seed, (1, 8, 8), (1, 5, 8), *[(1, 6, 24)] * 4)
+        names = [f"{sign}_connector_{kind}" for sign in ("positive", "negative")
+                 for kind in ("prompt_embeds", "audio_prompt_embeds")]  # fmt: skip
+        prompt = types.SimpleNamespace(batch_size=1, **dict(zip(names, texts, strict=True)))
+        scale = ltx2_guidance.LTXModalityGuidance(cfg_scale=guidance)
+        spec = ltx2_guidance.LTXGuidanceSpec(video=scale, audio=scale)
+        self._guidance_plan = ltx2_guidance.LTXGuidancePlan.build(spec)
+        inputs = types.SimpleNamespace(num_inference_steps=steps, frame_rate=24.0, guidance=spec)
+        size = {"latent_num_frames": 2, "latent_height": 2, "latent_width": 2}
+        scheduler, adapter, timesteps = ltx2_denoise.prepare_scheduler_stage(
+            self, inputs, device=self.device, sigmas=None, timesteps=None, use_official_sigma_schedule=True, **size
+        )
+        context = ltx2_denoise.LTXForwardContext(
+            req=None, request_inputs=inputs, prompt_context=prompt, device=self.device, guidance_parallel_ready=False,
+            attention_kwargs=None, latent_mel_bins=1, original_audio_num_frames=5, padded_audio_num_frames=5,
+            timesteps=timesteps, sampler="euler", audio_scheduler=scheduler, video_audio_step_adapter=adapter, **size,
+        )  # fmt: skip
+        places = ltx2_denoise.prepare_rope_coords_stage(self, context, x, sound)
+        given = self._prepare_denoise_context_for_guidance(context, ltx2_denoise.LTXDenoiseContext(x, sound, *places))
+        state = ltx2_denoise.LTXDenoiseExecutor.run(
+            self, LTXAVState(video=x, audio=sound), timesteps,
+            lambda index, t, state: self._denoise_step(index, t, state, context, given),
+        )  # fmt: skip
+        return torch.cat([state.video, state.audio], dim=1)
+
+
+KINDS = (Qwen, QwenEdit, Flux, Sd3, Hunyuan, ZImage, Ltx2)
+#: Those whose branches are one call.
+TOGETHER = (ZImage, Ltx2)
 
 
 def built(kind: type) -> Any:
@@ -213,7 +256,7 @@ def test_skipped_steps_take_the_last_outputs_again(kind, guidance):
     forward, calls, known = oracle.transformer.forward, [], []
 
     def again(*args, **kwargs):
-        each = 2 if guidance > 1 and kind is not ZImage else 1  # which has both branches in one call
+        each = 2 if guidance > 1 and kind not in TOGETHER else 1
         step, branch = divmod(len(calls), each)
         calls.append(step)
         if step % 3 == 0:
