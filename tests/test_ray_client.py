@@ -76,6 +76,24 @@ def test_a_clip_through_the_client(head, tmp_path):
     assert one == many
 
 
+def test_a_client_whose_process_died_tries_again(monkeypatch):
+    said = ["Initialization failure from server: Starting Ray client server failed", "ok"]
+
+    def init(*_, **__):
+        if (text := said.pop(0)) != "ok":
+            raise ConnectionAbortedError(text)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(actors, "_reach", lambda address: None)
+    with actors.connected("ray://a:1"):
+        assert not said
+    said += ["Initialization failure from server: no"] * actors.TRIES + ["ok"]
+    with pytest.raises(ConnectionError, match="no Ray cluster at ray://a:1: Initialization failure"):
+        actors.connected("ray://a:1").__enter__()
+    assert said == ["ok"]
+
+
 def test_a_token_that_is_asked_for_is_named(monkeypatch):
     def refuses(*_, **__):
         raise ConnectionError("ray client connection timeout")

@@ -18,6 +18,9 @@ from .worker import Worker
 
 #: Seconds that a machine is given to answer, and that an answer that is there may take to come over.
 REACHED, FETCHED = 10.0, 1800.0
+#: What Ray's head says where the process that it forks for a client has died at once, as it does now and then
+#: (Ray 2.60); the next one lives.
+UNSTARTED, TRIES = "Initialization failure from server", 4
 _ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>\[[0-9a-fA-F:]+\]|[\w.-]+):(?P<port>\d{1,5})")
 
 
@@ -57,7 +60,13 @@ def connected(address: str) -> Iterator[Any]:
     _reach(address)
     own = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        for tries_left in reversed(range(TRIES)):
+            try:
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+                break
+            except ConnectionError as error:
+                if not tries_left or UNSTARTED not in str(error):
+                    raise
     except ImportError as error:
         raise ModuleNotFoundError(f"--ray {address}: {shown(str(error), 300)}", name="ray") from None
     except Exception as error:  # Ray has many; a wrong version of Ray or Python is said in its text
