@@ -52,6 +52,11 @@ class Step:
         return self._call.channels
 
     @property
+    def ops(self) -> Any:
+        """The ops for what the models answer with, bound once (``vaccel.ops.inner``)."""
+        return self._call.ops
+
+    @property
     def level(self) -> float:
         """The noise level s of the step, in [0, 1]."""
         return self._run.flow.levels[self.index]

@@ -79,6 +79,10 @@ class Step(Protocol):
         """Where the latents' channels lie."""
 
     @property
+    def ops(self) -> Any:
+        """The ops without their checks, for tensors like the models' outputs (``vaccel.ops.inner``)."""
+
+    @property
     def level(self) -> float:
         """The noise level s of the step (``vaccel.planning.flow``)."""
 

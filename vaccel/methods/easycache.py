@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
-from .. import ops
 from ..actions import Action, Full, Residual
 from ..cache import OutputResidual, Store
 from ..signals import Conditional, Signal
@@ -93,7 +92,6 @@ class _Policy(Policy):
         self.output: torch.Tensor | None = None  # of the last computed step
         self.before: tuple[torch.Tensor, torch.Tensor] | None = None  # (x, v) of the previous step, where asked for
         self.rate = self.error = None  # the rate, relative to the last computed output where changes are
-        self.ops: Any = None
 
     def decide(self, step: Step) -> Action:
         x, config, action = step.latents, self.config, self.full
@@ -118,20 +116,15 @@ class _Policy(Policy):
             output, before = seen.conditional
             if self.computed is not None:
                 x, v = self.before if self.config.rate_from == "previous" else (self.computed, before)
-                self.rate = self._changed(v, output) / _size(self.entered - x)
+                relative = self.config.relative_to == "computed"
+                change = step.ops.relative_l1(v, output) if relative else _size(output - v)
+                self.rate = change / _size(self.entered - x)
             self.computed, self.output, self.error = self.entered, output, None
         elif self.previous:  # what stood in for the model
             output = self.entered + (self.output - self.computed)
         if self.previous:
             keep = self.run.buffers.keep
             self.before = keep("easycache.previous.latents", self.entered), keep("easycache.previous.output", output)
-
-    def _changed(self, before: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        if self.config.relative_to == "previous":
-            return _size(output - before)
-        if self.ops is None:
-            self.ops = ops.inner(output.device, output.dtype)
-        return self.ops.relative_l1(before, output)
 
 
 def _size(a: torch.Tensor) -> torch.Tensor:

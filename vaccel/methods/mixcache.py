@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
-from .. import ops
 from ..actions import Action, Full, Guidance, Output, Resume
 from ..cache import BlockStates, GuidanceDelta, LastOutput, Store
 from ..planning import artifacts
@@ -149,7 +148,6 @@ class _Policy(Policy):
         self.barred: type[Action] | None = None
         self.last: torch.Tensor | None = None  # the last full step's guided output
         self.last_full = -1
-        self.ops: Any = None
 
     def decide(self, step: Step) -> Action:
         if not self.warm:
@@ -179,7 +177,7 @@ class _Policy(Policy):
         return row[index if len(row) > 1 else 0]
 
     def reshaped(self) -> None:
-        self.last, self.distance, self.ops = None, {}, None
+        self.last, self.distance = None, {}
 
     def observe(self, step: Step, seen: Observation) -> None:
         asked: dict[str | int, torch.Tensor] = dict(seen.block_changes)
@@ -187,9 +185,9 @@ class _Policy(Policy):
         if full:
             cond, uncond = seen.branches
             if uncond is not None:
-                asked["cfg"] = self._relative_l1(uncond, cond)
+                asked["cfg"] = step.ops.relative_l1(uncond, cond)
             if self.last is not None and self.last.shape == seen.prediction.shape:
-                asked["full"] = self._relative_l1(seen.prediction, self.last)
+                asked["full"] = step.ops.relative_l1(seen.prediction, self.last)
             self.last = self.buffers.keep("mixcache.last", seen.prediction)
         if asked:  # one copy to the host for all levels
             values = self.buffers.read("mixcache.distances", torch.stack(list(asked.values()))).tolist()
@@ -202,11 +200,6 @@ class _Policy(Policy):
         self.barred = None if full or not self.config.penalty else type(seen.action)
         if full:
             self.count, self.last_full = 0, step.index
-
-    def _relative_l1(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        if self.ops is None:
-            self.ops = ops.inner(a.device, a.dtype)
-        return self.ops.relative_l1(a, b)
 
     def measured(self, index: int, change: list[float]) -> None:
         """What follows from the change between the last two full steps."""
