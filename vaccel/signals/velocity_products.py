@@ -23,8 +23,6 @@ class VelocityProducts(Signal):
             return None
         call = self.run.first_call
         history = call.slots["large.velocities"]
-        known = torch.stack(history.velocities)
-        if call.half:
-            known = known[:, call.half :]
-        known = known.flatten(1).float()
+        rows = [t[call.half :] for t in history.velocities] if call.half else history.velocities
+        known = torch.stack(rows).flatten(1).float()
         return known @ known.T
