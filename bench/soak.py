@@ -88,8 +88,8 @@ def watched(kind: type, took: list[tuple[str, float]]) -> Any:
 
 
 def kind_of_step(run: Run) -> str:
-    """One name for the steps that do the same work: method, what stands in for the model, computed or skipped."""
-    acts = sorted({act["action"] for act in run.method.to_json().get("actions", ()) if act["action"] != "full"})
+    """One name for the steps that do the same work: method, letters of a schedule, computed or skipped."""
+    acts = sorted({act["action"] for act in run.method.to_json().get("actions", ())})
     name = " ".join([type(run.method).__name__, *acts])
     return f"{name}, {'computed' if run.action.is_full else 'skipped'}"
 
