@@ -3,13 +3,18 @@
 A tiny Wan pipeline is asked by shallow copies, as a server would ask it: other prompts, seeds and methods
 (``handle.using``), a request in ten aborted at some step; between rounds the LoRA is switched, and in every second one
 a hook sits on the transformer, as offload has them.  Every clip is compared with the one that its request alone gives.
-Told are the clips that differ, memory along the way, and vaccel's own processor time a step from a run's third step on
-(what ``Run.call`` takes beside the model's forwards, both branches together), of each kind of step on its own: by
-method, by what it does in a model's place and by whether the step was computed.  Of rounds without the hook, under
-which a view's blocks are put into the model and taken out again, and of requests beside others alone: a request on its
-own never waits for another thread, and would make the median smaller and the tail look longer than what a server sees.
-Beside it, what no code of vaccel is part of: two copies of the latents by torch before every forward of the bare
-pipeline under the same threads, the work of a step that takes the last output again.
+Told are the clips that differ, memory along the way, and vaccel's own processor time a step (what ``Run.call`` takes
+beside the model's forwards, both branches together), its median and 99th percentile:
+
+- of generations: what a whole one took, first steps included, over its number of steps, by method;
+- of single steps, from a run's third on, by kind: method, what it does in a model's place, computed or skipped; and of
+  all of them together, each relative to its kind's median.
+
+Of rounds without the hook, under which a view's blocks are put into the model and taken out again, and of requests
+beside others alone: a request on its own never waits for another thread, and would make the median smaller and the tail
+look longer than what a server sees.  Beside it, what no code of vaccel is part of, before every forward of the bare
+pipeline under the same threads: two copies of the latents by torch, the work of a step that takes the last output
+again, and a loop of additions in Python alone, which never hands the interpreter's lock over.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,9 +61,10 @@ class Aborted(Exception):  # noqa: N818
     """A client has gone."""
 
 
-def watched(kind: type, took: list[tuple[str, float]]) -> Any:
+def watched(kind: type, took: list[tuple[str, float]], whole: list[tuple[str, float]]) -> Any:
     """Collects a thread's processor time of every ``Run.call`` beside what the model's forward takes.
 
+    ``took`` has (its kind, seconds) of each step, ``whole`` (its method, seconds a step) of each generation.
     It is the class that is watched: on the model itself it would be a hook, and views would be swapped into it.
     Returns its own forward.
     """
@@ -76,35 +83,56 @@ def watched(kind: type, took: list[tuple[str, float]]) -> Any:
             return call(self, *args, **kwargs)
         finally:
             own = time.thread_time() - start - OWN.model
-            if self.calls == 1:
-                OWN.step = own
-            elif threading.current_thread() is threading.main_thread():
-                pass  # a request alone
-            elif args[0] > 1 and self.first_call.large.bare:  # a run's first steps plan it and make its buffers
-                took.append((kind_of_step(self), OWN.step + own))
+            OWN.step = own if self.calls == 1 else OWN.step + own
+            if self.calls == 2 and threading.current_thread() is not threading.main_thread():  # else a request alone
+                OWN.run = OWN.step + (OWN.run if args[0] else 0.0)
+                if self.first_call.large.bare:
+                    if args[0] > 1:  # a run's first steps plan it and make its buffers
+                        took.append((kind_of_step(self), OWN.step))
+                    if args[0] == self.last:
+                        whole.append((method_of(self), OWN.run / self.num_steps))
 
     kind.forward, Run.call = timed, own
     return forward
 
 
-def kind_of_step(run: Run) -> str:
-    """One name for the steps that do the same work: method, letters of a schedule, computed or skipped."""
+def method_of(run: Run) -> str:
+    """A method's name with a schedule's letters."""
     acts = sorted({act["action"] for act in run.method.to_json().get("actions", ())})
-    name = " ".join([type(run.method).__name__, *acts])
-    return f"{name}, {'computed' if run.action.is_full else 'skipped'}"
+    return " ".join([type(run.method).__name__, *acts])
 
 
-def bare(kind: type, forward: Any, took: list[float]) -> None:
-    """Collects the thread's processor time of two of torch's own copies before every forward."""
+def kind_of_step(run: Run) -> str:
+    """One name for the steps that do the same work."""
+    return f"{method_of(run)}, {'computed' if run.action.is_full else 'skipped'}"
+
+
+def bare(kind: type, forward: Any, pipe: Any, work: Callable[[torch.Tensor], Any]) -> list[float]:
+    """The thread's processor time of some ``work`` with the latents before every forward of the pipeline alone."""
+    took: list[float] = []
 
     def timed(model: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         start = time.thread_time()
-        for _ in range(2):
-            hidden_states.clone()
+        work(hidden_states)
         took.append(time.thread_time() - start)
         return forward(model, hidden_states, *args, **kwargs)
 
     kind.forward = timed
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(lambda seed: tiny.latents(alike(pipe), f"clip {seed}", steps=STEPS, seed=seed), range(ROUND)))
+    kind.forward = forward
+    return took
+
+
+def copied(x: torch.Tensor) -> None:
+    for _ in range(2):
+        torch.clone(x)
+
+
+def added(_: torch.Tensor) -> None:
+    total = 0
+    for i in range(1000):
+        total += i
 
 
 def digest(clip: torch.Tensor) -> str:
@@ -112,9 +140,30 @@ def digest(clip: torch.Tensor) -> str:
 
 
 def told(name: str, times: list[float]) -> dict[str, float]:
-    median, late = (1e6 * t for t in (statistics.median(times), sorted(times)[int(0.99 * len(times))]))
-    print(f"{name}: {median:.0f} us a step in the median, {late:.0f} at the 99th percentile", flush=True)
-    return {"median_us": round(median, 1), "p99_us": round(late, 1), "steps": len(times)}
+    median, late = (1e6 * t for t in (statistics.median(times), p99(times)))
+    said = f"{median:.0f} us a step in the median, {late:.0f} at the 99th percentile"
+    print(f"{name}: {said}, {late / median:.2f} times", flush=True)
+    return {"median_us": round(median, 1), "p99_us": round(late, 1), "times": round(late / median, 2), "of": len(times)}
+
+
+def p99(values: list[float]) -> float:
+    return sorted(values)[int(0.99 * len(values))]
+
+
+def by_name(times: list[tuple[str, float]]) -> dict[str, list[float]]:
+    return {name: [t for each, t in times if each == name] for name in sorted({name for name, _ in times})}
+
+
+def own_time(took: list[tuple[str, float]], whole: list[tuple[str, float]]) -> dict[str, Any]:
+    """What is said of vaccel's own time; the first tenth of it warms up."""
+    print("own time of generations:")
+    generations = {name: told(f"  {name}", times) for name, times in by_name(whole[len(whole) // 10 :]).items()}
+    print("own time of single steps:")
+    kinds = by_name(took[len(took) // 10 :])
+    steps = {name: told(f"  {name}", times) for name, times in kinds.items()}
+    relative = [t / statistics.median(times) for times in kinds.values() for t in times]
+    print(f"  all, each relative to its kind's median: {p99(relative):.2f} times at the 99th percentile")
+    return {"own": generations, "own_of_single_steps": steps, "all_steps_p99_times": round(p99(relative), 2)}
 
 
 def alike(pipe: Any) -> Any:
@@ -167,8 +216,8 @@ def main(
         torch.manual_seed(seed)
         config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_v"], init_lora_weights=False)
         pipe.transformer.add_adapter(config, adapter_name=name)
-    handle, took, memory, wrong = vaccel.accelerate(pipe, METHODS[0]), [], [], []
-    forward = watched(tiny.WanTransformer3DModel, took)
+    handle, took, whole, memory, wrong = vaccel.accelerate(pipe, METHODS[0]), [], [], [], []
+    forward = watched(tiny.WanTransformer3DModel, took, whole)
     alone: dict[tuple[str, int, int], str] = {}
     aborted = done = 0
     with ThreadPoolExecutor(THREADS) as pool:
@@ -191,15 +240,12 @@ def main(
             said = f"{len(wrong)} wrong, {memory[-1][0]} MiB, {handle.nbytes} bytes cached"
             print(f"{done}/{requests} requests, {said}", flush=True)
     handle.remove()
-    copies: list[float] = []
-    bare(tiny.WanTransformer3DModel, forward, copies)
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(lambda seed: tiny.latents(alike(pipe), f"clip {seed}", steps=STEPS, seed=seed), range(ROUND)))
-    tiny.WanTransformer3DModel.forward = forward
-    took = took[len(took) // 10 :]  # the first tenth warms up
-    own = {name: told(name, [s for each, s in took if each == name]) for name in sorted({name for name, _ in took})}
+    own = own_time(took, whole)
+    print("what is no part of vaccel, before each forward:")
+    controls = {name: told(f"  {name}", bare(tiny.WanTransformer3DModel, forward, pipe, work))
+                for name, work in (("two copies by torch", copied), ("additions in Python", added))}  # fmt: skip
     data = {"requests": done, "aborted": aborted, "wrong": wrong, "threads": THREADS, "memory_mib_and_cached": memory,
-            "own": own, "two_copies": told("two copies by torch alone", copies)}  # fmt: skip
+            **own, "controls": controls}  # fmt: skip
     print(results.write("soak", data, folder=out))
     sys.exit(int(bool(wrong)))
 

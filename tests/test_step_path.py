@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import weakref
 
 import pytest
 import tiny
@@ -85,6 +86,62 @@ def test_a_second_run_makes_no_buffer(wan, small, skipping_methods, monkeypatch)
             made.clear()
             tiny.latents(wan, steps=20, seed=1)
             assert made == [], method
+
+
+@pytest.mark.parametrize(
+    "method", [vaccel.Forecast.prior(8), vaccel.Forecast((0, 5, 9, 13, 19), 20)], ids=lambda m: m.id
+)
+def test_velocities_have_their_buffers_before_they_are_computed(method, wan, monkeypatch):
+    made, empty, now = [], Buffers.empty, []
+    original = Run.call
+    monkeypatch.setattr(Run, "call", lambda self, index, *given: (now.append(index), original(self, index, *given))[1])
+    monkeypatch.setattr(
+        Buffers, "empty", lambda self, key, *args: (made.append((now[-1], key)), empty(self, key, *args))[1]
+    )
+    with vaccel.accelerate(wan, method):
+        tiny.latents(wan, steps=20)
+    velocities = [step for step, key in made if key[0] == "large.velocities"]
+    assert len(velocities) >= 4
+    assert set(velocities) == {0}
+
+
+@pytest.mark.parametrize("timeline", ["FFFFrrrF", "FFFFoooF", "FFFFpppF", "FFFFgggF", "FFFFFFFF"])
+@pytest.mark.parametrize("reuse", ["blocks", "residual"])
+def test_what_a_step_was_given_is_not_held_beyond_it(timeline, reuse, wan):
+    """An old step's latents are the loop's: where it lets them go, their memory is free for the next step's."""
+    held = []
+    with vaccel.accelerate(wan, vaccel.Schedule.from_timeline(timeline, reuse=reuse)) as handle, torch.no_grad():
+        wan.scheduler.set_timesteps(8)
+        with handle.run(8):
+            for i, t in enumerate(wan.scheduler.timesteps):
+                x = torch.zeros(1, 16, 3, 4, 4)
+                given = {"hidden_states": x, "timestep": t.expand(1), "encoder_hidden_states": torch.zeros(1, 8, 32)}
+                for _ in range(2):
+                    wan.transformer(**given, return_dict=False)
+                ref = weakref.ref(x)
+                del x, given
+                if ref() is not None:
+                    held.append(i)
+    assert held == [0], "the first step may have more calls than it has made"
+
+
+def test_latents_of_a_step_that_is_over_are_refused(wan, monkeypatch):
+    original, seen = Run.call, []
+
+    def call(self, index, *given):
+        output = original(self, index, *given)
+        if self.calls == 1:
+            assert self.step.latents.shape == (1, 16, 3, 4, 4)
+        elif 0 < index < 3:
+            with pytest.raises(RuntimeError, match="the step is over; keep a copy in `decide`"):
+                _ = self.step.latents
+            seen.append(index)
+        return output
+
+    monkeypatch.setattr(Run, "call", call)
+    with vaccel.accelerate(wan, vaccel.Schedule([0, 2], num_steps=4)):
+        tiny.latents(wan, steps=4)
+    assert seen == [1, 2]
 
 
 @pytest.mark.gpu

@@ -22,4 +22,4 @@ class Output(Action):
         return "" if slot is not None and 0 <= slot.step >= slot.first.step else "large.last"
 
     def run(self, call: Any) -> torch.Tensor:
-        return call.slots["large.last"].buffer.clone()
+        return torch.clone(call.slots["large.last"].buffer)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..actions.weights import Weights
+from .buffers import write
 from .by_piece import combined
 from .frequencies import low_frequencies
 from .store import Slot, Store
@@ -64,7 +65,7 @@ class History(Slot):
         velocity = self._taken(self._tensors, output, "velocity")
         scales = call.run.flow.scales
         if scales is None:
-            velocity.copy_(output)
+            write(velocity, output)
         else:
             pair = scales[call.run.index]
             weights = call.buffers.constant(pair, output.device, lambda: torch.tensor(pair)[:, None, None])
@@ -79,8 +80,10 @@ class History(Slot):
             _low(velocity, self._taken(self._lows, velocity, "low"), call.buffers)
 
     def _taken(self, tensors: list[torch.Tensor], like: torch.Tensor, what: str) -> torch.Tensor:
-        """A buffer for the newest: a further one, or the oldest one's."""
+        """A buffer for the newest: a further one, or the oldest one's.  With the first all are made."""
         if len(tensors) < self.count:
+            for age in range(1, 0 if tensors else self.count):
+                self._call.buffers.like((*self.key, what, age), like)
             new = self._call.buffers.like((*self.key, what, len(tensors)), like)
         else:
             new = tensors.pop()

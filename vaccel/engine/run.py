@@ -42,8 +42,13 @@ class Step:
 
     @property
     def latents(self) -> torch.Tensor:
-        """The latents that enter the step, [B, ...]; with batched guidance the conditional rows."""
+        """The latents that enter the step, [B, ...]; with batched guidance the conditional rows.
+
+        Raises ``RuntimeError`` once the step's last call is over: nothing of a step is held longer than its loop does.
+        """
         call = self._call
+        if call.x is None:
+            raise RuntimeError("step.latents: the step is over; keep a copy in `decide` where they are needed later")
         return call.x[call.half :] if call.half else call.x
 
     @property
@@ -234,8 +239,12 @@ class Run:
                 setattr(seen, signal.name, signal.value(None))
             self.policy.observe(self.step, seen)
         self.record.seconds = _now() - self._began
-        if index == self.last and self.calls >= self.expected and not self.trace.finished:
-            self._finish()
+        if self.calls >= self.expected:
+            if index == self.last and not self.trace.finished:
+                self._finish()
+            if self.expected:  # else there may be more calls; what these were given is the loop's alone again
+                for each in self.calls_bound.values():
+                    each.inputs = each.x = None
         return output
 
     def _agree(self, key: Any, values: list[Any], rule: Any) -> list[Any]:
