@@ -40,7 +40,7 @@ class Residual(Action):
     def run(self, call: Any) -> torch.Tensor:
         buffer = call.slots[_STORES[self.model, self.reuse]].buffer
         if self.reuse == "output":
-            return call.x + buffer
+            return torch.add(call.x, buffer)
         model = call.large if self.model == "large" else call.small
         if call.execute is None:
             return model.reusing(call.inputs, buffer)

@@ -98,8 +98,8 @@ class _Policy(Policy):
         x, config, action = step.latents, self.config, self.full
         if self.rate is not None and config.warmup <= step.index < self.run.num_steps - 1:
             rate = self.rate if config.relative_to == "computed" else self.rate / _size(self.before[1])
-            change = _size(x - self.entered)
-            self.error = rate * change if self.error is None else self.error.addcmul_(rate, change)
+            change = _change(x, self.entered)
+            self.error = rate * change if self.error is None else torch.addcmul(self.error, rate, change)
             error = self.run.buffers.read("easycache.error", self.error).tolist()
             step.metrics |= {"error": error} if len(error) == 1 else cautious(error=error)
             action = self.reuse
@@ -118,14 +118,18 @@ class _Policy(Policy):
             if self.computed is not None:
                 x, v = self.before if self.config.rate_from == "previous" else (self.computed, before)
                 relative = self.config.relative_to == "computed"
-                change = step.ops.relative_l1(v, output) if relative else _size(output - v)
-                self.rate = change / _size(self.entered - x)
+                change = step.ops.relative_l1(v, output) if relative else _change(output, v)
+                self.rate = change / _change(self.entered, x)
             self.computed, self.output, self.error = self.entered, output, None
         elif self.previous:  # what stood in for the model
             output = self.entered + (self.output - self.computed)
         if self.previous:
             keep = self.run.buffers.keep
             self.before = keep("easycache.previous.latents", self.entered), keep("easycache.previous.output", output)
+
+
+def _change(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return _size(torch.sub(a, b))
 
 
 def _size(a: torch.Tensor) -> torch.Tensor:
