@@ -6,9 +6,9 @@ a hook sits on the transformer, as offload has them.  Every clip is compared wit
 Told are the clips that differ, memory along the way, and vaccel's own processor time a step (what ``Run.call`` takes
 beside the model's forwards, both branches together), its median and 99th percentile:
 
+- of single steps, from a run's third on, by kind: method, what it does in a model's place, computed or skipped;
 - of generations: what a whole one took, first steps included, over its number of steps, by method;
-- of single steps, from a run's third on, by kind: method, what it does in a model's place, computed or skipped; and of
-  all of them together, each relative to its kind's median.
+- of all steps and of all generations, each relative to the median of its kind.
 
 Of rounds without the hook, under which a view's blocks are put into the model and taken out again, and of requests
 beside others alone: a request on its own never waits for another thread, and would make the median smaller and the tail
@@ -154,16 +154,14 @@ def by_name(times: list[tuple[str, float]]) -> dict[str, list[float]]:
     return {name: [t for each, t in times if each == name] for name in sorted({name for name, _ in times})}
 
 
-def own_time(took: list[tuple[str, float]], whole: list[tuple[str, float]]) -> dict[str, Any]:
-    """What is said of vaccel's own time; the first tenth of it warms up."""
-    print("own time of generations:")
-    generations = {name: told(f"  {name}", times) for name, times in by_name(whole[len(whole) // 10 :]).items()}
-    print("own time of single steps:")
-    kinds = by_name(took[len(took) // 10 :])
-    steps = {name: told(f"  {name}", times) for name, times in kinds.items()}
-    relative = [t / statistics.median(times) for times in kinds.values() for t in times]
-    print(f"  all, each relative to its kind's median: {p99(relative):.2f} times at the 99th percentile")
-    return {"own": generations, "own_of_single_steps": steps, "all_steps_p99_times": round(p99(relative), 2)}
+def own_time(name: str, times: list[tuple[str, float]]) -> dict[str, Any]:
+    """What is said of vaccel's own time, by name and of all together; the first tenth of it warms up."""
+    print(f"own time of {name}:")
+    kinds = by_name(times[len(times) // 10 :])
+    said = {kind: told(f"  {kind}", of) for kind, of in kinds.items()}
+    relative = p99([t / statistics.median(of) for of in kinds.values() for t in of])
+    print(f"  all, each relative to the median of its kind: {relative:.2f} times at the 99th percentile", flush=True)
+    return {"p99_times_the_median_of_its_kind": round(relative, 2), "by_kind": said}
 
 
 def alike(pipe: Any) -> Any:
@@ -240,12 +238,12 @@ def main(
             said = f"{len(wrong)} wrong, {memory[-1][0]} MiB, {handle.nbytes} bytes cached"
             print(f"{done}/{requests} requests, {said}", flush=True)
     handle.remove()
-    own = own_time(took, whole)
+    own = {"steps": own_time("single steps", took), "generations": own_time("generations", whole)}
     print("what is no part of vaccel, before each forward:")
     controls = {name: told(f"  {name}", bare(tiny.WanTransformer3DModel, forward, pipe, work))
                 for name, work in (("two copies by torch", copied), ("additions in Python", added))}  # fmt: skip
     data = {"requests": done, "aborted": aborted, "wrong": wrong, "threads": THREADS, "memory_mib_and_cached": memory,
-            **own, "controls": controls}  # fmt: skip
+            "own": own, "controls": controls}  # fmt: skip
     print(results.write("soak", data, folder=out))
     sys.exit(int(bool(wrong)))
 
