@@ -18,6 +18,7 @@ import readme_kernels
 import readme_levels
 import readme_promise
 import readme_rivals
+import readme_soak
 import readme_terrain
 import readme_unet
 
@@ -25,7 +26,10 @@ from vaccel.ops._dispatch import ONE_OPERATION
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-TABLES = (readme_kernels, readme_unet, readme_levels, readme_promise, readme_rivals, readme_terrain, readme_forecast)
+TABLES = (
+    readme_headline, readme_kernels, readme_unet, readme_levels, readme_promise, readme_rivals, readme_terrain,
+    readme_forecast, readme_comfyui, readme_soak,
+)  # fmt: skip
 
 
 def _read(name: str) -> dict:
@@ -271,18 +275,7 @@ def fill(text: str) -> str:
     """The README with every generated part made anew."""
 
     def make(match: re.Match) -> str:
-        others = (
-            readme_headline,
-            readme_kernels,
-            readme_unet,
-            readme_levels,
-            readme_promise,
-            readme_rivals,
-            readme_terrain,
-            readme_forecast,
-            readme_comfyui,
-        )
-        made = globals().get(match[1]) or next(getattr(m, match[1]) for m in others if hasattr(m, match[1]))
+        made = globals().get(match[1]) or next(getattr(m, match[1]) for m in TABLES if hasattr(m, match[1]))
         return f"<!-- figures: {match[1]} -->\n{made()}\n<!-- end -->"
 
     return re.sub(r"<!-- figures: (\w+) -->\n.*?<!-- end -->", make, text, flags=re.DOTALL)

@@ -27,6 +27,7 @@ from test_compile import close, counting
 from test_graphs import rehearsal
 
 import vaccel
+from vaccel.engine.run import Run
 from vaccel.integrations.diffusers.sampler import ExpertScheduler
 from vaccel.planning.trajectory import Trajectory, expert_times
 
@@ -117,6 +118,24 @@ def test_guidance_changes_no_bit(name, tmp_path):
         runs = [tiny.latents(pipe, steps=4, guidance=scale) for scale in (1.0, 1.5, 7.0)]
     assert torch.equal(runs[0], runs[1])
     assert torch.equal(runs[0], runs[2])
+
+
+def test_a_loop_that_writes_into_one_branch_changes_no_other(pipe, folder, monkeypatch):
+    original, first, same = Run.call, [], []
+
+    def call(self, *given):
+        output = original(self, *given)
+        if self.calls == 1:
+            first[:] = [output.clone()]
+            output.zero_()
+        else:
+            same.append(torch.equal(output, first[0]))
+        return output
+
+    monkeypatch.setattr(Run, "call", call)
+    with vaccel.accelerate(pipe, vaccel.DualExpert(folder)):
+        tiny.latents(pipe, steps=4)
+    assert same == [True] * 4
 
 
 @pytest.mark.parametrize(("kind", "semantic"), [("full", True), ("none", True), ("lora", False), ("full", False)])

@@ -24,7 +24,7 @@ class Expert(Action):
     def run(self, call: Any) -> torch.Tensor:
         run = call.run
         if call.branch > 0 and "expert" in run.shared:
-            return run.shared["expert"].clone()
+            return torch.clone(run.shared["expert"])
         large, number = call.large, self.expert
         inputs = large.rows(call.inputs, slice(call.half, None)) if call.batched else call.inputs
         output = call.executed(("expert", number, call.key), lambda given: large.expert(given, number), inputs)
@@ -32,4 +32,4 @@ class Expert(Action):
         if call.batched:
             return torch.cat([output, output])
         run.shared["expert"] = output
-        return output
+        return torch.clone(output)  # which the loop may write into before the other branch is asked

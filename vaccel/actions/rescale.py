@@ -43,9 +43,9 @@ class Rescale(Action):
         if call.branch == 0 or both:
             self._run_small(call, both)
         if self.magnitude == "cached":
-            return call.x + residual
+            return torch.add(call.x, residual)
         if self.magnitude == "projection":
-            last, direction = call.slots["large.last"].buffer, call.x + residual
+            last, direction = call.slots["large.last"].buffer, torch.add(call.x, residual)
             norm = call.ops.norm(last)
             length = torch.where(norm == 0, norm, call.ops.cosine(last, direction) * norm)  # zero has no cosine
             return call.ops.direction_magnitude(call.x, residual, length)
