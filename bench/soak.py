@@ -244,7 +244,7 @@ def main(
                 for name, work in (("two copies by torch", copied), ("additions in Python", added))}  # fmt: skip
     data = {"requests": done, "aborted": aborted, "wrong": wrong, "threads": THREADS, "memory_mib_and_cached": memory,
             "own": own, "controls": controls}  # fmt: skip
-    print(results.write("soak", data, folder=out))
+    print(results.write("soak", data, folder=out, command=f"python bench/soak.py --requests {requests}"))
     sys.exit(int(bool(wrong)))
 
 
