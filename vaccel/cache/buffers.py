@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .parked import Parked, Parking
+from .parked import Parked, Parking, store
 from .readings import Reading
 
 #: What parked buffers in host memory are counted under.
@@ -120,7 +120,7 @@ class Buffers:
 
     def keep(self, key: Hashable, tensor: torch.Tensor) -> torch.Tensor:
         """Copies ``tensor`` into the buffer ``key`` and returns the buffer."""
-        return write(self.like(key, tensor), tensor)
+        return store(self.like(key, tensor), tensor)
 
     def read(self, key: Hashable, tensor: torch.Tensor, rule: str = "largest") -> Reading:
         """``tensor``'s values for the host to read later; the last reading of ``key`` must have been read by now.
@@ -165,18 +165,6 @@ class Buffers:
         self._parked.clear()
         self._away.clear()
         self._errors.clear()
-
-
-def write(buffer: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Copies ``tensor`` into the buffer, of its shape, and returns the buffer.
-
-    ``Tensor.copy_`` by another name where calls are what it costs: on a CPU the method takes the interpreter's lock
-    four times and this once, and threads that serve other requests wait for it each time.
-    """
-    if not buffer.is_cpu:
-        return buffer.copy_(tensor)
-    torch._foreach_copy_([buffer], [tensor])
-    return buffer
 
 
 def _poison(t: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .buffers import write
+from .parked import store
 from .store import Slot, Store
 
 
@@ -35,4 +35,4 @@ class _Slot(Slot):
     def fill(self, call: Any, x: torch.Tensor, output: torch.Tensor) -> None:
         if self.buffer is None:
             self.buffer = call.buffers.like(self.key, output)
-        write(self.buffer, output)
+        store(self.buffer, output)

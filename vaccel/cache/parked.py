@@ -133,9 +133,16 @@ def stored(buffer: torch.Tensor | Parked, like: torch.Tensor) -> torch.Tensor:
     return buffer if isinstance(buffer, torch.Tensor) else buffer.read(like)
 
 
-def store(buffer: torch.Tensor | Parked, tensor: torch.Tensor) -> None:
-    """Copies a tensor into a buffer of its shape."""
-    if isinstance(buffer, torch.Tensor):
-        buffer.copy_(tensor)
-    else:
+def store(buffer: Any, tensor: torch.Tensor) -> Any:
+    """Copies a tensor into a buffer of its shape, parked or not, and returns the buffer.
+
+    On a CPU calls are what a small copy costs: ``Tensor.copy_`` hands the interpreter's lock over four times, this
+    once, and threads that serve other requests wait for it each time.
+    """
+    if not isinstance(buffer, torch.Tensor):
         buffer.write(tensor)
+    elif buffer.is_cpu:
+        torch._foreach_copy_([buffer], [tensor])
+    else:
+        buffer.copy_(tensor)
+    return buffer

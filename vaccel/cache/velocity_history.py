@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from ..actions.weights import Weights
-from .buffers import write
 from .by_piece import combined
 from .frequencies import low_frequencies
+from .parked import store
 from .store import Slot, Store
 
 
@@ -65,7 +65,7 @@ class History(Slot):
         velocity = self._taken(self._tensors, output, "velocity")
         scales = call.run.flow.scales
         if scales is None:
-            write(velocity, output)
+            store(velocity, output)
         else:
             pair = scales[call.run.index]
             weights = call.buffers.constant(pair, output.device, lambda: torch.tensor(pair)[:, None, None])
@@ -80,13 +80,15 @@ class History(Slot):
             _low(velocity, self._taken(self._lows, velocity, "low"), call.buffers)
 
     def _taken(self, tensors: list[torch.Tensor], like: torch.Tensor, what: str) -> torch.Tensor:
-        """A buffer for the newest: a further one, or the oldest one's.  With the first all are made."""
-        if len(tensors) < self.count:
-            for age in range(1, 0 if tensors else self.count):
-                self._call.buffers.like((*self.key, what, age), like)
-            new = self._call.buffers.like((*self.key, what, len(tensors)), like)
-        else:
+        """A buffer for the newest: a further one, or the oldest one's."""
+        make = self._call.buffers.like
+        if len(tensors) == self.count:
             new = tensors.pop()
+        else:
+            new = make((*self.key, what, len(tensors)), like)
+            if not tensors:  # the others with it: none is made in the middle of a run
+                for age in range(1, self.count):
+                    make((*self.key, what, age), like)
         tensors.insert(0, new)
         return new
 

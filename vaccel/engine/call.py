@@ -19,7 +19,7 @@ class Call:
     ``number`` counts the calls of all models.  With ``batched`` the rows are [unconditional; conditional].
 
     Attributes:
-        inputs: the invocation's arguments.
+        inputs: the invocation's arguments; None between steps.
         x: the noisy latents [rows, ...] among them.
         half: first row of the conditional branch.
         large, small: the models of this part of the run.

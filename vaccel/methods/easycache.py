@@ -9,7 +9,7 @@ import torch
 
 from ..actions import Action, Full, Residual
 from ..cache import OutputResidual, Store
-from ..cache.buffers import write
+from ..cache.parked import store
 from ..signals import Conditional, Signal
 from .base import Method, Observation, Policy, RunInfo, Step, cautious, require, require_threshold
 
@@ -109,7 +109,7 @@ class _Policy(Policy):
         if self.entered is None:
             like = self.run.buffers.like
             self.latents = like("easycache.latents", x), like("easycache.computed.latents", x)
-        self.entered = write(self.latents[self.computed is self.latents[0]], x)
+        self.entered = store(self.latents[self.computed is self.latents[0]], x)
         return action
 
     def observe(self, step: Step, seen: Observation) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..cache.buffers import write
+from ..cache.parked import store
 from .signal import Signal
 
 
@@ -29,7 +29,7 @@ class Conditional(Signal):
             first, second = like("conditional.0", rows), like("conditional.1", rows)
             known = self.newest is first or self.newest is second  # else latents are of another shape now
             self.before = self.newest if known else None
-            self.newest = write(second if self.newest is first else first, rows)
+            self.newest = store(second if self.newest is first else first, rows)
 
     def value(self, following: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         return self.newest, self.before
