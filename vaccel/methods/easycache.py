@@ -73,7 +73,8 @@ class EasyCache(Method):
 
     def keeps(self, sample: torch.Tensor) -> dict[str, torch.Tensor]:
         names = ["latents", "computed.latents"] + ["previous.latents", "previous.output"] * self._previous
-        return {f"easycache.{name}": sample for name in names}
+        kept = dict.fromkeys(names, sample) | dict.fromkeys(("change", "error"), _numbers(sample))
+        return {f"easycache.{name}": tensor for name, tensor in kept.items()}
 
     def start(self, run: RunInfo) -> Policy:
         return _Policy(self, run)
@@ -88,7 +89,8 @@ class _Policy(Policy):
         self.reshaped()
 
     def reshaped(self) -> None:
-        # The latents that entered the step before, and those of the last computed one, in two buffers.
+        # The latents that entered the step before, and those of the last computed one, in two buffers; a change of
+        # theirs is written over what is needed no more.
         self.entered = self.computed = None
         self.output: torch.Tensor | None = None  # of the last computed step
         self.before: tuple[torch.Tensor, torch.Tensor] | None = None  # (x, v) of the previous step, where asked for
@@ -96,20 +98,25 @@ class _Policy(Policy):
 
     def decide(self, step: Step) -> Action:
         x, config, action = step.latents, self.config, self.full
+        if self.entered is None:
+            like, numbers = self.run.buffers.like, _numbers(x)
+            self.latents = like("easycache.latents", x), like("easycache.computed.latents", x)
+            self.numbers = like("easycache.change", numbers), like("easycache.error", numbers)
+        room = self.latents[self.computed is self.latents[0]]
         if self.rate is not None and config.warmup <= step.index < self.run.num_steps - 1:
-            rate = self.rate if config.relative_to == "computed" else self.rate / _size(self.before[1])
-            change = _change(x, self.entered)
-            self.error = rate * change if self.error is None else torch.addcmul(self.error, rate, change)
+            rate = self.rate if config.relative_to == "computed" else torch.div(self.rate, _size(self.before[1]))
+            change, error = _change(x, self.entered, room, self.numbers[0]), self.numbers[1]
+            if self.error is None:
+                self.error = torch.mul(rate, change, out=error)
+            else:
+                torch.addcmul(error, rate, change, out=error)
             error = self.run.buffers.read("easycache.error", self.error).tolist()
             step.metrics |= {"error": error} if len(error) == 1 else cautious(error=error)
             action = self.reuse
             for e in error:
                 if not e < self.threshold:  # not a number computes
                     action = self.full
-        if self.entered is None:
-            like = self.run.buffers.like
-            self.latents = like("easycache.latents", x), like("easycache.computed.latents", x)
-        self.entered = store(self.latents[self.computed is self.latents[0]], x)
+        self.entered = store(room, x)
         return action
 
     def observe(self, step: Step, seen: Observation) -> None:
@@ -119,20 +126,32 @@ class _Policy(Policy):
                 x, v = self.before if self.config.rate_from == "previous" else (self.computed, before)
                 relative = self.config.relative_to == "computed"
                 change = step.ops.relative_l1(v, output) if relative else _change(output, v)
-                self.rate = change / _change(self.entered, x)
+                of_x = _change(self.entered, x, x, self.numbers[0])  # x is needed no more
+                self.rate = torch.div(change, of_x, out=change)
             self.computed, self.output, self.error = self.entered, output, None
         elif self.previous:  # what stood in for the model
-            output = self.entered + (self.output - self.computed)
+            output = torch.add(self.entered, torch.sub(self.output, self.computed))
         if self.previous:
             keep = self.run.buffers.keep
             self.before = keep("easycache.previous.latents", self.entered), keep("easycache.previous.output", output)
 
 
-def _change(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return _size(torch.sub(a, b))
+def _change(
+    a: torch.Tensor, b: torch.Tensor, room: torch.Tensor | None = None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The size of a - b, which is left in ``room``."""
+    return _size(torch.sub(a, b, out=room), out)
 
 
-def _size(a: torch.Tensor) -> torch.Tensor:
+def _size(a: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """The sum of every sample's absolute values, [B], in fp32 or more.  What it is of cancels out in a quotient."""
-    wide = torch.promote_types(a.dtype, torch.float32)
-    return torch.linalg.vector_norm(a, 1, tuple(range(1, a.ndim)), dtype=wide)
+    return torch.linalg.vector_norm(a, 1, tuple(range(1, a.ndim)), dtype=_wide(a), out=out)
+
+
+def _numbers(x: torch.Tensor) -> torch.Tensor:
+    """One a sample, as ``_size`` gives them; contents undefined."""
+    return x.new_empty(x.shape[:1], dtype=_wide(x))
+
+
+def _wide(a: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(a.dtype, torch.float32)

@@ -24,5 +24,7 @@ class VelocityProducts(Signal):
         call = self.run.first_call
         history = call.slots["large.velocities"]
         rows = [t[call.half :] for t in history.velocities] if call.half else history.velocities
-        known = torch.flatten(torch.stack(rows), 1).float()
-        return torch.mm(known, known.T)
+        known = torch.flatten(torch.stack(rows), 1)
+        if known.dtype != torch.float32:
+            known = known.float()
+        return torch.nn.functional.linear(known, known)
