@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import oracle_easycache
@@ -9,8 +10,10 @@ import pytest
 import tiny
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vaccel
+from vaccel.methods.easycache import _Policy
 
 STEPS = 24
 #: Decisions nearer to the threshold than this, relative to it, could be rounding's.
@@ -107,6 +110,30 @@ def test_a_pipeline_is_the_plain_loop():
     assert handle.trace.timeline() == letters
     assert "r" in letters
     assert torch.linalg.vector_norm(found - expected) < 1e-5 * torch.linalg.vector_norm(expected)
+
+
+def test_a_skipped_step_makes_no_tensor_but_its_output(wan, monkeypatch):
+    """What is measured at every step is written into buffers: at latents' sizes the allocator is what it would cost."""
+    made = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            if not op._schema.is_mutable:
+                made.append(op.overloadpacket.__name__)
+            return op(*args, **(kwargs or {}))
+
+    original = _Policy.decide
+
+    def decide(self, step):
+        skipping = self.error is not None
+        with Watching() if skipping else contextlib.nullcontext():
+            return original(self, step)
+
+    monkeypatch.setattr(_Policy, "decide", decide)
+    with vaccel.accelerate(wan, vaccel.EasyCache(threshold=1e9, warmup=3)) as handle:
+        tiny.latents(wan, steps=9)
+    assert handle.trace.timeline() == "FFFrrrrrF"
+    assert set(made) <= {"promote_types"}, made
 
 
 def test_settings():
