@@ -11,6 +11,7 @@ import tiny
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
+from zoo.base import generate, load_all
 from zoo.check import EverySecond, Everything
 
 import vaccel
@@ -332,6 +333,17 @@ def test_true_guidance_goes_before_the_embedded_number():
     assert GENERIC.guidance(pipe, 0, {"true_cfg_scale": 4.0, "guidance_scale": 3.5}) == 4.0
     assert GENERIC.guidance(pipe, 0, {"guidance_scale": 7.0}) == 3.5
     assert GENERIC.guidance(SimpleNamespace(), 0, {"guidance_scale": 7.0}) == 7.0
+
+
+def test_a_pipeline_within_has_a_scheduler_of_its_own():
+    """To replace that of a combined pipeline leaves the one that the loop goes by as it was."""
+    case = load_all()["KandinskyV22CombinedPipeline"]
+    pipe = case.build()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    plain = generate(case, pipe)
+    with vaccel.accelerate(pipe, Everything()) as handle:
+        assert all(torch.equal(a, b) for a, b in zip(generate(case, pipe), plain, strict=True))
+        assert len(handle.trace.steps) == handle.trace.num_steps == 6
 
 
 def test_what_a_family_does_not_say():
