@@ -14,7 +14,7 @@ Of rounds without the hook, under which a view's blocks are put into the model a
 beside others alone: a request on its own never waits for another thread, and would make the median smaller and the tail
 look longer than what a server sees.  Beside it, what no code of vaccel is part of, before every forward of the bare
 pipeline under the same threads: two copies of the latents by torch, the work of a step that takes the last output
-again, and a loop of additions in Python alone, which never hands the interpreter's lock over.
+again, a loop of additions in Python alone, which never hands the interpreter's lock over, and both in a row.
 """
 
 from __future__ import annotations
@@ -135,6 +135,11 @@ def added(_: torch.Tensor) -> None:
         total += i
 
 
+def both(x: torch.Tensor) -> None:
+    added(x)
+    copied(x)
+
+
 def digest(clip: torch.Tensor) -> str:
     return hashlib.sha256(clip.numpy().tobytes()).hexdigest()[:16]
 
@@ -240,8 +245,10 @@ def main(
     handle.remove()
     own = {"steps": own_time("single steps", took), "generations": own_time("generations", whole)}
     print("what is no part of vaccel, before each forward:")
-    controls = {name: told(f"  {name}", bare(tiny.WanTransformer3DModel, forward, pipe, work))
-                for name, work in (("two copies by torch", copied), ("additions in Python", added))}  # fmt: skip
+    works = {"two copies by torch": copied, "additions in Python": added, "both": both}
+    controls = {
+        name: told(f"  {name}", bare(tiny.WanTransformer3DModel, forward, pipe, work)) for name, work in works.items()
+    }
     data = {"requests": done, "aborted": aborted, "wrong": wrong, "threads": THREADS, "memory_mib_and_cached": memory,
             "own": own, "controls": controls}  # fmt: skip
     print(results.write("soak", data, folder=out, command=f"python bench/soak.py --requests {requests}"))
