@@ -18,16 +18,25 @@ HELPERS = ("ControlNet", "Adapter", "Autoencoder", "VAE", "VQModel", "Projection
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     """A pipeline's denoisers by their attributes' names, in the order of the run; empty where it has none."""
     known = {name: getattr(pipe, name, None) for name in NAMES}
-    components = getattr(pipe, "components", None)
-    every = {**known, **(components if isinstance(components, dict) else {}), **getattr(pipe, "__dict__", {})}
     found: dict[str, nn.Module] = {}
-    for name, module in every.items():
+    for name, module in {**known, **parts_of(pipe)}.items():
         if not isinstance(module, nn.Module) or any(module is other for other in found.values()):
             continue
         # Whoever replaces a transformer by something that is none is told so, or wraps a denoiser for the compiler.
         if name in NAMES[:2] or denoises(name, type(getattr(module, "_orig_mod", module))):
             found[name] = module
     return found
+
+
+def parts_of(pipe: Any) -> dict[str, Any]:
+    """All that a pipeline has, by name: its components, then its other attributes."""
+    return {**components_of(pipe), **getattr(pipe, "__dict__", {})}
+
+
+def components_of(pipe: Any) -> dict[str, Any]:
+    """A pipeline's components by name; empty for what is no pipeline."""
+    found = getattr(pipe, "components", None)
+    return found if isinstance(found, dict) else {}
 
 
 def main_denoiser(pipe: Any) -> nn.Module:

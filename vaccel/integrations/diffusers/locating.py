@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from ...models.denoisers import components_of, parts_of
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
@@ -58,10 +60,9 @@ class Locator:
     def schedulers(self) -> list[Any]:
         """Those that the pipeline has, its ``scheduler`` first; of a cascade those first that this call has set."""
         if self._schedulers is None:
-            every = {**_components(self.pipe), **getattr(self.pipe, "__dict__", {})}
-            within = [part for one in every.values() for part in _components(one).values()]  # of pipelines in it
-            first = getattr(self.pipe, "scheduler", None)
-            found = [s for s in (*every.values(), *within) if hasattr(s, "step") and s is not first]
+            parts, first = parts_of(self.pipe).values(), getattr(self.pipe, "scheduler", None)
+            within = [part for pipe in parts for part in components_of(pipe).values()]  # of pipelines that it calls
+            found = [s for s in (*parts, *within) if hasattr(s, "step") and s is not first]
             self._schedulers = [*([first] if first is not None else []), *{id(s): s for s in found}.values()]
         known = [s for s in self._schedulers if getattr(s, "timesteps", None) is not None]
         if len(known) > 1:
@@ -226,12 +227,6 @@ class Locator:
         if self._values is None or self._values[0] is not timesteps:
             self._values = timesteps, torch.as_tensor(timesteps).detach().double().cpu()
         return self._values[1]
-
-
-def _components(pipe: Any) -> dict[str, Any]:
-    """A pipeline's parts by name; of anything else none."""
-    found = getattr(pipe, "components", None)
-    return found if isinstance(found, dict) else {}
 
 
 #: How pipelines convert a timestep before the model gets it.
