@@ -19,14 +19,17 @@ def observed(session: Any) -> bool:
     return bool(session.observers) or log.isEnabledFor(logging.INFO)
 
 
-def report(scope: Any, kind: type[BaseException] | None = None, error: BaseException | None = None) -> None:
-    """Of the scope's run, which is over; ``kind`` is of the exception ``error`` that ended the call.  Never raises."""
+def report(scope: Any, error: BaseException | None = None) -> None:
+    """Of the scope's run, which is over; ``error`` has ended the call.  Never raises."""
     run = scope.run
-    if isinstance(run, Run) and error is not None:
-        hint(run, error)
-    if not isinstance(run, Run) or run.index < 0 or not scope.observed:
+    if not isinstance(run, Run) or run.index < 0:
         return
-    failed = kind.__name__ if kind is not None and not run.trace.finished else ""
+    failed = ""
+    if error is not None and not run.trace.finished:
+        failed = type(error).__name__
+        hint(run, error)
+    if not scope.observed:
+        return
     seconds, times = time.perf_counter() - scope.began, None
     if len(scope.marks) == len(run.trace.steps) + 1:
         times = tuple(durations(scope.marks))
@@ -40,8 +43,8 @@ _UNEXPECTED = (RuntimeError, LookupError, AttributeError, TypeError, ValueError)
 
 def hint(run: Run, error: BaseException) -> None:
     """Adds a note to an error of the pipeline's own loop, beside its model's calls, in a run that has skipped steps."""
-    if not isinstance(error, _UNEXPECTED) or not hasattr(error, "add_note") or run.trace.finished:
-        return  # add_note: from Python 3.11 on
+    if not isinstance(error, _UNEXPECTED) or not hasattr(error, "add_note"):  # from Python 3.11 on
+        return
     skipped = next((step.index for step in run.trace.steps if not step.action.is_full), None)
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     ours = (frame.f_globals.get("__name__", "").startswith("vaccel.") for frame in itertools.islice(frames, 1, None))

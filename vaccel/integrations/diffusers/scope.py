@@ -149,7 +149,7 @@ class Scope:
             self.give_back(kind is None)
         if self._pilot is not None and kind is None and self.run is not None:
             self._pilot.took(self.run.trace, self.marks, _now() - self._entered)
-        report(self, kind, *exception[:1])
+        report(self, *exception[:1])
 
     # -- what the caller does between steps --------------------------------------------------------------------------
 
