@@ -105,11 +105,11 @@ class _Policy(Policy):
         room = self.latents[self.computed is self.latents[0]]
         if self.rate is not None and config.warmup <= step.index < self.run.num_steps - 1:
             rate = self.rate if config.relative_to == "computed" else torch.div(self.rate, _size(self.before[1]))
-            change, error = _change(x, self.entered, room, self.numbers[0]), self.numbers[1]
+            change, total = _change(x, self.entered, room, self.numbers[0]), self.numbers[1]
             if self.error is None:
-                self.error = torch.mul(rate, change, out=error)
+                self.error = torch.mul(rate, change, out=total)
             else:
-                torch.addcmul(error, rate, change, out=error)
+                torch.addcmul(total, rate, change, out=total)
             error = self.run.buffers.read("easycache.error", self.error).tolist()
             step.metrics |= {"error": error} if len(error) == 1 else cautious(error=error)
             action = self.reuse
